@@ -1,0 +1,61 @@
+"""Aligned-MTL: make the principal components of the task gradients orthogonal and equally long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mtl_plugins.aggregation.base import GramianAggregator
+from mtl_plugins.aggregation.solvers import Matrix, Vector
+
+ScaleMode = Literal["min", "median", "rmse"]
+
+
+class AlignedMTL(GramianAggregator):
+    r"""Independent component alignment (`Senushkin et al. 2023, eq. 12 and algorithm 1
+    <https://arxiv.org/abs/2305.19000>`_).
+
+    With the eigen-decomposition :math:`G = V \Lambda V^\top`, eigenvalues below rounding dropped,
+
+    .. math:: w = \sigma V \Lambda^{-1/2} V^\top p
+
+    Args:
+        scale_mode: :math:`\sigma^2` is the smallest (``"min"``), the median (``"median"``) or the
+            mean eigenvalue (``"rmse"``, as in the authors' code).
+        preference: ``p``, one number a task; None is all ones, which sums the aligned gradients.
+    """
+
+    scale = "sum"
+
+    def __init__(
+        self, scale_mode: ScaleMode = "min", preference: Sequence[float] | None = None
+    ) -> None:
+        if scale_mode not in get_args(ScaleMode):
+            raise ValueError(f"scale_mode is one of {get_args(ScaleMode)}, got {scale_mode!r}")
+        self.scale_mode = scale_mode
+        self.preference = preference
+
+    def solve(
+        self, gramian: Matrix, *, eps: float, losses: Tensor | None, tasks: Sequence[int]
+    ) -> Vector:
+        values, vectors = torch.linalg.eigh(torch.tensor(gramian, dtype=torch.float64))
+        kept = values > values[-1] * len(gramian) * eps
+        values, vectors = values[kept], vectors[:, kept]
+        if not len(values):  # all gradients are zero
+            return self._preference(tasks)
+        sigma = {"min": values[0], "median": values.median(), "rmse": values.mean()}
+        preference = torch.tensor(self._preference(tasks), dtype=torch.float64)
+        aligned = vectors @ ((sigma[self.scale_mode] / values).sqrt() * (vectors.T @ preference))
+        return aligned.tolist()
+
+    def _preference(self, tasks: Sequence[int]) -> Vector:
+        if self.preference is None:
+            return [1.0] * len(tasks)
+        if max(tasks) >= len(self.preference):
+            raise ValueError(
+                f"preference has {len(self.preference)} numbers for {max(tasks) + 1} tasks"
+            )
+        return [float(self.preference[t]) for t in tasks]

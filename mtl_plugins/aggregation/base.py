@@ -1,0 +1,125 @@
+"""What every aggregator has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mtl_plugins.aggregation.solvers import Matrix, Vector
+from mtl_plugins.gradients import gramian_of
+from mtl_plugins.registry import Method
+
+
+class Aggregator(Method, ABC):
+    """Turns the task gradients ``J`` of shape ``[T, D]`` into one update ``d`` of shape ``[D]``.
+
+    Attributes:
+        scale: What equal rows ``g`` give: ``T · g`` (``"sum"``) or, up to the method's own factor,
+            ``g`` (``"mean"``). A learning rate tuned for the plain sum of losses carries over to a
+            sum-scaled method; a mean-scaled one wants up to ``T`` times as much.
+        needs_gradients: False when the weights do not depend on the gradients, so that one backward
+            pass of the weighted loss does it all.
+    """
+
+    scale: ClassVar[Literal["sum", "mean"]]
+    needs_gradients: ClassVar[bool] = True
+
+    @abstractmethod
+    def __call__(self, jacobian: Tensor) -> Tensor:
+        """Aggregates.
+
+        Args:
+            jacobian: ``[T, D]``, any floating dtype and device.
+
+        Returns:
+            The update, ``[D]``, same dtype and device.
+        """
+
+
+class GramianAggregator(Aggregator):
+    """An aggregator of the form ``d = Jᵀ w`` with weights ``w = f(G)``, ``G = J Jᵀ``.
+
+    A subclass implements :meth:`solve`. It works in double precision on the CPU: ``G`` is tiny, and
+    fetching it is the only time a step waits for the GPU.
+    """
+
+    def __call__(self, jacobian: Tensor) -> Tensor:
+        weights = self.weights(gramian_of(jacobian))
+        return weights.to(jacobian) @ jacobian
+
+    def weights(
+        self,
+        gramian: Tensor,
+        losses: Tensor | None = None,
+        tasks: Sequence[int] | None = None,
+    ) -> Tensor:
+        """The weight of each task gradient in the update.
+
+        Args:
+            gramian: ``[T, T]``. Its dtype says how far it can be trusted: what is below the dtype's
+                rounding counts as zero.
+            losses: ``[T]``, the loss values; only a method that normalises by them fetches them.
+            tasks: Which task each row belongs to, for methods with a memory per task. Defaults to
+                ``0 … T - 1``.
+
+        Returns:
+            ``[T]``, finite, same dtype and device.
+
+        Raises:
+            ValueError: The Gramian is not square or not finite.
+        """
+        matrix = gramian.detach().to("cpu", torch.float64)
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"a Gramian is square, got the shape {tuple(gramian.shape)}")
+        if not matrix.isfinite().all():
+            raise ValueError("the Gramian has an entry that is not finite")
+        weights = self.solve(
+            matrix.tolist(),
+            eps=torch.finfo(gramian.dtype).eps,
+            losses=losses,
+            tasks=range(len(matrix)) if tasks is None else tasks,
+        )
+        limit = torch.finfo(gramian.dtype).max
+        return torch.tensor(weights, dtype=torch.float64).clamp(-limit, limit).to(gramian)
+
+    @abstractmethod
+    def solve(
+        self, gramian: Matrix, *, eps: float, losses: Tensor | None, tasks: Sequence[int]
+    ) -> Vector:
+        """The weights of :meth:`weights`, on lists of floats.
+
+        Args:
+            gramian: ``[T, T]``.
+            eps: Relative rounding of its entries.
+            losses: As for :meth:`weights`.
+            tasks: As for :meth:`weights`.
+        """
+
+
+class RandomAggregator(GramianAggregator):
+    """A Gramian aggregator that draws random numbers, from a generator of its own.
+
+    Args:
+        seed: Of the generator; None takes the seed of the run (:func:`torch.initial_seed`). Every
+            rank of a distributed run then draws the same numbers.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self._generator = torch.Generator()
+        self._generator.manual_seed(torch.initial_seed() if seed is None else seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._generator.set_state(state["generator"].cpu())
+
+    def orders(self, tasks: int) -> list[list[int]]:
+        """For each task, the other tasks in a random order."""
+        draws = torch.rand(tasks, tasks, generator=self._generator).argsort(dim=1).tolist()
+        return [[j for j in row if j != i] for i, row in enumerate(draws)]

@@ -1,0 +1,75 @@
+"""Nash-MTL: the tasks bargain about the update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from mtl_plugins.aggregation.base import GramianAggregator
+from mtl_plugins.aggregation.solvers import (
+    Matrix,
+    Vector,
+    correlation,
+    dot,
+    nash_bargaining,
+    regularised,
+)
+
+
+class NashMTL(GramianAggregator):
+    r"""Nash bargaining solution (`Navon et al. 2022, claim 3.1 <https://arxiv.org/abs/2202.01017>`_).
+
+    :math:`d = J^\top \alpha` with the unique :math:`\alpha > 0` that solves
+    :math:`\alpha_t (G \alpha)_t = 1`. It does not depend on the norms of the gradients, and its own
+    norm is :math:`\sqrt T` before clipping: of all methods here, its learning rate carries over
+    least. A zero row gets the weight 0. At a Pareto stationary point there is no solution; the
+    weights are then large, but such that rounding in ``d`` stays small.
+
+    Args:
+        max_norm: ``d`` is scaled down to this norm; 0 turns that off.
+        update_every: The weights are kept for this many steps.
+    """
+
+    scale = "mean"
+
+    def __init__(self, max_norm: float = 1.0, update_every: int = 1) -> None:
+        if max_norm < 0.0:
+            raise ValueError(f"max_norm is not negative, got {max_norm}")
+        if update_every < 1:
+            raise ValueError(f"update_every is at least 1, got {update_every}")
+        self.max_norm = max_norm
+        self.update_every = update_every
+        self._age = 0
+        self._alpha: dict[int, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"age": self._age, "alpha": dict(self._alpha)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._age, self._alpha = state["age"], dict(state["alpha"])
+
+    def solve(
+        self, gramian: Matrix, *, eps: float, losses: Tensor | None, tasks: Sequence[int]
+    ) -> Vector:
+        if self._age % self.update_every == 0 or self._alpha.keys() != set(tasks):
+            self._alpha = dict(zip(tasks, self._bargain(gramian, eps), strict=True))
+            self._age = 0
+        self._age += 1
+        alpha = [self._alpha[t] for t in tasks]
+        norm = math.sqrt(max(dot([dot(row, alpha) for row in gramian], alpha), 0.0))
+        if norm > self.max_norm > 0.0:
+            alpha = [a * self.max_norm / norm for a in alpha]
+        return alpha
+
+    def _bargain(self, gramian: Matrix, eps: float) -> Vector:
+        cosines, norms = correlation(gramian)
+        active = [i for i, n in enumerate(norms) if n > 0.0]
+        beta = nash_bargaining(regularised([[cosines[i][j] for j in active] for i in active], eps))
+        alpha = [0.0] * len(norms)
+        for i, b in zip(active, beta, strict=True):
+            alpha[i] = b / norms[i]
+        return alpha

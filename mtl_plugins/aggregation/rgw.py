@@ -1,0 +1,28 @@
+"""RGW: random gradient weighting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mtl_plugins.aggregation.base import RandomAggregator
+from mtl_plugins.aggregation.solvers import Matrix, Vector
+
+
+class RGW(RandomAggregator):
+    """``w = softmax(z)`` with ``z ~ N(0, 1)^T`` drawn at every step (`Lin et al. 2022, section 3
+    <https://arxiv.org/abs/2111.10603>`_).
+
+    Args:
+        seed: Of the draws; None takes the seed of the run.
+    """
+
+    scale = "mean"
+
+    def solve(
+        self, gramian: Matrix, *, eps: float, losses: Tensor | None, tasks: Sequence[int]
+    ) -> Vector:
+        draw = torch.randn(len(gramian), generator=self._generator, dtype=torch.float64)
+        return draw.softmax(dim=0).tolist()

@@ -1,0 +1,324 @@
+"""The pipeline: losses, weighting, task gradients, aggregation, ``.grad``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from mtl_plugins.aggregation import Aggregator, GramianAggregator, build_aggregator
+from mtl_plugins.gradients import (
+    NOBODY,
+    SEVERAL,
+    Representation,
+    TaskRows,
+    add_grad,
+    gramian_of,
+    owners,
+)
+from mtl_plugins.weighting import Weighting, build_weighting
+
+Level = Literal["parameter", "feature"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step computed, for hooks. Nothing in it is attached to the graph.
+
+    Attributes:
+        tasks: The ``T`` tasks that took part.
+        losses: ``[T]``, as given, on the device of the losses.
+        weights: ``[T]``, the factor of each loss in the update of what the tasks share; None if the
+            aggregator combines the gradients in another way.
+        gramian: ``[T, T]`` of the (weighted) losses' gradients, on the CPU; None if not computed.
+    """
+
+    tasks: tuple[str, ...]
+    losses: Tensor
+    weights: Tensor | None
+    gramian: Tensor | None
+
+
+class MultiTaskBackward:
+    """Replaces ``loss.backward()`` where there are several losses.
+
+    Every parameter that several tasks share gets the aggregated gradient; a parameter that one task
+    alone reaches gets that task's own. Both are added to ``.grad``, as ``backward()`` does.
+
+    Args:
+        params: The parameters to train; those that do not require a gradient are ignored.
+        aggregator: Name, ``dict(type=name, ...)`` or an :class:`Aggregator`.
+        weighting: Name, ``dict(type=name, ...)`` or a :class:`Weighting` of the losses, before
+            anything else; None for none.
+        level: ``"parameter"`` aggregates the gradients of the shared parameters, at the cost of
+            one backward pass through the shared part a task; ``"feature"`` aggregates those of
+            ``representation`` and then runs what lies before it back once.
+        representation: With ``level="feature"``, the module whose output the tasks share.
+
+    Attributes:
+        last: The :class:`Step` taken last; None before the first.
+        monitor: Set it to have the next step compute the Gramian even where the method does not
+            need it. That costs a backward pass per task, and changes no ``.grad``.
+
+    Examples:
+        >>> backward = MultiTaskBackward(model.parameters(), aggregator="PCGrad")
+        >>> optimizer.zero_grad()
+        >>> backward({"detection": loss_detection, "mask": loss_mask})
+        >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        aggregator: str | Mapping[str, Any] | Aggregator = "Sum",
+        weighting: str | Mapping[str, Any] | Weighting | None = None,
+        level: Level = "parameter",
+        representation: nn.Module | None = None,
+    ) -> None:
+        if level not in get_args(Level):
+            raise ValueError(f"level: expected one of {get_args(Level)}, got {level!r}")
+        if (level == "feature") != (representation is not None):
+            raise ValueError(
+                f"representation: level={level!r} "
+                + ("needs the module" if level == "feature" else "takes no module")
+                + " whose output the tasks share"
+            )
+        self.params = [p for p in params if p.requires_grad]
+        if not self.params:
+            raise ValueError("params: no parameter requires a gradient")
+        self.aggregator = build_aggregator(aggregator)
+        self.weighting = None if weighting is None else build_weighting(weighting)
+        self.level = level
+        self.representation = None if representation is None else Representation(representation)
+        self.tasks: list[str] = []
+        self.last: Step | None = None
+        self.monitor = False
+        self._rows = TaskRows()
+        # Task that alone reached a parameter so far. What was shared once stays in the buffer: a
+        # batch without some task is no reason to lay it out anew.
+        self._owner = [NOBODY] * len(self.params)
+        # Losses since the last aggregation, and whether more of them are to come.
+        self._losses: dict[str, Tensor] = {}
+        self._collecting = False
+
+    def __call__(
+        self, losses: Mapping[str, Tensor], scale: float = 1.0, aggregate: bool = True
+    ) -> None:
+        """Adds the gradients of this step to ``.grad``.
+
+        Args:
+            losses: Scalar loss of each task. A task may be absent, or its loss be a constant: it
+                then takes no part in this step.
+            scale: What a loss scaler multiplies the gradients by. They stay scaled in ``.grad``;
+                the aggregator sees them unscaled.
+            aggregate: False for all but the last of several micro-batches: the gradients of the
+                tasks add up, and are aggregated once. At the feature level every micro-batch has
+                features of its own and is aggregated by itself.
+
+        Raises:
+            ValueError: No loss requires a gradient, a loss is not a scalar, or no representation
+                was computed.
+        """
+        self._check(losses)
+        raw = {name: loss for name, loss in losses.items() if loss.requires_grad}
+        self.tasks += [name for name in raw if name not in self.tasks]
+        factors = {} if self.weighting is None else self.weighting.weights(raw)
+        weighted = {name: factors[name] * loss for name, loss in raw.items()} if factors else raw
+        self._add_up(raw)
+        # Under autocast the Gramian and the weighted sum would be taken in half precision.
+        with torch.autocast(next(iter(raw.values())).device.type, enabled=False):
+            if not self.aggregator.needs_gradients:
+                weights, gramian = self._one_pass(weighted, scale)
+            elif self.representation is not None:
+                weights, gramian = self._feature_level(self.representation, weighted, scale)
+            else:
+                weights, gramian = self._parameter_level(weighted, scale, aggregate)
+        self._collecting = not aggregate
+        if aggregate:
+            self.monitor = False
+            if weights is not None and factors:
+                weights = weights * torch.tensor([float(factors[name]) for name in raw])
+            self.last = Step(tuple(self._losses), self._loss_values(), weights, gramian)
+
+    def _add_up(self, losses: Mapping[str, Tensor]) -> None:
+        if not self._collecting:
+            self._losses = {}
+        for name, loss in losses.items():
+            value = loss.detach().float()
+            self._losses[name] = self._losses[name] + value if name in self._losses else value
+
+    def _loss_values(self) -> Tensor:
+        return torch.stack(list(self._losses.values()))
+
+    def _check(self, losses: Mapping[str, Tensor]) -> None:
+        for name, loss in losses.items():
+            if loss.numel() != 1:
+                raise ValueError(
+                    f"losses: {name!r} has the shape {tuple(loss.shape)}, expected a scalar"
+                )
+        if not any(loss.requires_grad for loss in losses.values()):
+            raise ValueError(
+                f"losses: none of {list(losses)} requires a gradient; is every parameter frozen?"
+            )
+        if self.representation is not None and not self.representation.leaves:
+            raise ValueError(
+                "representation: the module was not called in training mode since the last step, "
+                "or nothing before it requires a gradient"
+            )
+
+    def _one_pass(
+        self, losses: Mapping[str, Tensor], scale: float
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """A backward pass of the weighted sum, for weights that no gradient decides."""
+        gramian = self._monitored(losses) if self.monitor else None
+        assert isinstance(self.aggregator, GramianAggregator)
+        weights = self.aggregator.weights(torch.zeros(len(losses), len(losses)))
+        total = sum(
+            loss if w == 1.0 else w * loss
+            for w, loss in zip(weights.tolist(), losses.values(), strict=True)
+        )
+        assert isinstance(total, Tensor)
+        _backward(total, scale)
+        if self.representation is not None:
+            self.representation.backward([leaf.grad for leaf in self.representation.leaves])
+        return weights, gramian
+
+    def _monitored(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The Gramian alone: no ``.grad`` is touched and the graph stays usable."""
+        values = list(losses.values())
+        if self.representation is not None:
+            leaves: list[Tensor] = self.representation.leaves
+        else:
+            found = owners(values, self.params)
+            leaves = [p for p, t in zip(self.params, found, strict=True) if t == SEVERAL]
+        rows = TaskRows()
+        rows.arrange(leaves, len(values))
+        if not leaves:
+            return torch.zeros(len(values), len(values))
+        with rows.bound() as bind:
+            for t, loss in enumerate(values):
+                bind(t)
+                torch.autograd.backward(loss, retain_graph=True, inputs=leaves)
+        return gramian_of(rows.data)
+
+    def _feature_level(
+        self, representation: Representation, losses: Mapping[str, Tensor], scale: float
+    ) -> tuple[Tensor | None, Tensor | None]:
+        self._rows.arrange(representation.leaves, len(losses))
+        self._fill(losses, range(len(losses)), scale)
+        update, weights, gramian = self._aggregate(self._rows.data, list(losses), scale)
+        representation.backward(self._rows.split(update))
+        return weights, gramian
+
+    def _parameter_level(
+        self, losses: Mapping[str, Tensor], scale: float, aggregate: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        self._lay_out(losses)
+        self._fill(losses, [self.tasks.index(name) for name in losses], scale)
+        if not aggregate:
+            return None, None
+        # The row of a task that is absent from this step is zero, and left out.
+        index = [self.tasks.index(name) for name in self._losses]
+        rows = self._rows.data if len(index) == len(self.tasks) else self._rows.data[index]
+        update, weights, gramian = self._aggregate(rows, list(self._losses), scale)
+        add_grad(self._rows.leaves, self._rows.split(update))
+        return weights, gramian
+
+    def _fill(self, losses: Mapping[str, Tensor], index: Sequence[int], scale: float) -> None:
+        """Runs each task back into its row."""
+        with self._rows.bound() as bind:
+            for t, (row, loss) in enumerate(zip(index, losses.values(), strict=True)):
+                bind(row)
+                _backward(loss, scale, retain_graph=t + 1 < len(losses))
+
+    def _lay_out(self, losses: Mapping[str, Tensor]) -> None:
+        """Finds what is shared, and makes the buffer hold it."""
+        index = [self.tasks.index(name) for name in losses]
+        before = list(self._owner)
+        for i, t in enumerate(owners(list(losses.values()), self.params)):
+            if t != NOBODY and before[i] != SEVERAL:
+                task = t if t == SEVERAL else index[t]
+                self._owner[i] = task if before[i] in (NOBODY, task) else SEVERAL
+        shared = [p for p, t in zip(self.params, self._owner, strict=True) if t == SEVERAL]
+        if not self._collecting:
+            self._rows.arrange(shared, len(self.tasks))
+        elif len(shared) > len(self._rows.leaves) or len(self.tasks) > len(self._rows.data):
+            held, self._rows = self._rows, TaskRows()
+            self._rows.arrange(shared, len(self.tasks))
+            self._rows.add(held)
+            # What a task had alone in the micro-batches before lies in .grad, and moves to its row.
+            alone = {id(p): t for p, t in zip(self.params, before, strict=True) if t >= 0}
+            for i, p in enumerate(shared):
+                if id(p) in alone and p.grad is not None:
+                    self._rows.views[alone[id(p)]][i].add_(p.grad)
+                    p.grad = None
+
+    def _aggregate(
+        self, rows: Tensor, names: Sequence[str], scale: float
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The update ``[D]``, the weights ``[T]`` and the Gramian ``[T, T]`` of the rows."""
+        if not isinstance(self.aggregator, GramianAggregator):
+            return self.aggregator(rows), None, gramian_of(rows) if self.monitor else None
+        gramian = gramian_of(rows) / scale**2
+        if not gramian.isfinite().all():
+            # The sum is not finite either: a loss scaler sees that and skips the step.
+            return rows.sum(dim=0), torch.ones(len(names)), gramian
+        # A task without a gradient, for want of examples in this batch, has no say.
+        active = [t for t in range(len(names)) if gramian[t, t] > 0.0]
+        weights = torch.zeros(len(names), dtype=gramian.dtype)
+        if active:
+            weights[active] = self.aggregator.weights(
+                gramian[active][:, active],
+                losses=self._loss_values()[active],
+                tasks=[self.tasks.index(names[t]) for t in active],
+            )
+        return weights.to(rows) @ rows, weights, gramian
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the method: to continue as if there had been no interruption."""
+        state: dict[str, Any] = {
+            "tasks": list(self.tasks),
+            "aggregator": {
+                "type": type(self.aggregator).__name__,
+                "state": self.aggregator.state_dict(),
+            },
+        }
+        if self.weighting is not None:
+            state["weighting"] = {
+                "type": type(self.weighting).__name__,
+                "state": self.weighting.state_dict(),
+            }
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: It was written with another aggregator, weighting or other tasks.
+        """
+        parts: dict[str, Aggregator | Weighting | None] = {
+            "aggregator": self.aggregator,
+            "weighting": self.weighting,
+        }
+        for key, part in parts.items():
+            here = None if part is None else type(part).__name__
+            there = state[key]["type"] if key in state else None
+            if here != there:
+                raise ValueError(
+                    f"{key}: the checkpoint was written with {there}, this run uses {here}"
+                )
+        if self.tasks and list(state["tasks"]) != self.tasks:
+            raise ValueError(
+                f"tasks: the checkpoint has {state['tasks']}, this run has {self.tasks}"
+            )
+        self.tasks = list(state["tasks"])
+        for key, part in parts.items():
+            if part is not None:
+                part.load_state_dict(state[key]["state"])
+
+
+def _backward(loss: Tensor, scale: float, retain_graph: bool = False) -> None:
+    loss.backward(None if scale == 1.0 else torch.full_like(loss, scale), retain_graph=retain_graph)

@@ -1,0 +1,183 @@
+"""The gradient of every task, in the rows of one flat buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+NOBODY, SEVERAL = -1, -2
+
+
+def gramian_of(rows: Tensor) -> Tensor:
+    """``J Jᵀ``, on the CPU: the one time a step waits for the device.
+
+    Args:
+        rows: ``[T, D]``, any floating dtype and device. Half precision is accumulated in single.
+
+    Returns:
+        ``[T, T]`` on the CPU, in single or double precision. Not finite only where ``rows`` is not.
+    """
+    if rows.dtype in (torch.float16, torch.bfloat16):
+        rows = rows.float()
+    gramian = (rows @ rows.T).cpu()
+    if gramian.isfinite().all():
+        return gramian
+    # The square of a norm above 1e19 overflows single precision. Sliced, to copy little at a time.
+    zero = rows.new_zeros(len(rows), len(rows), dtype=torch.float64)
+    return sum((c.double() @ c.double().T for c in rows.split(1 << 20, dim=1)), zero).cpu()
+
+
+def owners(losses: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[int]:
+    """Which loss reaches each leaf, read off the autograd graph.
+
+    Every node is visited at most twice, however many losses there are: once by the first loss that
+    reaches it, and once by the second, which makes it and all that lies behind it common property.
+
+    Args:
+        losses: Scalars that require a gradient.
+        leaves: Parameters, or other leaf tensors.
+
+    Returns:
+        For each leaf the index of the only loss that reaches it, :data:`NOBODY` or :data:`SEVERAL`.
+    """
+    owner: dict[Any, int] = {}
+    # Reentrant checkpointing hides the part of the graph that it will recompute.
+    opaque = False
+    for t, loss in enumerate(losses):
+        stack = [torch.autograd.graph.get_gradient_edge(loss).node]
+        while stack:
+            node = stack.pop()
+            before = owner.get(node)
+            if before in (t, SEVERAL):
+                continue
+            owner[node] = t if before is None else SEVERAL
+            opaque = opaque or node.name() == "CheckpointFunctionBackward"
+            stack += [child for child, _ in node.next_functions if child is not None]
+    found = {id(node.variable): t for node, t in owner.items() if hasattr(node, "variable")}
+    unseen = SEVERAL if opaque else NOBODY
+    return [found.get(id(leaf), unseen) for leaf in leaves]
+
+
+class TaskRows:
+    """A ``[T, D]`` buffer whose row t collects the gradients of task t.
+
+    While a row is bound, the ``.grad`` of each leaf is a view into it, so that autograd writes
+    the gradient where it is needed and nothing is copied. The buffer is reused from step to step.
+
+    Attributes:
+        leaves: The tensors whose gradients are collected; ``D`` is the sum of their sizes.
+        data: ``[T, D]``.
+        views: For each task, its row in the shapes of the leaves.
+    """
+
+    def __init__(self) -> None:
+        self.leaves: list[Tensor] = []
+        self.data = torch.empty(0, 0)
+        self.views: list[tuple[Tensor, ...]] = []
+
+    def arrange(self, leaves: Sequence[Tensor], tasks: int) -> None:
+        """Makes room for the gradients of ``tasks`` tasks on ``leaves``; all rows become zero.
+
+        Raises:
+            TypeError: The leaves differ in dtype or device.
+        """
+        kinds = {(leaf.dtype, leaf.device) for leaf in leaves}
+        if len(kinds) > 1:
+            raise TypeError(
+                "parameters that several tasks share must have one dtype and one device to be "
+                f"aggregated, found {sorted(map(str, kinds))}"
+            )
+        same = len(leaves) == len(self.leaves) and all(
+            a is b for a, b in zip(leaves, self.leaves, strict=True)
+        )
+        if same and len(self.data) == tasks:
+            self.data.zero_()
+            return
+        self.leaves = list(leaves)
+        width = sum(leaf.numel() for leaf in leaves)
+        self.views, self.data = [], torch.empty(0, 0)  # freed before the new one is allocated
+        self.data = (leaves[0] if leaves else self.data).new_zeros(tasks, width)
+        self.views = [self.split(row) for row in self.data]
+
+    def split(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """Views of a ``[D]`` tensor in the shapes of the leaves."""
+        ends = accumulate(leaf.numel() for leaf in self.leaves)
+        return tuple(
+            flat[end - leaf.numel() : end].view(leaf.shape)
+            for leaf, end in zip(self.leaves, ends, strict=True)
+        )
+
+    def add(self, other: TaskRows) -> None:
+        """Adds the rows of a buffer that holds some of the same leaves, for the first tasks."""
+        position = {id(leaf): i for i, leaf in enumerate(self.leaves)}
+        for mine, theirs in zip(self.views, other.views, strict=False):
+            for leaf, view in zip(other.leaves, theirs, strict=True):
+                mine[position[id(leaf)]].add_(view)
+
+    @contextmanager
+    def bound(self) -> Iterator[Callable[[int], None]]:
+        """Gives a function that binds a row; afterwards every ``.grad`` is what it was before."""
+        before = [leaf.grad for leaf in self.leaves]
+
+        def bind(row: int) -> None:
+            for leaf, view in zip(self.leaves, self.views[row], strict=True):
+                leaf.grad = view
+
+        try:
+            yield bind
+        finally:
+            for leaf, grad in zip(self.leaves, before, strict=True):
+                leaf.grad = grad
+
+
+def add_grad(leaves: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
+    """Adds to each ``.grad``, as a backward pass does."""
+    for leaf, grad in zip(leaves, grads, strict=True):
+        leaf.grad = grad if leaf.grad is None else leaf.grad.add_(grad)
+
+
+class Representation:
+    """Cuts the graph at the output of a module, so that the trunk can be run back once for all.
+
+    What follows the module gets detached copies of the tensors it returns; their gradients are the
+    feature-level gradients.
+
+    Args:
+        module: Its output is a tensor, or lists, tuples and dicts of tensors. It may be called
+            several times a step.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"representation: expected a module, got {type(module).__name__} ({module!r})"
+            )
+        self.outputs: list[Tensor] = []
+        self.leaves: list[Tensor] = []
+        module.register_forward_hook(self._cut)
+
+    def _cut(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        if not (module.training and torch.is_grad_enabled()):
+            return output
+        return tree_map_only(Tensor, self._detach, output)
+
+    def _detach(self, output: Tensor) -> Tensor:
+        if not output.requires_grad:
+            return output
+        leaf = output.detach().requires_grad_()
+        self.outputs.append(output)
+        self.leaves.append(leaf)
+        return leaf
+
+    def backward(self, grads: Sequence[Tensor | None]) -> None:
+        """Runs the trunk back from the gradients of its outputs, and forgets them."""
+        pairs = zip(self.outputs, grads, strict=True)
+        used = [(output, grad) for output, grad in pairs if grad is not None]
+        torch.autograd.backward([output for output, _ in used], [grad for _, grad in used])
+        self.outputs, self.leaves = [], []

@@ -1,0 +1,3 @@
+"""Scores of a multi-task model."""
+
+from __future__ import annotations

@@ -1,0 +1,68 @@
+"""Logs how the tasks get on with each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from mtl_plugins.mm.optim import MTLOptimWrapper
+from mtl_plugins.monitors import gradient_direction_similarity, gradient_magnitude_similarity
+
+
+@HOOKS.register_module()
+class TaskInterferenceHook(Hook):
+    """Writes GDS, GMS, and the loss and weight of each task to every visualizer backend.
+
+    The scalars are ``mtl/gds``, ``mtl/gms``, ``mtl/loss/<task>`` and ``mtl/weight/<task>``; with
+    MMEngine's ``LocalVisBackend`` they are lines of ``vis_data/scalars.json``. What the method has
+    computed is reused. A method that takes no task gradients (the plain sum) pays one backward pass
+    a task on the iterations that are logged, and trains on unchanged.
+
+    Args:
+        interval: Iterations between two records.
+    """
+
+    priority = "NORMAL"
+
+    def __init__(self, interval: int = 10) -> None:
+        if interval < 1:
+            raise ValueError(f"TaskInterferenceHook.interval is at least 1, got {interval}")
+        self.interval = interval
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if not self.every_n_train_iters(runner, self.interval):
+            return
+        wrapper = runner.optim_wrapper
+        if not isinstance(wrapper, MTLOptimWrapper):
+            raise TypeError(
+                "custom_hooks: TaskInterferenceHook needs optim_wrapper.type='MTLOptimWrapper' or "
+                f"'AmpMTLOptimWrapper', found {type(wrapper).__name__!r}"
+            )
+        wrapper.multitask.monitor = True
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: dict[str, Any] | None = None,
+    ) -> None:
+        if not self.every_n_train_iters(runner, self.interval):
+            return
+        step = runner.optim_wrapper.multitask.last
+        if step is None:  # accumulation has not come to its first update
+            return
+        scalars = {
+            f"mtl/loss/{task}": value
+            for task, value in zip(step.tasks, step.losses.tolist(), strict=True)
+        }
+        if step.weights is not None:
+            for task, value in zip(step.tasks, step.weights.tolist(), strict=True):
+                scalars[f"mtl/weight/{task}"] = value
+        if step.gramian is not None and len(step.tasks) > 1:
+            scalars["mtl/gds"] = float(gradient_direction_similarity(step.gramian))
+            scalars["mtl/gms"] = float(gradient_magnitude_similarity(step.gramian))
+        runner.visualizer.add_scalars(scalars, step=runner.iter + 1)

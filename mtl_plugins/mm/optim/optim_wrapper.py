@@ -1,0 +1,206 @@
+"""MMEngine's optimizer wrapper with task gradients in place of the gradient of the summed loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.model import is_model_wrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
+from torch import Tensor, nn
+
+from mtl_plugins import MultiTaskBackward
+from mtl_plugins.aggregation import build_aggregator
+from mtl_plugins.registry import suggest
+from mtl_plugins.tasks import TaskGroups
+from mtl_plugins.weighting import build_weighting
+
+
+@OPTIM_WRAPPERS.register_module()
+class MTLOptimWrapper(OptimWrapper):
+    """An ``OptimWrapper`` that aggregates the gradients of several tasks.
+
+    It works with every model whose ``forward(mode='loss')`` returns a dict of losses, with any
+    optimizer wrapper constructor (``paramwise_cfg``, layer decay), gradient clipping and
+    accumulation. It meets the model when the runner calls :meth:`initialize_count_status`, or at
+    the first :meth:`optim_context`, and listens to the terms that ``model.parse_losses`` finds.
+
+    Args:
+        tasks: For each task, the names of its losses, shell patterns allowed. None makes every loss
+            a task of its own.
+        aggregator: Name or ``dict(type=name, ...)``, see :mod:`mtl_plugins.aggregation`.
+        weighting: Name or ``dict(type=name, ...)``, see :mod:`mtl_plugins.weighting`; or None.
+        level: ``'parameter'`` or ``'feature'``, see :class:`~mtl_plugins.MultiTaskBackward`.
+        representation: With ``level='feature'``, the path of the module whose output the tasks
+            share, such as ``'neck'``.
+        **kwargs: Those of MMEngine's ``OptimWrapper``.
+
+    Attributes:
+        multitask: The :class:`~mtl_plugins.MultiTaskBackward`; None until the model is known.
+
+    Examples:
+        >>> # In a config:
+        >>> optim_wrapper = dict(
+        ...     type='MTLOptimWrapper',
+        ...     optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4),
+        ...     tasks=dict(detection=['loss_rpn_*', 'loss_cls', 'loss_bbox'], mask='loss_mask'),
+        ...     aggregator=dict(type='PCGrad'))
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        tasks: Mapping[str, str | Sequence[str]] | None = None,
+        aggregator: str | Mapping[str, Any] = "Sum",
+        weighting: str | Mapping[str, Any] | None = None,
+        level: str = "parameter",
+        representation: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.groups = TaskGroups(tasks)
+        # Built here, so that a config error shows before the data is loaded.
+        self._options = {
+            "aggregator": build_aggregator(aggregator),
+            "weighting": None if weighting is None else build_weighting(weighting),
+            "level": level,
+        }
+        self._representation = representation
+        self.multitask: MultiTaskBackward | None = None
+        self._terms: dict[str, Tensor] | None = None
+        self._resumed: dict[str, Any] | None = None
+
+    def attach(self, model: nn.Module) -> None:
+        """Meets the model: finds the representation and listens to ``parse_losses``.
+
+        Raises:
+            ValueError: The representation is not a module of the model.
+        """
+        if self.multitask is not None:
+            return
+        if is_model_wrapper(model):
+            model = model.module
+        self.multitask = MultiTaskBackward(
+            (p for group in self.optimizer.param_groups for p in group["params"]),
+            representation=self._find(model),
+            **self._options,
+        )
+        if self._resumed is not None:
+            self.multitask.load_state_dict(self._resumed)
+        parse_losses = model.parse_losses
+
+        def parse_and_keep(losses: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+            loss, log_vars = parse_losses(losses)
+            self._terms = {k: v for k, v in log_vars.items() if "loss" in k and k != "loss"}
+            return loss, log_vars
+
+        model.parse_losses = parse_and_keep
+
+    def _find(self, model: nn.Module) -> nn.Module | None:
+        path = self._representation
+        if path is None:
+            return None
+        modules = dict(model.named_modules())
+        if not path or path not in modules:
+            raise ValueError(
+                f"optim_wrapper.representation: the model has no module {path!r}; "
+                + suggest(path, [name for name in modules if name and name.count(".") < 2])
+            )
+        return modules[path]
+
+    def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
+        super().initialize_count_status(model, init_counts, max_counts)
+        self.attach(model)
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        self.attach(model)
+        with super().optim_context(model):
+            yield
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Takes the task gradients of the terms behind ``loss``.
+
+        Args:
+            loss: What ``parse_losses`` returned, scaled for accumulation. Only its terms are used.
+            kwargs: Not supported; MMEngine passes none.
+
+        Raises:
+            RuntimeError: ``loss`` did not come from the ``parse_losses`` of the model.
+            KeyError: The terms do not fit ``tasks``.
+        """
+        if self._terms is None or self.multitask is None:
+            raise RuntimeError(
+                f"{type(self).__name__} needs the single losses: call update_params() with what "
+                "model.parse_losses() returned, inside a train_step that uses optim_context()"
+            )
+        terms, self._terms = self._terms, None
+        self.multitask(
+            {task: self.scale_loss(value) for task, value in self.groups(terms).items()},
+            scale=self.gradient_scale(),
+            aggregate=self.should_sync(),
+        )
+        self._inner_count += 1
+
+    def gradient_scale(self) -> float:
+        """What the gradients are multiplied by against underflow."""
+        return 1.0
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        if self.multitask is not None:
+            state["mtl"] = self.multitask.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores optimizer and method.
+
+        Raises:
+            ValueError: The checkpoint was written by another method, or without one.
+        """
+        if "mtl" not in state_dict:
+            raise ValueError(
+                "resume: the checkpoint was not written by MTLOptimWrapper. To start from its "
+                "weights, set load_from and leave resume off"
+            )
+        self._resumed = state_dict.pop("mtl")
+        super().load_state_dict(state_dict)
+        if self.multitask is not None:
+            self.multitask.load_state_dict(self._resumed)
+
+
+class _AnyDeviceAmpOptimWrapper(AmpOptimWrapper):
+    """MMEngine's, which refuses to start on a CPU, with bfloat16 and no loss scaling there."""
+
+    def __init__(
+        self,
+        loss_scale: Any = "dynamic",
+        dtype: str | torch.dtype | None = None,
+        use_fsdp: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if torch.accelerator.is_available():
+            super().__init__(loss_scale, dtype, use_fsdp, **kwargs)
+            return
+        if dtype not in (None, "bfloat16", torch.bfloat16):
+            raise ValueError(f"optim_wrapper.dtype: a CPU trains in 'bfloat16', got {dtype!r}")
+        OptimWrapper.__init__(self, **kwargs)
+        self.cast_dtype = torch.bfloat16
+        self.loss_scaler = torch.amp.GradScaler("cpu", enabled=False)
+        self._scale_update_param = None
+
+
+@OPTIM_WRAPPERS.register_module()
+class AmpMTLOptimWrapper(MTLOptimWrapper, _AnyDeviceAmpOptimWrapper):
+    """:class:`MTLOptimWrapper` in mixed precision, with the arguments of ``AmpOptimWrapper`` too.
+
+    The aggregator sees the gradients unscaled. They stay scaled in ``.grad``, where the loss scaler
+    expects them: a gradient that overflowed skips the step and lowers the scale as usual. On a CPU
+    it trains in bfloat16.
+    """
+
+    def gradient_scale(self) -> float:
+        return self.loss_scaler.get_scale()

@@ -1,0 +1,59 @@
+"""How much the tasks interfere: measures of their gradients (paper C, sections 5 and 6)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gradient_direction_similarity(gramian: Tensor) -> Tensor:
+    """GDS: the mean cosine of two task gradients (C eq. 6).
+
+    Args:
+        gramian: ``[T, T]``. A zero row has the cosine 0 to all others.
+
+    Returns:
+        A scalar in [-1, 1], same dtype and device; NaN for fewer than two tasks.
+    """
+    norms = gramian.diagonal().clamp(min=0.0).sqrt()
+    # Divided twice: the product of two norms may leave the range of the dtype.
+    cosines = (gramian / norms[:, None] / norms[None, :]).nan_to_num(0.0, 0.0, 0.0)
+    return _mean_off_diagonal(cosines.clamp(-1.0, 1.0))
+
+
+def gradient_magnitude_similarity(gramian: Tensor) -> Tensor:
+    """GMS: the mean of ``2 ‖g_i‖ ‖g_j‖ / (‖g_i‖² + ‖g_j‖²)`` (C eq. 7).
+
+    Args:
+        gramian: ``[T, T]``. Two zero rows have the similarity 1, a zero row and another one 0.
+
+    Returns:
+        A scalar in [0, 1], same dtype and device; NaN for fewer than two tasks.
+    """
+    norms = gramian.diagonal().clamp(min=0.0).sqrt()
+    ratio = torch.minimum(norms[:, None], norms) / torch.maximum(norms[:, None], norms)
+    ratio = ratio.nan_to_num(1.0)
+    return _mean_off_diagonal(2.0 * ratio / (1.0 + ratio**2))
+
+
+def feature_disentanglement(gradients: Tensor) -> Tensor:
+    """FD: how evenly the tasks care about the same location of a representation (C eq. 8 and 9).
+
+    Args:
+        gradients: ``[T, ...]``, ``∂L_t/∂Z``.
+
+    Returns:
+        The mean entropy over locations, a scalar in [0, log T]: 0 when every location matters to
+        one task only. Locations that matter to none are left out; NaN if that is all of them.
+    """
+    saliency = gradients.flatten(1).abs()
+    saliency = saliency[:, saliency.amax(dim=0) > 0.0]
+    saliency = saliency / saliency.amax(dim=0)  # the sum of tiny numbers could vanish
+    share = saliency / saliency.sum(dim=0)
+    return torch.special.entr(share).sum(dim=0).mean()
+
+
+def _mean_off_diagonal(matrix: Tensor) -> Tensor:
+    tasks = len(matrix)
+    off = ~torch.eye(tasks, dtype=torch.bool, device=matrix.device)
+    return matrix[off].mean()

@@ -1,0 +1,83 @@
+"""Builds a method from its config, with errors for the person who edits that config."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar, cast
+
+T = TypeVar("T")
+
+
+class Method:
+    """What aggregators and weightings have in common: options, and perhaps a memory."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has to survive a restart; empty for a method without memory."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned.
+
+        Raises:
+            KeyError: The state has other keys: it was not written by this method.
+        """
+        if state.keys() != self.state_dict().keys():
+            raise KeyError(
+                f"{type(self).__name__} has the state {sorted(self.state_dict())}, but the "
+                f"checkpoint holds {sorted(state)}: was it written with another method?"
+            )
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k[0] != "_")
+        return f"{type(self).__name__}({options})"
+
+
+def suggest(name: str, valid: Iterable[str]) -> str:
+    """Words for an error message: the names nearest to ``name`` first, then all valid ones."""
+    valid = list(valid)
+    by_fold = {v.lower(): v for v in valid}
+    near = difflib.get_close_matches(name.lower(), by_fold, n=1, cutoff=0.5)
+    hint = f"did you mean {by_fold[near[0]]!r}? " if near else ""
+    return f"{hint}Valid: {', '.join(valid) or 'none'}"
+
+
+def build(
+    registry: Mapping[str, type[T]], cfg: str | Mapping[str, Any] | T, key: str, base: Any
+) -> T:
+    """Builds an object from a name, from ``dict(type=name, **arguments)``, or returns it as it is.
+
+    Args:
+        registry: Class of each name.
+        cfg: What the config holds.
+        key: The config key, for the error message.
+        base: The class that a ready object has to be an instance of.
+
+    Raises:
+        TypeError: ``cfg`` is none of the three, or an argument is unknown or missing.
+        KeyError: No method of that name.
+    """
+    if isinstance(cfg, base):
+        return cast(T, cfg)
+    if isinstance(cfg, str):
+        cfg = {"type": cfg}
+    if not isinstance(cfg, Mapping) or "type" not in cfg:
+        raise TypeError(
+            f"{key}: expected a name or dict(type=name, ...), got {cfg!r}. "
+            f"Valid names: {', '.join(registry)}"
+        )
+    arguments = dict(cfg)
+    name = arguments.pop("type")
+    if name not in registry:
+        raise KeyError(f"{key}.type: no method is called {name!r}; {suggest(str(name), registry)}")
+    valid = inspect.signature(registry[name]).parameters
+    for argument in arguments:
+        if argument not in valid:
+            raise TypeError(
+                f"{key}: {name} takes no argument {argument!r}; {suggest(argument, valid)}"
+            )
+    try:
+        return registry[name](**arguments)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{key}: {name}: {error}") from error

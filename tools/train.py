@@ -1,0 +1,103 @@
+"""Trains from a config, with MMDetection's own arguments and ``--mtl``."""
+
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+import mtl_plugins.mm  # noqa: F401
+from mtl_plugins.registry import suggest
+
+METHODS = Path(__file__).parents[1] / "configs" / "_base_" / "mtl"
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="train config file path")
+    parser.add_argument("--work-dir", help="the directory to save logs and models")
+    parser.add_argument(
+        "--mtl",
+        metavar="NAME",
+        help="lay configs/_base_/mtl/NAME.py over the config; "
+        f"one of {', '.join(sorted(p.stem for p in METHODS.glob('*.py')))}",
+    )
+    parser.add_argument("--amp", action="store_true", help="train in mixed precision")
+    parser.add_argument("--auto-scale-lr", action="store_true", help="scale the LR by batch size")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        help="checkpoint to resume from; without a path, the latest one in the work directory",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help="override settings of the config: key=value, key=a,b or key=\"[(a,b),(c,d)]\"",
+    )
+    parser.add_argument(
+        "--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="launcher"
+    )
+    # torch.distributed.launch passes --local-rank.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    return args
+
+
+def lay_over(cfg: Config, name: str) -> Config:
+    """Merges a method's config over ``cfg``, keeping the custom hooks of both."""
+    path = METHODS / f"{name}.py"
+    if not path.is_file():
+        raise SystemExit(
+            f"--mtl: no method is called {name!r}; "
+            + suggest(name, sorted(p.stem for p in METHODS.glob("*.py")))
+        )
+    method = Config.fromfile(path)
+    kept = [h for h in cfg.get("custom_hooks", []) if h not in method.custom_hooks]
+    imports = cfg.get("custom_imports", {}).get("imports", [])
+    cfg.merge_from_dict(method.to_dict())
+    cfg.custom_hooks = kept + method.custom_hooks
+    cfg.custom_imports = {"imports": [*imports, "mtl_plugins.mm"]}
+    return cfg
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.mtl is not None:
+        cfg = lay_over(cfg, args.mtl)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+
+    # --work-dir, else that of the config, else after the config's name
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get("work_dir") is None:
+        method = f"_{args.mtl}" if args.mtl else ""
+        cfg.work_dir = f"work_dirs/{Path(args.config).stem}{method}"
+
+    if args.amp:
+        is_mtl = cfg.optim_wrapper.get("type", "OptimWrapper").endswith("MTLOptimWrapper")
+        cfg.optim_wrapper.type = "AmpMTLOptimWrapper" if is_mtl else "AmpOptimWrapper"
+        cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+
+    if args.auto_scale_lr:
+        if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+            raise SystemExit("--auto-scale-lr: the config has no auto_scale_lr.base_batch_size")
+        cfg.auto_scale_lr.enable = True
+
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == "auto" else args.resume
+
+    runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    runner.train()
+
+
+if __name__ == "__main__":
+    main()
