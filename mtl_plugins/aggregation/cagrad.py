@@ -62,16 +62,29 @@ class CAGrad(GramianAggregator):
         length = math.sqrt(max(dot(share, towards), 0.0))
         if length <= size * eps:  # g_0 is rounding: no direction to start from
             return [1.0 / size / divisor] * size
-        u = improve_worst([x / length for x in towards], cosines, norms, self.c, eps)
-        # u belongs to unit gradients and to ‖g_0‖ = 1; a zero row takes no part.
-        radius = [
-            u_t * length * (longest / n) if n else 0.0 for u_t, n in zip(u, norms, strict=True)
-        ]
-        return [(1.0 / size + r) / divisor for r in radius]
+        # A zero row cannot be improved, and has no direction to take part with.
+        active = [t for t in range(size) if norms[t] > 0.0]
+        u = improve_worst(
+            [towards[t] / length for t in active],
+            [[cosines[s][t] for t in active] for s in active],
+            [norms[t] for t in active],
+            self.c,
+            eps,
+            at_most_zero=len(active) < size,
+        )
+        weights = [1.0 / size / divisor] * size
+        for t, u_t in zip(active, u, strict=True):  # u is for unit gradients and ‖g_0‖ = 1
+            weights[t] += u_t * length * (longest / norms[t]) / divisor
+        return weights
 
 
 def improve_worst(
-    towards: Vector, cosines: Matrix, norms: Vector, radius: float, eps: float
+    towards: Vector,
+    cosines: Matrix,
+    norms: Vector,
+    radius: float,
+    eps: float,
+    at_most_zero: bool = False,
 ) -> Vector:
     """The step from ``g_0`` that raises ``min_t g_t · d`` most: ``d = g_0 + Σ u_t g_t / ‖g_t‖``.
 
@@ -86,6 +99,7 @@ def improve_worst(
         norms: ``[T]``, ``‖g_t‖``.
         radius: In units of ``‖g_0‖``.
         eps: Relative rounding of the cosines.
+        at_most_zero: Whether some task cannot improve, so that no level above 0 is worth a step.
 
     Returns:
         ``u`` of shape ``[T]``, not negative, in units of ``‖g_0‖``.
@@ -93,7 +107,7 @@ def improve_worst(
     a = regularised(cosines, eps)
     shortest = min(norms)
     # g_t · d ≥ μ in terms of unit gradients, in units of the shortest.
-    b = [shortest / n if n else 1.0 for n in norms]
+    b = [shortest / n for n in norms]
 
     def closest(level: float, support: Sequence[int]) -> tuple[Vector, list[int], float]:
         right = [level * b_t - t for b_t, t in zip(b, towards, strict=True)]
@@ -126,5 +140,5 @@ def improve_worst(
             above = level
         # An empty support means that g_0 itself reaches this level.
         support = found or support
-    stationary = ridge(len(a), eps) * dot(u, u) > 0.1 * radius * radius
-    return closest(0.0, support)[0] if stationary and level > 0.0 else u
+    at_most_zero |= ridge(len(a), eps) * dot(u, u) > 0.1 * radius * radius
+    return closest(0.0, support)[0] if at_most_zero and level > 0.0 else u

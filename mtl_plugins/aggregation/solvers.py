@@ -157,7 +157,7 @@ def nash_bargaining(a: Matrix, tolerance: float = 1e-12, steps: int = 200) -> Ve
     """
     size = len(a)
     # Exact for a matrix with equal row sums.
-    start = math.sqrt(size / max(sum(map(sum, a)), 1e-3 * size))
+    start = math.sqrt(size / max(sum(map(sum, a)), 1e-3 * size)) if size else 0.0
     x = [start] * size
     for _ in range(steps):
         inverse = [1.0 / x_i for x_i in x]

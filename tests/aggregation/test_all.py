@@ -1,0 +1,159 @@
+"""What holds for every aggregator."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import jacobians, make_jacobian, seeds, tasks
+from torch.testing import assert_close
+
+from mtl_plugins.aggregation import AGGREGATORS, build_aggregator
+
+DETERMINISTIC = sorted(AGGREGATORS.keys() - {"PCGrad", "GradVac", "RGW"})
+SUM_SCALED = ["Sum", "PCGrad", "GradVac", "AlignedMTL"]
+every = pytest.mark.parametrize("name", AGGREGATORS)
+
+
+@every
+def test_sum_or_mean_scale(name):
+    g = torch.tensor([3.0, -4.0, 12.0], dtype=torch.float64)
+    aggregator = build_aggregator(name)
+    update = aggregator(g.repeat(5, 1))
+    assert aggregator.scale == ("sum" if name in SUM_SCALED else "mean")
+    # Two mean-scaled methods have a documented factor of their own.
+    factor = {"CAGrad": 1.4 / 1.16, "NashMTL": 1.0 / g.norm().item()}.get(name, 1.0)
+    assert_close(update, g * (5.0 if aggregator.scale == "sum" else factor))
+
+
+@pytest.mark.parametrize("name", SUM_SCALED)
+def test_one_task_is_unchanged(name):
+    g = torch.tensor([[3.0, -4.0, 12.0]])
+    assert_close(build_aggregator(name)(g), g[0])
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_keeps_dtype(name, dtype):
+    jacobian = make_jacobian("random", 3, 0).to(dtype)
+    update = build_aggregator(name)(jacobian)
+    assert update.dtype == dtype and update.shape == jacobian.shape[1:]
+
+
+@every
+@given(jacobian=jacobians())
+@settings(max_examples=25, deadline=None)
+def test_update_is_the_weighted_sum(name, jacobian):
+    weights = build_aggregator({"type": name} | seed_of(name)).weights(jacobian @ jacobian.T)
+    update = build_aggregator({"type": name} | seed_of(name))(jacobian)
+    assert_close(update, weights @ jacobian)
+
+
+def seed_of(name):
+    return {} if name in DETERMINISTIC else {"seed": 0}
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+@given(jacobian=jacobians(), seed=seeds)
+@settings(max_examples=25, deadline=None)
+def test_permutation_of_tasks(name, jacobian, seed):
+    order = torch.randperm(len(jacobian), generator=torch.Generator().manual_seed(seed))
+    update = build_aggregator(name)(jacobian)
+    permuted = build_aggregator(name)(jacobian[order])
+    scale = jacobian.abs().max().item()
+    assert_close(permuted, update, rtol=1e-6, atol=1e-9 * scale)
+
+
+@every
+@given(
+    jacobian=jacobians(st.sampled_from(["random", "conflicting", "duplicate"])),
+    factor=st.sampled_from([1e-10, 1e-3, 0.5, 1e3, 1e10]),
+)
+@settings(max_examples=20, deadline=None)
+def test_homogeneous(name, jacobian, factor):
+    """Every update scales with the gradients, but for Nash-MTL's, which ignores their scale."""
+    cfg = {"type": name} | seed_of(name)
+    one, other = build_aggregator(cfg)(jacobian), build_aggregator(cfg)(jacobian * factor)
+    assert_close(other, one * (1.0 if name == "NashMTL" else factor), rtol=1e-6, atol=1e-9 * factor)
+
+
+@every
+@given(
+    count=tasks, seed=seeds, dtype=st.sampled_from([torch.float32, torch.float64]), data=st.data()
+)
+@settings(max_examples=60, deadline=None)
+def test_degenerate_gradients_give_finite_weights(name, count, seed, dtype, data):
+    """Zero rows, opposite rows, a rank of 1 to 3, norms from 1e-20 to 1e20, all at once."""
+    rng = torch.Generator().manual_seed(seed)
+    rank = data.draw(st.integers(1, 3))
+    rows = torch.randn(count, rank, generator=rng, dtype=torch.float64)
+    rows *= 10.0 ** torch.randint(-20, 21, (count, 1), generator=rng).double()
+    for t in data.draw(st.sets(st.integers(0, count - 1), max_size=3)):
+        rows[t] = 0.0
+    if data.draw(st.booleans()):
+        rows[-1] = -rows[0]
+    rows = rows.to(dtype)
+    aggregator = build_aggregator(name)
+    assert aggregator(rows).isfinite().all()
+    assert aggregator.weights((rows @ rows.T).nan_to_num()).isfinite().all()
+
+
+@every
+def test_no_gradient_at_all(name):
+    assert_close(build_aggregator(name)(torch.zeros(4, 6)), torch.zeros(6))
+
+
+@every
+def test_gradient_that_is_not_finite_is_refused(name):
+    with pytest.raises(ValueError, match="not finite"):
+        build_aggregator(name).weights(torch.tensor([[1.0, torch.nan], [torch.nan, 1.0]]))
+
+
+@pytest.mark.parametrize("name", ["PCGrad", "GradVac", "RGW"])
+def test_state_continues_the_draws(name):
+    gramians = [j @ j.T for j in (make_jacobian("conflicting", 5, seed) for seed in range(4))]
+    straight = build_aggregator({"type": name, "seed": 1})
+    expected = [straight.weights(g) for g in gramians]
+    first = build_aggregator({"type": name, "seed": 1})
+    for gramian in gramians[:2]:
+        first.weights(gramian)
+    resumed = build_aggregator({"type": name, "seed": 2})
+    resumed.load_state_dict(first.state_dict())
+    for gramian, weights in zip(gramians[2:], expected[2:], strict=True):
+        assert torch.equal(resumed.weights(gramian), weights)
+
+
+def test_unknown_name_suggests_the_nearest():
+    with pytest.raises(KeyError, match="did you mean 'PCGrad'"):
+        build_aggregator("pcgard")
+
+
+def test_unknown_argument_names_the_valid_ones():
+    with pytest.raises(TypeError, match="CAGrad takes no argument 'C'; did you mean 'c'"):
+        build_aggregator({"type": "CAGrad", "C": 0.5})
+
+
+def test_config_of_the_wrong_kind():
+    with pytest.raises(TypeError, match="aggregator: expected a name"):
+        build_aggregator(["PCGrad"])
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        {"type": "CAGrad", "c": -1.0},
+        {"type": "CAGrad", "rescale": 3},
+        {"type": "MGDA", "normalization": "l1"},
+        {"type": "NashMTL", "max_norm": -1.0},
+        {"type": "NashMTL", "update_every": 0},
+        {"type": "AlignedMTL", "scale_mode": "max"},
+        {"type": "GradVac", "beta": 2.0},
+    ],
+)
+def test_invalid_value_names_key_and_method(cfg):
+    with pytest.raises(ValueError, match=f"aggregator: {cfg['type']}: "):
+        build_aggregator(cfg)
+
+
+def test_state_of_another_method_is_refused():
+    with pytest.raises(KeyError, match="written with another method"):
+        build_aggregator("GradVac").load_state_dict(build_aggregator("PCGrad").state_dict())

@@ -1,0 +1,69 @@
+import torch
+import torchjd.aggregation
+from hypothesis import given, settings
+from strategies import make_jacobian, seeds, tasks
+from torch.testing import assert_close
+
+from mtl_plugins.aggregation import GradVac
+
+
+def vaccinate(jacobian, orders, target, beta):
+    """Algorithm 1 of the paper on the gradients themselves; updates ``target`` in place."""
+    total = torch.zeros_like(jacobian[0])
+    for i, order in enumerate(orders):
+        v = jacobian[i].clone()
+        for j in order:
+            g = jacobian[j]
+            phi, wanted = v @ g / (v.norm() * g.norm()), target[i, j].clone()
+            if phi < wanted:
+                above = v.norm() * (wanted * (1 - phi**2).sqrt() - phi * (1 - wanted**2).sqrt())
+                v = v + above / (g.norm() * (1 - wanted**2).sqrt()) * g
+            target[i, j] = (1 - beta) * wanted + beta * phi
+        total += v
+    return total
+
+
+@given(count=tasks, seed=seeds)
+@settings(max_examples=40, deadline=None)
+def test_agrees_with_the_algorithm_over_several_steps(count, seed):
+    aggregator, twin = GradVac(beta=0.3, seed=seed), GradVac(beta=0.3, seed=seed)
+    target = torch.zeros(count, count, dtype=torch.float64)
+    for step in range(4):
+        jacobian = make_jacobian("random", count, seed + step)
+        expected = vaccinate(jacobian, twin.orders(count), target, 0.3)
+        assert_close(aggregator(jacobian), expected, rtol=1e-6, atol=1e-9)
+    assert_close(aggregator.state_dict()["target"], target)
+
+
+@given(seed=seeds)
+@settings(max_examples=20, deadline=None)
+def test_agrees_with_torchjd_where_there_is_one_order(seed):
+    ours, theirs = GradVac(beta=0.5), torchjd.aggregation.GradVac(beta=0.5, eps=0.0)
+    for step in range(5):
+        jacobian = make_jacobian("random", 2, seed + step)
+        assert_close(ours(jacobian), theirs(jacobian))
+
+
+def test_reaches_the_target_cosine():
+    """The vaccinated gradient has exactly the cosine that was wanted."""
+    aggregator = GradVac(beta=1.0)
+    similar = torch.tensor([[1.0, 0.0], [0.8, 0.6]], dtype=torch.float64)
+    aggregator(similar)  # targets become 0.8
+    orthogonal = torch.eye(2, dtype=torch.float64)
+    weights = aggregator.weights(orthogonal @ orthogonal.T)
+    # v_1 = (1, x) with cosine 0.8 to (0, 1), and the same with the roles swapped
+    x = 0.8 / 0.6
+    assert_close(weights, torch.tensor([1 + x, 1 + x], dtype=torch.float64))
+
+
+def test_targets_belong_to_tasks_not_to_rows():
+    """When task 1 is absent from a batch, the target of the pair (0, 2) goes on."""
+    jacobian = make_jacobian("random", 3, 0)
+    gramian = jacobian @ jacobian.T
+    aggregator = GradVac(beta=0.5)
+    pair = torch.tensor([0, 2])
+    aggregator.weights(gramian[pair][:, pair], tasks=[0, 2])
+    target = aggregator.state_dict()["target"]
+    cosine = gramian[0, 2] / (gramian[0, 0] * gramian[2, 2]).sqrt()
+    assert_close(target[0, 2], 0.5 * cosine)
+    assert target[0, 1] == target[1, 2] == 0.0
