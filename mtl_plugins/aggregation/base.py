@@ -72,19 +72,23 @@ class GramianAggregator(Aggregator):
         Raises:
             ValueError: The Gramian is not square or not finite.
         """
-        matrix = gramian.detach().to("cpu", torch.float64)
+        matrix = gramian.detach().to("cpu", torch.float64, copy=True)
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"a Gramian is square, got the shape {tuple(gramian.shape)}")
         if not matrix.isfinite().all():
             raise ValueError("the Gramian has an entry that is not finite")
+        dtype = torch.finfo(gramian.dtype)
+        # The products of a shorter gradient are denormal numbers, which have no accuracy.
+        vanishing = matrix.diagonal() < dtype.tiny / dtype.eps
+        matrix[vanishing] = 0.0
+        matrix[:, vanishing] = 0.0
         weights = self.solve(
             matrix.tolist(),
-            eps=torch.finfo(gramian.dtype).eps,
+            eps=dtype.eps,
             losses=losses,
             tasks=range(len(matrix)) if tasks is None else tasks,
         )
-        limit = torch.finfo(gramian.dtype).max
-        return torch.tensor(weights, dtype=torch.float64).clamp(-limit, limit).to(gramian)
+        return torch.tensor(weights, dtype=torch.float64).clamp(dtype.min, dtype.max).to(gramian)
 
     @abstractmethod
     def solve(

@@ -126,10 +126,13 @@ def improve_worst(
 
     # Far out, the support is that of the shortest vector in the hull (MGDA).
     support = [i for i, u_t in enumerate(nonnegative_qp(a, b)) if u_t > 0.0]
-    below, above = -math.inf, math.inf
+    below, above = min(t / b_t for t, b_t in zip(towards, b, strict=True)), math.inf
+    level, u = below, [0.0] * len(b)  # g_0 itself
     for _ in range(60):
         level = level_at_radius(support)
         if not below < level < above:
+            if above == math.inf:  # rounding: the level found before is as good
+                break
             level = (below + above) / 2.0
         u, found, distance = closest(level, support)
         if abs(distance - radius) <= 1e-13 * radius:

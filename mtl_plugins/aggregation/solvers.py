@@ -75,8 +75,8 @@ def solve_spd(a: Matrix, *right: Sequence[float]) -> list[Vector]:
         for j in range(i):
             done = lower[j]
             new.append((row[j] - dot(new, done)) / done[j])
-        # The floor only matters where rounding ate the whole pivot of a nearly singular matrix.
-        new.append(math.sqrt(max(row[i] - dot(new, new), 1e-30)))
+        # No pivot of a regularised matrix is this small: rounding ate it.
+        new.append(math.sqrt(max(row[i] - dot(new, new), 1e-13 * row[i])))
         lower.append(new)
     solutions = []
     for b in right:

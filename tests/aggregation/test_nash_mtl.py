@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torchjd.aggregation
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from strategies import full_rank, jacobians, make_jacobian
 from torch.testing import assert_close
 
@@ -30,10 +30,15 @@ def test_two_tasks_in_closed_form():
 @given(jacobian=full_rank)
 @settings(max_examples=20, deadline=None)
 def test_agrees_with_torchjd(jacobian):
-    """Its bargaining is in terms of G / ‖G‖; its direction is ours."""
+    """Its bargaining is up to a factor, which leaves the direction as it is."""
     theirs = torchjd.aggregation.NashMTL(n_tasks=len(jacobian), max_norm=0.0, optim_niter=100)
-    ours, reference = NashMTL(max_norm=0.0)(jacobian), theirs(jacobian)
-    assert_close(ours / ours.norm(), reference / reference.norm(), rtol=1e-2, atol=1e-2)
+    weights = theirs.weighting(jacobian)
+    gramian = jacobian @ jacobian.T
+    # Its sequence of linearised programs does not always converge; where it did, we agree.
+    shares = weights * (gramian @ weights)
+    assume((shares / shares.mean() - 1).abs().max() < 1e-2)
+    ours, reference = NashMTL(max_norm=0.0)(jacobian), weights @ jacobian
+    assert_close(ours / ours.norm(), reference / reference.norm(), rtol=0, atol=1e-2)
 
 
 def test_norm_is_clipped():

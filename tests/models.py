@@ -1,0 +1,77 @@
+"""Small models for the tests: a real detector, and a trunk with heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+
+import mtl_plugins.mm  # noqa: F401
+from mtl_plugins.tasks import TaskGroups
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "mask_rcnn" / "mask-rcnn_r18-small_fpn_coco.py"
+DETECTION_MASK = {"detection": ["loss_rpn_*", "loss_cls", "loss_bbox"], "mask": "loss_mask"}
+
+
+class Trunk(nn.Module):
+    """Two layers that all tasks share, and heads: three alone, and one that two tasks share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh())
+        self.heads = nn.ModuleDict({name: nn.Linear(8, 2) for name in ("a", "b", "c", "d")})
+        self.heads_ab = nn.Linear(8, 8)
+        self.unused = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        z = self.trunk(x)
+        both = torch.tanh(self.heads_ab(z))
+        return {
+            "a": self.heads["a"](both).square().mean(),
+            "b": self.heads["b"](both).exp().mean(),
+            "c": self.heads["c"](z).sin().mean(),
+            "d": self.heads["d"](z.detach()).square().mean(),  # reaches nothing that is shared
+        }
+
+
+def mask_rcnn_config() -> ConfigDict:
+    """The small Mask R-CNN, made smaller still."""
+    cfg = Config.fromfile(CONFIG).model
+    cfg.roi_head.bbox_head.update(num_classes=3, fc_out_channels=32)
+    cfg.roi_head.mask_head.update(num_classes=3, num_convs=1)
+    cfg.train_cfg.rpn_proposal.update(nms_pre=50, max_per_img=20)
+    cfg.train_cfg.rcnn.sampler.num = 16
+    return cfg
+
+
+def build_detector(cfg: ConfigDict) -> nn.Module:
+    """Builds from a config, as the runner does."""
+    from mmdet.registry import MODELS
+    from mmdet.utils import register_all_modules
+
+    register_all_modules(init_default_scope=False)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model = MODELS.build(cfg)
+        model.init_weights()
+    return model
+
+
+def detector_losses(model: nn.Module, seed: int = 0) -> Mapping[str, Tensor]:
+    """The loss terms on two random images with two objects each."""
+    from mmdet.testing import demo_mm_inputs
+
+    batch = demo_mm_inputs(2, [[3, 64, 64]] * 2, num_items=[2, 2], num_classes=3, with_mask=True)
+    torch.manual_seed(seed)  # the samplers draw
+    data = model.data_preprocessor(batch, True)
+    _, terms = model.parse_losses(model(**data, mode="loss"))
+    return {k: v for k, v in terms.items() if "loss" in k and k != "loss"}
+
+
+def task_losses(model: nn.Module) -> dict[str, Tensor]:
+    """The same, as the tasks ``detection`` and ``mask``."""
+    return TaskGroups(DETECTION_MASK)(detector_losses(model))

@@ -1,0 +1,430 @@
+"""MultiTaskBackward against ``torch.autograd.grad``, task by task."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from models import Trunk, build_detector, mask_rcnn_config, task_losses
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+from mtl_plugins import MultiTaskBackward
+from mtl_plugins.aggregation import AGGREGATORS, GramianAggregator, build_aggregator
+
+GRADIENT_METHODS = [name for name, cls in AGGREGATORS.items() if cls.needs_gradients]
+every_method = pytest.mark.parametrize("name", GRADIENT_METHODS)
+
+
+def config(name: str) -> dict[str, object]:
+    return {"type": name} | ({"seed": 7} if name in ("PCGrad", "GradVac", "RGW") else {})
+
+
+def per_task(losses: dict[str, Tensor], params: list[Tensor]) -> list[list[Tensor | None]]:
+    """One ``autograd.grad`` a task: the definition of a task gradient."""
+    return [
+        list(torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True))
+        for loss in losses.values()
+    ]
+
+
+def flat(grads, params) -> Tensor:
+    """One row of the Jacobian; what a task does not reach is zero."""
+    filled = (torch.zeros_like(p) if g is None else g for g, p in zip(grads, params, strict=True))
+    return torch.cat([g.flatten() for g in filled])
+
+
+def expected_grads(aggregator, losses, params) -> list[Tensor | None]:
+    """Stacks the task gradients of what is shared, aggregates, and leaves the rest alone."""
+    grads = per_task(losses, params)
+    reached = [[g[i] for g in grads if g[i] is not None] for i in range(len(params))]
+    shared = [i for i, found in enumerate(reached) if len(found) > 1]
+    rows = [flat([g[i] for i in shared], [params[i] for i in shared]) for g in grads]
+    jacobian = torch.stack([row for row in rows if row.any()])
+    update = iter(aggregator(jacobian).split([params[i].numel() for i in shared]))
+    return [
+        next(update).view_as(params[i]) if i in shared else (found[0] if found else None)
+        for i, found in enumerate(reached)
+    ]
+
+
+def check_grads(params, expected, **tolerance) -> None:
+    for p, e in zip(params, expected, strict=True):
+        if e is None:
+            assert p.grad is None
+        else:
+            assert_close(p.grad, e, **tolerance)
+
+
+@pytest.fixture
+def trunk() -> Trunk:
+    torch.manual_seed(0)
+    return Trunk().double()
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@every_method
+def test_agrees_with_autograd(name, trunk, x):
+    """Shared by all, shared by two of four, reached by one, reached by none: all as they should."""
+    params = list(trunk.parameters())
+    expected = expected_grads(build_aggregator(config(name)), trunk(x), params)
+    MultiTaskBackward(params, config(name))(trunk(x))
+    check_grads(params, expected)
+    assert trunk.unused.weight.grad is None
+
+
+@pytest.fixture(scope="module")
+def detector() -> nn.Module:
+    torch.manual_seed(0)
+    return build_detector(mask_rcnn_config()).double()
+
+
+@pytest.mark.parametrize("name", ["PCGrad", "CAGrad"])
+def test_agrees_with_autograd_on_a_detector(name, detector):
+    """The RPN belongs to one task, the trunk to both, and nobody reaches a frozen stage."""
+    model = copy.deepcopy(detector)
+    for p in model.backbone.layer1.parameters():
+        p.requires_grad_(False)
+    params = list(model.parameters())
+    trained = [p for p in params if p.requires_grad]
+    expected = expected_grads(build_aggregator(config(name)), task_losses(model), trained)
+    MultiTaskBackward(params, config(name))(task_losses(model))
+    check_grads(trained, expected, rtol=1e-6, atol=1e-9)
+    assert all(p.grad is None for p in params if not p.requires_grad)
+    assert model.roi_head.mask_head.conv_logits.weight.grad.any()
+
+
+@pytest.mark.parametrize("name", ["Sum", "Mean"])
+def test_methods_without_gradients_are_one_backward(name, trunk, x):
+    twin = copy.deepcopy(trunk)
+    (sum(twin(x).values()) / (4 if name == "Mean" else 1)).backward()
+    backward = MultiTaskBackward(trunk.parameters(), name)
+    backward(trunk(x))
+    for p, q in zip(trunk.parameters(), twin.parameters(), strict=True):
+        assert (p.grad is None and q.grad is None) or torch.equal(p.grad, q.grad)
+    assert backward.last.gramian is None
+
+
+@pytest.mark.parametrize("level", ["parameter", "feature"])
+def test_monitoring_gives_the_gramian_and_changes_no_grad(trunk, x, level):
+    twin = copy.deepcopy(trunk)
+    options = {"level": level}
+    plain = MultiTaskBackward(
+        trunk.parameters(),
+        **options,
+        representation=trunk.trunk if level == "feature" else None,
+    )
+    watched = MultiTaskBackward(
+        twin.parameters(), **options, representation=twin.trunk if level == "feature" else None
+    )
+    plain(trunk(x))
+    watched.monitor = True
+    watched(twin(x))
+    for p, q in zip(trunk.parameters(), twin.parameters(), strict=True):
+        assert (p.grad is None and q.grad is None) or torch.equal(p.grad, q.grad)
+    if level == "parameter":
+        shared = [*trunk.trunk.parameters(), *trunk.heads_ab.parameters()]
+        rows = torch.stack([flat(row, shared) for row in per_task(trunk(x), shared)])
+        assert_close(watched.last.gramian, rows @ rows.T)
+    assert not watched.monitor
+
+
+@every_method
+def test_feature_level(name, trunk, x):
+    """Heads get the sum of their tasks' gradients, the trunk one backward of the aggregate."""
+    losses = trunk_losses_from(trunk, z := trunk.trunk(x))
+    rows = [
+        torch.autograd.grad(loss, z, retain_graph=True)[0].flatten()
+        for loss in (losses["a"], losses["b"], losses["c"])
+    ]
+    update = build_aggregator(config(name))(torch.stack(rows)).view_as(z)
+    expected = torch.autograd.grad(z, list(trunk.trunk.parameters()), update, retain_graph=True)
+    heads = [*trunk.heads.parameters(), *trunk.heads_ab.parameters()]
+    expected_heads = torch.autograd.grad(sum(losses.values()), heads)
+
+    backward = MultiTaskBackward(
+        trunk.parameters(), config(name), level="feature", representation=trunk.trunk
+    )
+    backward(trunk(x))
+    check_grads(trunk.trunk.parameters(), expected)
+    check_grads(heads, expected_heads)
+
+
+def trunk_losses_from(model: Trunk, z: Tensor) -> dict[str, Tensor]:
+    model = copy.copy(model)
+    model._modules = {**model._modules, "trunk": nn.Identity()}
+    return model(z)
+
+
+@pytest.mark.parametrize("container", ["tuple", "list", "dict"])
+def test_feature_level_of_containers(container, trunk, x):
+    """A neck returns levels: the representation is all of them together."""
+
+    class Levels(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            z = self.inner(x)
+            levels = (z[:, :3], z[:, 3:] * 2.0)
+            if container == "dict":
+                return {"p2": levels[0], "rest": [levels[1]]}
+            return levels if container == "tuple" else list(levels)
+
+    neck = Levels(trunk.trunk)
+    head = nn.ModuleList([nn.Linear(3, 1).double(), nn.Linear(5, 1).double()])
+
+    def losses():
+        out = neck(x)
+        first, second = (out["p2"], out["rest"][0]) if container == "dict" else out
+        return {
+            "a": head[0](first).square().mean() + head[1](second).mean(),
+            "b": second.exp().mean(),
+        }
+
+    backward = MultiTaskBackward(
+        [*neck.parameters(), *head.parameters()],
+        "MGDA",
+        level="feature",
+        representation=neck,
+    )
+    backward(losses())
+    gramian = backward.last.gramian
+    z = trunk.trunk(x).detach().requires_grad_()
+    a = head[0](z[:, :3]).square().mean() + head[1](z[:, 3:] * 2.0).mean()
+    b = (z[:, 3:] * 2.0).exp().mean()
+    scale = torch.tensor([1.0] * 3 + [0.5] * 5, dtype=torch.float64)  # ∂L/∂levels from ∂L/∂z
+    rows = torch.stack([(torch.autograd.grad(loss, z)[0] * scale).flatten() for loss in (a, b)])
+    assert_close(gramian, rows @ rows.T)
+
+
+@pytest.mark.parametrize("name", ["MGDA", "CAGrad", "AlignedMTL", "IMTLG"])
+def test_absent_task_has_no_say(name, trunk, x):
+    """A batch without task c after one with it: as if there were only the others."""
+    backward = MultiTaskBackward(trunk.parameters(), name)
+    backward(trunk(x))
+    trunk.zero_grad()
+    backward({k: v for k, v in trunk(x).items() if k != "c"})
+    assert backward.last.tasks == ("a", "b", "d")
+    assert trunk.heads["c"].weight.grad is None
+    # What was shared stays shared: now by two tasks only.
+    shared = [*trunk.trunk.parameters(), *trunk.heads_ab.parameters()]
+    rows = per_task({k: v for k, v in trunk(x).items() if k in "ab"}, shared)
+    jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    actual = torch.cat([p.grad.flatten() for p in shared])
+    assert_close(actual, build_aggregator(name)(jacobian))
+
+
+def test_task_without_a_gradient_does_not_stop_mgda(trunk, x):
+    """An empty mask gives a loss of 0 · Σ: the shortest vector in the hull would be 0."""
+    losses = trunk(x)
+    losses["c"] = 0.0 * losses["c"]
+    backward = MultiTaskBackward(trunk.parameters(), "MGDA")
+    backward(losses)
+    assert trunk.trunk[0].weight.grad.any()
+    assert backward.last.weights[backward.last.tasks.index("c")] == 0.0
+
+
+def test_constant_loss_is_an_absent_task(trunk, x):
+    backward = MultiTaskBackward(trunk.parameters(), "PCGrad")
+    backward(trunk(x) | {"c": torch.zeros((), dtype=torch.float64)})
+    assert backward.last.tasks == ("a", "b", "d")
+
+
+@every_method
+@pytest.mark.parametrize("order", ["abcd first", "abcd last"])
+def test_micro_batches_aggregate_once(name, order, trunk, x):
+    """Rows add up over micro-batches, also when a task (and what it shares) is missing in one."""
+    params = list(trunk.parameters())
+    part = lambda x: {k: v for k, v in trunk(x).items() if k in "ad"}  # noqa: E731
+    calls = [trunk, part] if order == "abcd first" else [part, trunk]
+    both = [call(inputs) for call, inputs in zip(calls, (x[:3], x[3:]), strict=True)]
+    total = {k: sum(losses[k] for losses in both if k in losses) for k in "abcd"}
+    if order == "abcd last":  # tasks are numbered as they appear
+        total = {k: total[k] for k in "adbc"}
+    expected = expected_grads(build_aggregator(config(name)), total, params)
+    backward = MultiTaskBackward(params, config(name))
+    backward(calls[0](x[:3]), aggregate=False)
+    backward(calls[1](x[3:]))
+    check_grads(params, expected)
+    assert_close(
+        backward.last.losses.double(), torch.stack(list(total.values())), rtol=1e-6, atol=0
+    )
+
+
+def test_adds_to_grad_like_backward(trunk, x):
+    backward = MultiTaskBackward(trunk.parameters(), "AlignedMTL")
+    backward(trunk(x))
+    once = [None if p.grad is None else p.grad.clone() for p in trunk.parameters()]
+    backward(trunk(x))
+    for p, g in zip(trunk.parameters(), once, strict=True):
+        assert (p.grad is None and g is None) or torch.allclose(p.grad, 2 * g)
+
+
+@every_method
+def test_loss_scale_reaches_grad_but_not_the_method(name, trunk, x):
+    twin = copy.deepcopy(trunk)
+    plain = MultiTaskBackward(trunk.parameters(), config(name))
+    scaled = MultiTaskBackward(twin.parameters(), config(name))
+    plain(trunk(x))
+    scaled(twin(x), scale=1024.0)
+    assert_close(scaled.last.weights, plain.last.weights)
+    for p, q in zip(trunk.parameters(), twin.parameters(), strict=True):
+        if p.grad is not None:
+            assert_close(q.grad, 1024.0 * p.grad)
+
+
+def test_overflow_stays_visible_for_the_loss_scaler(trunk, x):
+    losses = trunk(x)
+    losses["c"] = losses["c"] * torch.inf
+    MultiTaskBackward(trunk.parameters(), "PCGrad")(losses)
+    assert not trunk.trunk[0].weight.grad.isfinite().all()
+
+
+def test_gramian_beyond_single_precision():
+    """Norms of 1e25 fit into single precision, their squares do not."""
+    p = nn.Parameter(torch.ones(3))
+    backward = MultiTaskBackward([p], "MGDA")
+    a, b = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])
+    backward({"a": (p * a * 1e25).sum(), "b": (p * b * 1e25).sum()})
+    assert_close(p.grad, (a + b) * 0.5e25)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing(reentrant, trunk, x):
+    plain = MultiTaskBackward(trunk.parameters(), "MGDA")
+    plain(trunk(x))
+    twin = copy.deepcopy(trunk)
+    twin.zero_grad()
+    inner = twin.trunk.forward
+    twin.trunk.forward = lambda x: checkpoint(inner, x, use_reentrant=reentrant)
+    MultiTaskBackward(twin.parameters(), "MGDA")(twin(x.clone().requires_grad_()))
+    for p, q in zip(trunk.trunk.parameters(), twin.trunk.parameters(), strict=True):
+        assert_close(q.grad, p.grad)
+
+
+def test_no_grad_is_left_behind_when_backward_fails(trunk, x):
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, z):
+            return z.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise RuntimeError("broken op")
+
+    losses = trunk(x)
+    losses["c"] = Fails.apply(losses["c"])
+    backward = MultiTaskBackward(trunk.parameters(), "PCGrad")
+    with pytest.raises(RuntimeError, match="broken op"):
+        backward(losses)
+    assert trunk.trunk[0].weight.grad is None
+
+
+def test_buffer_is_reused(trunk, x):
+    backward = MultiTaskBackward(trunk.parameters(), "PCGrad")
+    backward(trunk(x))
+    address = backward._rows.data.data_ptr()
+    backward({k: v for k, v in trunk(x).items() if k in "ac"})
+    backward(trunk(x))
+    assert backward._rows.data.data_ptr() == address
+
+
+def test_fixed_weighting_scales_losses_first(trunk, x):
+    weights = {"a": 2.0, "b": 0.5, "c": 1.0, "d": 3.0}
+    params = list(trunk.parameters())
+    scaled = {k: weights[k] * v for k, v in trunk(x).items()}
+    expected = expected_grads(build_aggregator("MGDA"), scaled, params)
+    backward = MultiTaskBackward(params, "MGDA", weighting={"type": "Fixed", "weights": weights})
+    backward(trunk(x))
+    check_grads(params, expected)
+    unscaled = MultiTaskBackward(params, "MGDA").aggregator.weights(backward.last.gramian[:3, :3])
+    assert_close(backward.last.weights[:3], unscaled * torch.tensor([2.0, 0.5, 1.0]).double())
+
+
+def test_state_roundtrip(trunk, x):
+    first = MultiTaskBackward(trunk.parameters(), "GradVac")
+    first(trunk(x))
+    second = MultiTaskBackward(trunk.parameters(), "GradVac")
+    second.load_state_dict(first.state_dict())
+    trunk.zero_grad()
+    first(trunk(x))
+    expected = [None if p.grad is None else p.grad.clone() for p in trunk.parameters()]
+    trunk.zero_grad()
+    second(trunk(x))
+    check_grads(trunk.parameters(), expected)
+
+
+class TestErrors:
+    def test_checkpoint_of_another_method(self, trunk, x):
+        state = MultiTaskBackward(trunk.parameters(), "PCGrad").state_dict()
+        with pytest.raises(ValueError, match="written with PCGrad, this run uses MGDA"):
+            MultiTaskBackward(trunk.parameters(), "MGDA").load_state_dict(state)
+
+    def test_checkpoint_of_other_tasks(self, trunk, x):
+        there = MultiTaskBackward(trunk.parameters(), "Sum")
+        there(trunk(x))
+        here = MultiTaskBackward(trunk.parameters(), "Sum")
+        here({"box": trunk(x)["a"]})
+        with pytest.raises(ValueError, match=r"checkpoint has \['a', 'b', 'c', 'd'\]"):
+            here.load_state_dict(there.state_dict())
+
+    def test_feature_level_needs_a_module(self, trunk):
+        with pytest.raises(ValueError, match="level='feature' needs the module"):
+            MultiTaskBackward(trunk.parameters(), level="feature")
+
+    def test_representation_is_a_module(self, trunk):
+        with pytest.raises(TypeError, match="expected a module, got str"):
+            MultiTaskBackward(trunk.parameters(), level="feature", representation="neck")
+
+    def test_parameter_level_takes_no_module(self, trunk):
+        with pytest.raises(ValueError, match="takes no module"):
+            MultiTaskBackward(trunk.parameters(), representation=trunk.trunk)
+
+    def test_unknown_level(self, trunk):
+        with pytest.raises(ValueError, match="level: expected one of"):
+            MultiTaskBackward(trunk.parameters(), level="layer")
+
+    def test_representation_that_was_not_called(self, trunk, x):
+        backward = MultiTaskBackward(
+            trunk.parameters(), level="feature", representation=trunk.unused
+        )
+        with pytest.raises(ValueError, match="was not called"):
+            backward(trunk(x))
+
+    def test_everything_frozen(self, trunk):
+        with pytest.raises(ValueError, match="no parameter requires a gradient"):
+            MultiTaskBackward(trunk.requires_grad_(False).parameters())
+
+    def test_loss_that_is_no_scalar(self, trunk, x):
+        with pytest.raises(ValueError, match="'a' has the shape"):
+            MultiTaskBackward(trunk.parameters())({"a": trunk.trunk(x)})
+
+    def test_no_loss_with_a_gradient(self, trunk):
+        with pytest.raises(ValueError, match="none of .* requires a gradient"):
+            MultiTaskBackward(trunk.parameters())({"a": torch.zeros(())})
+
+    def test_mixed_dtypes_among_shared_parameters(self, trunk, x):
+        trunk.trunk[2].float()
+        with pytest.raises(TypeError, match="one dtype"):
+            z = trunk.trunk[0](x).float()
+            z = trunk.trunk[2](z)
+            MultiTaskBackward(trunk.parameters(), "MGDA")({"a": z.sum(), "b": z.exp().sum()})
+
+    def test_missing_weight(self, trunk, x):
+        backward = MultiTaskBackward(
+            trunk.parameters(), weighting={"type": "Fixed", "weights": {"a": 1.0, "bb": 1.0}}
+        )
+        with pytest.raises(KeyError, match="no weight for the task 'b'; did you mean 'bb'"):
+            backward(trunk(x))
+
+
+def test_every_gramian_method_is_covered():
+    assert all(issubclass(AGGREGATORS[name], GramianAggregator) for name in GRADIENT_METHODS)
