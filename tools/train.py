@@ -9,6 +9,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import mtl_plugins.mm  # noqa: F401
+from mtl_plugins.mm.data_check import broken_annotations, missing_data
 from mtl_plugins.registry import suggest
 
 METHODS = Path(__file__).parents[1] / "configs" / "_base_" / "mtl"
@@ -36,7 +37,7 @@ def parse_args() -> argparse.Namespace:
         "--cfg-options",
         nargs="+",
         action=DictAction,
-        help="override settings of the config: key=value, key=a,b or key=\"[(a,b),(c,d)]\"",
+        help='override settings of the config: key=value, key=a,b or key="[(a,b),(c,d)]"',
     )
     parser.add_argument(
         "--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="launcher"
@@ -95,8 +96,15 @@ def main() -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
 
+    if problem := missing_data(cfg):
+        raise SystemExit(problem)
     runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
-    runner.train()
+    try:
+        runner.train()
+    except (KeyError, ValueError) as error:
+        if problem := broken_annotations(cfg):
+            raise SystemExit(problem) from error
+        raise
 
 
 if __name__ == "__main__":

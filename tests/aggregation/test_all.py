@@ -42,7 +42,7 @@ def test_keeps_dtype(name, dtype):
 
 @every
 @given(jacobian=jacobians())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_update_is_the_weighted_sum(name, jacobian):
     weights = build_aggregator({"type": name} | seed_of(name)).weights(jacobian @ jacobian.T)
     update = build_aggregator({"type": name} | seed_of(name))(jacobian)
@@ -55,7 +55,7 @@ def seed_of(name):
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 @given(data=st.data(), seed=seeds)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_permutation_of_tasks(name, data, seed):
     # Aligned-MTL drops what is rounding in G: norms 1e10 apart are beyond it by definition.
     jacobian = data.draw(well_scaled if name == "AlignedMTL" else jacobians())
@@ -71,7 +71,7 @@ def test_permutation_of_tasks(name, data, seed):
     jacobian=jacobians(st.sampled_from(["random", "conflicting", "duplicate"])),
     factor=st.sampled_from([1e-10, 1e-3, 0.5, 1e3, 1e10]),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_homogeneous(name, jacobian, factor):
     """Every update scales with the gradients, but for Nash-MTL's, which ignores their scale."""
     cfg = {"type": name} | seed_of(name)
@@ -83,7 +83,7 @@ def test_homogeneous(name, jacobian, factor):
 @given(
     count=tasks, seed=seeds, dtype=st.sampled_from([torch.float32, torch.float64]), data=st.data()
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_degenerate_gradients_give_finite_weights(name, count, seed, dtype, data):
     """Zero rows, opposite rows, a rank of 1 to 3, norms 1e20 to 1e40 apart, all at once."""
     rng = torch.Generator().manual_seed(seed)

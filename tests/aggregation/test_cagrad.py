@@ -12,7 +12,7 @@ radii = st.sampled_from([0.1, 0.4, 0.9, 1.5])
 
 
 @given(jacobian=jacobians(), c=radii)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_kkt_conditions_of_the_primal(jacobian, c):
     """``max min_t g_t·d`` in the ball: on its boundary, and pulled only by the worst tasks."""
     w = CAGrad(c, rescale=0).weights(jacobian @ jacobian.T)
@@ -49,7 +49,7 @@ def test_two_tasks_by_brute_force(seed, c):
 
 
 @given(jacobian=well_scaled, c=radii)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_agrees_with_torchjd(jacobian, c):
     ours = CAGrad(c, rescale=0)(jacobian)
     theirs = torchjd.aggregation.CAGrad(c=c)(jacobian)
@@ -60,7 +60,7 @@ def test_agrees_with_torchjd(jacobian, c):
 
 
 @given(jacobian=jacobians())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_radius_of_one_never_conflicts(jacobian):
     d = CAGrad(c=1.0)(jacobian)
     cosine = (jacobian @ d) / (jacobian.norm(dim=1) * jacobian.mean(dim=0).norm())

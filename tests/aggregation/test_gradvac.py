@@ -24,7 +24,7 @@ def vaccinate(jacobian, orders, target, beta):
 
 
 @given(count=tasks, seed=seeds)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_agrees_with_the_algorithm_over_several_steps(count, seed):
     aggregator, twin = GradVac(beta=0.3, seed=seed), GradVac(beta=0.3, seed=seed)
     target = torch.zeros(count, count, dtype=torch.float64)
@@ -36,7 +36,7 @@ def test_agrees_with_the_algorithm_over_several_steps(count, seed):
 
 
 @given(seed=seeds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_agrees_with_torchjd_where_there_is_one_order(seed):
     ours, theirs = GradVac(beta=0.5), torchjd.aggregation.GradVac(beta=0.5, eps=0.0)
     for step in range(5):

@@ -13,7 +13,7 @@ from mtl_plugins.aggregation import IMTLG, RGW, AlignedMTL, Mean, Sum
 
 @pytest.mark.parametrize("mode", ["min", "median", "rmse"])
 @given(jacobian=well_scaled, factor=st.sampled_from([1e-10, 1.0, 1e10]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_aligned_mtl_agrees_with_torchjd(mode, jacobian, factor):
     preference = torch.ones(len(jacobian), dtype=jacobian.dtype)
     theirs = torchjd.aggregation.AlignedMTL(preference, scale_mode=mode)(jacobian * factor)
@@ -21,7 +21,7 @@ def test_aligned_mtl_agrees_with_torchjd(mode, jacobian, factor):
 
 
 @given(jacobian=full_rank)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_aligned_gradients_are_orthogonal_and_equally_long(jacobian):
     aligned = torch.stack(
         [AlignedMTL(preference=row.tolist())(jacobian) for row in torch.eye(len(jacobian))]
@@ -36,13 +36,13 @@ def test_aligned_mtl_preference_has_a_number_a_task():
 
 
 @given(jacobian=well_scaled)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_imtl_g_agrees_with_torchjd(jacobian):
     assert_close(IMTLG()(jacobian), torchjd.aggregation.IMTLG()(jacobian), rtol=1e-5, atol=1e-7)
 
 
 @given(jacobian=jacobians(st.sampled_from(["random", "badly scaled"])))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_imtl_g_projects_equally(jacobian):
     d = IMTLG()(jacobian)
     projections = (jacobian / jacobian.norm(dim=1, keepdim=True)) @ d
@@ -51,7 +51,7 @@ def test_imtl_g_projects_equally(jacobian):
 
 
 @given(count=tasks, seed=seeds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_rgw_is_the_softmax_of_normal_draws(count, seed):
     aggregator = RGW(seed=seed)
     weights = torch.stack([aggregator.weights(torch.eye(count).double()) for _ in range(400)])

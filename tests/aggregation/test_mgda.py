@@ -9,7 +9,7 @@ from mtl_plugins.aggregation import MGDA
 
 
 @given(jacobian=jacobians())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_kkt_conditions(jacobian):
     """On the simplex, and no vertex lies on the near side of d: ``g_t · d ≥ ‖d‖²``."""
     gramian = jacobian @ jacobian.T
@@ -36,7 +36,7 @@ def test_two_tasks_by_brute_force(seed):
 
 
 @given(jacobian=well_scaled)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_at_least_as_good_as_torchjd(jacobian):
     gramian = jacobian @ jacobian.T
     ours = MGDA().weights(gramian)

@@ -9,7 +9,7 @@ from mtl_plugins.aggregation import NashMTL
 
 
 @given(jacobian=jacobians())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_bargaining_condition(jacobian):
     gramian = jacobian @ jacobian.T
     alpha = NashMTL(max_norm=0.0).weights(gramian)
@@ -28,7 +28,7 @@ def test_two_tasks_in_closed_form():
 
 
 @given(jacobian=full_rank)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_agrees_with_torchjd(jacobian):
     """Its bargaining is up to a factor, which leaves the direction as it is."""
     theirs = torchjd.aggregation.NashMTL(n_tasks=len(jacobian), max_norm=0.0, optim_niter=100)

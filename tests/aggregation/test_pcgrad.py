@@ -21,7 +21,7 @@ def project(jacobian, orders):
 
 
 @given(jacobian=jacobians(), seed=seeds)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_agrees_with_projections(jacobian, seed):
     actual = PCGrad(seed=seed)(jacobian)
     expected = project(jacobian, PCGrad(seed=seed).orders(len(jacobian)))
@@ -29,7 +29,7 @@ def test_agrees_with_projections(jacobian, seed):
 
 
 @given(seed=seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_agrees_with_torchjd_where_there_is_one_order(seed):
     torch.manual_seed(seed)
     jacobian = torch.randn(2, 3, dtype=torch.float64)
@@ -37,7 +37,7 @@ def test_agrees_with_torchjd_where_there_is_one_order(seed):
 
 
 @given(seed=seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_two_tasks_never_conflict(seed):
     torch.manual_seed(seed)
     jacobian = torch.randn(2, 3, dtype=torch.float64)

@@ -1,0 +1,198 @@
+"""MTLOptimWrapper in a real Runner."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from mmengine.optim import OptimWrapper
+from models import build_detector, mask_rcnn_config
+from torch.testing import assert_close
+from toy import TASKS, TwoTasks, make_data, make_runner, parameters
+
+from mtl_plugins import MultiTaskBackward
+from mtl_plugins.aggregation import AGGREGATORS
+from mtl_plugins.mm.optim import MTLOptimWrapper
+from mtl_plugins.tasks import TaskGroups
+
+
+def mtl(aggregator="MGDA", **options):
+    return dict(type="MTLOptimWrapper", tasks=TASKS, aggregator=dict(type=aggregator), **options)
+
+
+def train(tmp_path, optim_wrapper, **overrides):
+    runner = make_runner(tmp_path, optim_wrapper, **overrides)
+    runner.train()
+    return parameters(runner)
+
+
+def by_hand(aggregator, iters=6, accumulate=1, max_norm=None, milestone=None, mask_lr=1.0):
+    """The same training without MMEngine."""
+    torch.manual_seed(0)
+    model = TwoTasks()
+    model.load_state_dict(initial_state())
+    groups = [dict(params=[p], lr=0.1) for n, p in model.named_parameters() if "mask" not in n]
+    groups += [dict(params=[p], lr=0.1 * mask_lr) for p in model.mask.parameters()]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    backward = MultiTaskBackward(model.parameters(), aggregator)
+    data = [d["inputs"] for d in make_data()]
+    for i in range(iters):
+        batch = torch.stack([data[(2 * i) % 12], data[(2 * i + 1) % 12]])
+        terms = model(batch)
+        terms.pop("acc")
+        terms["loss_cls"] = sum(terms["loss_cls"])
+        terms["loss_mask"] = terms["loss_mask"].mean()
+        losses = {k: v / accumulate for k, v in TaskGroups(TASKS)(terms).items()}
+        backward(losses, aggregate=(i + 1) % accumulate == 0)
+        if (i + 1) % accumulate == 0:
+            if max_norm:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        if i + 1 == milestone:
+            for group in optimizer.param_groups:
+                group["lr"] *= 0.1
+    return [p.detach() for p in model.parameters()]
+
+
+def initial_state():
+    """The weights that the runner's seed gives."""
+    runner = make_runner("/tmp", dict(type="OptimWrapper"))
+    return copy.deepcopy(runner.model.state_dict())
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_runner_trains_as_by_hand(name, tmp_path):
+    cfg = mtl(name)
+    if name in ("PCGrad", "GradVac", "RGW"):
+        cfg["aggregator"]["seed"] = 3
+    assert_close(train(tmp_path, cfg), by_hand(cfg["aggregator"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "overrides", "expected"),
+    [
+        (dict(clip_grad=dict(max_norm=0.05)), {}, dict(max_norm=0.05)),
+        (dict(accumulative_counts=3), {}, dict(accumulate=3)),
+        (
+            dict(paramwise_cfg=dict(custom_keys={"mask": dict(lr_mult=0.2)})),
+            {},
+            dict(mask_lr=0.2),
+        ),
+        (
+            {},
+            dict(param_scheduler=dict(type="MultiStepLR", milestones=[3], by_epoch=False)),
+            dict(milestone=3),
+        ),
+    ],
+    ids=["clip_grad", "accumulation", "paramwise_cfg", "schedule"],
+)
+def test_options_of_mmengine_keep_working(options, overrides, expected, tmp_path):
+    assert_close(train(tmp_path, mtl(**options), **overrides), by_hand("MGDA", **expected))
+
+
+def test_sum_equals_the_optim_wrapper_bitwise(tmp_path):
+    plain = train(tmp_path / "a", dict(type="OptimWrapper"))
+    ours = train(tmp_path / "b", mtl("Sum"))
+    assert all(torch.equal(p, q) for p, q in zip(plain, ours, strict=True))
+
+
+def test_sum_equals_the_optim_wrapper_bitwise_on_a_detector():
+    from mmdet.testing import demo_mm_inputs
+
+    torch.manual_seed(0)
+    detectors = [build_detector(mask_rcnn_config())]
+    detectors.append(copy.deepcopy(detectors[0]))
+    wrappers = [
+        cls(torch.optim.AdamW(model.parameters(), lr=1e-3), clip_grad=dict(max_norm=10))
+        for cls, model in zip((OptimWrapper, MTLOptimWrapper), detectors, strict=True)
+    ]
+    for step in range(10):
+        for model, wrapper in zip(detectors, wrappers, strict=True):
+            batch = demo_mm_inputs(
+                2, [[3, 64, 64]] * 2, num_items=[2, 2], num_classes=3, with_mask=True
+            )
+            torch.manual_seed(step)
+            model.train_step(batch, wrapper)
+    for p, q in zip(*(model.parameters() for model in detectors), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_feature_level_finds_its_module(tmp_path):
+    runner = make_runner(tmp_path, mtl("PCGrad", level="feature", representation="trunk"))
+    runner.train()
+    step = runner.optim_wrapper.multitask.last
+    assert step.tasks == ("box", "mask")
+    assert step.gramian.shape == (2, 2)
+
+
+def test_bfloat16_trains_on_a_cpu(tmp_path):
+    cfg = mtl("CAGrad") | dict(type="AmpMTLOptimWrapper")
+    runner = make_runner(tmp_path, cfg)
+    dtypes = []
+    runner.model.box.register_forward_hook(lambda *args: dtypes.append(args[2].dtype))
+    runner.train()
+    assert set(dtypes) == {torch.bfloat16}
+    exact = train(tmp_path / "exact", mtl("CAGrad"))
+    assert_close(parameters(runner), exact, rtol=0.1, atol=0.05)
+
+
+def test_resume_continues_the_method(tmp_path):
+    """GradVac remembers targets and draws: six steps are three, a restart, and three."""
+    straight = train(tmp_path / "a", mtl("GradVac"))
+    train(tmp_path / "b", mtl("GradVac"), iters=3)
+    data = make_data()
+    runner = make_runner(
+        tmp_path / "b",
+        mtl("GradVac"),
+        resume=True,
+        train_dataloader=dict(
+            batch_size=2,
+            sampler=dict(type="InfiniteSampler", shuffle=False),
+            dataset=data[6:] + data[:6],
+        ),
+    )
+    runner.train()
+    assert runner.iter == 6
+    assert all(torch.equal(p, q) for p, q in zip(parameters(runner), straight, strict=True))
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("optim_wrapper", "error", "message"),
+        [
+            (mtl("PCGard"), KeyError, "did you mean 'PCGrad'"),
+            (mtl() | dict(tasks=dict(box="loss_*", mask="loss_mask")), KeyError, "claimed by"),
+            (mtl() | dict(tasks=dict(box=TASKS["box"])), KeyError, "no task claims .*loss_mask"),
+            (mtl() | dict(tasks=TASKS | dict(x="loss_msk")), KeyError, "did you mean 'loss_mask'"),
+            (mtl(level="feature", representation="truk"), ValueError, "did you mean 'trunk'"),
+            (mtl(level="feature"), ValueError, "needs the module"),
+            (mtl(level="features"), ValueError, "level: expected one of"),
+            (mtl(weighting="Equl"), KeyError, "weighting.type.*did you mean 'Equal'"),
+        ],
+    )
+    def test_before_the_first_step(self, optim_wrapper, error, message, tmp_path):
+        runner = make_runner(tmp_path, optim_wrapper)
+        before = parameters(runner)
+        with pytest.raises(error, match=message):
+            runner.train()
+        assert all(torch.equal(p, q) for p, q in zip(before, parameters(runner), strict=True))
+
+    @pytest.mark.parametrize(
+        ("written", "resumed", "message"),
+        [
+            (mtl("PCGrad"), mtl("MGDA"), "written with PCGrad, this run uses MGDA"),
+            (dict(type="OptimWrapper"), mtl("MGDA"), "not written by MTLOptimWrapper"),
+        ],
+    )
+    def test_checkpoint_of_another_method(self, written, resumed, message, tmp_path):
+        train(tmp_path, written, iters=2)
+        with pytest.raises(ValueError, match=message):
+            train(tmp_path, resumed, resume=True)
+
+    def test_update_without_terms(self, tmp_path):
+        model = TwoTasks()
+        wrapper = MTLOptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+        with pytest.raises(RuntimeError, match="needs the single losses"):
+            wrapper.update_params(torch.ones((), requires_grad=True))

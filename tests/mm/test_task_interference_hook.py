@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from mmengine.registry import VISBACKENDS
+from mmengine.visualization import BaseVisBackend
+from test_optim_wrapper import mtl
+from toy import make_runner, parameters
+
+from mtl_plugins.mm.hooks import TaskInterferenceHook
+from mtl_plugins.monitors import gradient_direction_similarity, gradient_magnitude_similarity
+
+
+@VISBACKENDS.register_module(force=True)
+class Recorder(BaseVisBackend):
+    """A second backend, as TensorBoard's or wandb's would be."""
+
+    records: list[tuple[int, dict]] = []
+
+    @property
+    def experiment(self):
+        return self
+
+    def add_scalars(self, scalar_dict, step=0, file_path=None, **kwargs):
+        self.records.append((step, scalar_dict))
+
+
+def run(tmp_path, aggregator="PCGrad", interval=2, **options):
+    runner = make_runner(
+        tmp_path, mtl(aggregator, **options), [dict(type="TaskInterferenceHook", interval=interval)]
+    )
+    seen = []
+
+    original = TaskInterferenceHook.after_train_iter
+
+    def spy(self, runner, *args, **kwargs):
+        original(self, runner, *args, **kwargs)
+        if self.every_n_train_iters(runner, self.interval):
+            seen.append(runner.optim_wrapper.multitask.last)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskInterferenceHook, "after_train_iter", spy)
+        runner.train()
+    (file,) = tmp_path.rglob("scalars.json")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return runner, [line for line in lines if "mtl/gds" in line], seen
+
+
+@pytest.mark.parametrize("aggregator", ["PCGrad", "Sum"])
+def test_scalars(aggregator, tmp_path):
+    _, lines, seen = run(tmp_path, aggregator)
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    for line, step in zip(lines, seen, strict=True):
+        assert line["mtl/gds"] == pytest.approx(float(gradient_direction_similarity(step.gramian)))
+        assert line["mtl/gms"] == pytest.approx(float(gradient_magnitude_similarity(step.gramian)))
+        for i, task in enumerate(("box", "mask")):
+            assert line[f"mtl/loss/{task}"] == pytest.approx(step.losses[i].item())
+            assert line[f"mtl/weight/{task}"] == pytest.approx(step.weights[i].item())
+        if aggregator == "Sum":
+            assert line["mtl/weight/box"] == line["mtl/weight/mask"] == 1.0
+
+
+def test_losses_are_those_of_the_model(tmp_path):
+    """The task losses add up to the loss that MMEngine logs."""
+    run(tmp_path, "PCGrad", interval=1)
+    (file,) = tmp_path.rglob("scalars.json")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    tasks = {s["step"]: s["mtl/loss/box"] + s["mtl/loss/mask"] for s in lines if "mtl/gds" in s}
+    # MMEngine smooths over a window: only its first line is a single step's loss.
+    first = next(line for line in lines if "loss" in line)
+    assert tasks[first["step"]] == pytest.approx(first["loss"])
+
+
+@pytest.mark.parametrize("aggregator", ["Sum", "Mean", "GradVac"])
+def test_training_does_not_change_by_a_bit(aggregator, tmp_path):
+    watched, *_ = run(tmp_path / "a", aggregator)
+    plain = make_runner(tmp_path / "b", mtl(aggregator))
+    plain.train()
+    for p, q in zip(parameters(watched), parameters(plain), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_every_backend_gets_them(tmp_path):
+    Recorder.records.clear()
+    runner = make_runner(
+        tmp_path,
+        mtl(),
+        [dict(type="TaskInterferenceHook", interval=3)],
+        visualizer=dict(
+            type="Visualizer",
+            vis_backends=[
+                dict(type="LocalVisBackend"),
+                dict(type="Recorder", save_dir=str(tmp_path)),
+            ],
+        ),
+    )
+    runner.train()
+    assert [step for step, scalars in Recorder.records if "mtl/gds" in scalars] == [3, 6]
+
+
+def test_accumulation(tmp_path):
+    _, lines, _ = run(tmp_path, "PCGrad", accumulative_counts=3)
+    assert [line["step"] for line in lines] == [4, 6]  # at 2 there was no update yet
+
+
+def test_needs_the_mtl_wrapper(tmp_path):
+    hooks = [dict(type="TaskInterferenceHook", interval=1)]
+    with pytest.raises(TypeError, match="needs optim_wrapper.type='MTLOptimWrapper'"):
+        make_runner(tmp_path, dict(type="OptimWrapper"), hooks).train()
+
+
+def test_interval_is_positive():
+    with pytest.raises(ValueError, match="TaskInterferenceHook.interval"):
+        TaskInterferenceHook(interval=0)

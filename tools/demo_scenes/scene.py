@@ -1,0 +1,216 @@
+"""Random rooms with objects, rendered once into every label that a task may want.
+
+Image, depth, normals, visible and amodal masks come from the same rays through the pixel centres,
+so they agree to the pixel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from demo_scenes.render import Body, Camera, Hit, Light, camera_normals, cast, compose, shade
+from demo_scenes.things import OBJECTS, STUFF, WALLS, Solid, wooden_floor
+
+CLASSES: tuple[str, ...] = (*STUFF, *OBJECTS)
+"""Names of the values of ``Scene.semantic``."""
+
+MIN_SIDE = 96
+"""Shortest image side (pixels) at which objects are still large enough to be seen."""
+
+MIN_VISIBLE = 64
+"""Fewest visible pixels of an object: eight by eight, one cell of a stride-8 feature map."""
+
+_FEWEST, _MOST = 2, 7
+_CANDIDATES = 200
+_CROWDING = 0.75
+"""Share of objects that are put in line with an earlier one, so that objects overlap."""
+
+_ROOM = 2
+"""The first bodies of every scene are its wall and its floor; the objects follow."""
+
+_FACE_ROOM = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], np.float32)
+"""Turns a solid's y axis, up, to the world's z axis, away from the wall."""
+
+
+@dataclass(frozen=True, eq=False)
+class SceneObject:
+    """One object, also where something nearer hides it.
+
+    Attributes:
+        category: COCO's name of it.
+        amodal_depth: float32 ``[H, W]``, depth of the object's own front (metres), ``inf`` off it.
+        visible_mask: bool ``[H, W]``, where nothing else is nearer.
+    """
+
+    category: str
+    amodal_depth: np.ndarray
+    visible_mask: np.ndarray
+
+    @property
+    def amodal_mask(self) -> np.ndarray:
+        """bool ``[H, W]``: the whole object as far as the image reaches, hidden or not."""
+        return np.isfinite(self.amodal_depth)
+
+    @property
+    def occlusion(self) -> float:
+        """Share of the amodal mask that is hidden, 0 to 1."""
+        return 1 - float(self.visible_mask.sum() / self.amodal_mask.sum())
+
+    @property
+    def visible_box(self) -> tuple[int, int, int, int]:
+        """x, y, width, height (pixels) of the box around the visible mask."""
+        return box_of(self.visible_mask)
+
+    @property
+    def amodal_box(self) -> tuple[int, int, int, int]:
+        """x, y, width, height (pixels) of the box around the amodal mask."""
+        return box_of(self.amodal_mask)
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """An image and its labels.
+
+    Attributes:
+        rgb: uint8 ``[H, W, 3]``.
+        depth: float32 ``[H, W]``, z in the camera frame (metres), finite everywhere.
+        normals: float32 ``[H, W, 3]``, unit vectors in the camera frame, facing the camera.
+        semantic: uint8 ``[H, W]``, index into ``CLASSES``.
+        objects: their visible masks are disjoint, and wall or floor fills the rest.
+        camera: the view, for layouts that store intrinsics or point clouds.
+    """
+
+    rgb: np.ndarray
+    depth: np.ndarray
+    normals: np.ndarray
+    semantic: np.ndarray
+    objects: tuple[SceneObject, ...]
+    camera: Camera
+
+
+def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
+    """Draw a random scene of two to seven objects, each visible on ``MIN_VISIBLE`` pixels or more.
+
+    Args:
+        rng: the only source of randomness.
+        size: height and width (pixels), each at least ``MIN_SIDE``.
+    """
+    if min(size) < MIN_SIDE:
+        raise ValueError(f"size is {size}: height and width must be at least {MIN_SIDE} pixels")
+    camera = _random_camera(rng, size)
+    bodies, hits = _furnish(rng, camera)
+    depth, owner = compose(hits, size)
+    categories = [body.solid.category for body in bodies]
+    class_of_body = np.array([CLASSES.index(category) for category in categories], np.uint8)
+    return Scene(
+        rgb=_photograph(rng, bodies, hits, owner, camera),
+        depth=depth.astype(np.float32),
+        normals=camera_normals(bodies, hits, owner, camera),
+        semantic=class_of_body[owner],
+        objects=tuple(
+            SceneObject(categories[index], _amodal_depth(hits[index], size), owner == index)
+            for index in range(_ROOM, len(bodies))
+        ),
+        camera=camera,
+    )
+
+
+def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """x, y, width, height (pixels) of the box around a mask, bool ``[H, W]``."""
+    x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    return x, y, width, height
+
+
+def _random_camera(rng: np.random.Generator, size: tuple[int, int]) -> Camera:
+    """A camera at the height of a seated child, which looks at the foot of the wall."""
+    yaw, pitch = np.radians(rng.uniform(-12, 12)), np.radians(rng.uniform(10, 16))
+    forward = [np.sin(yaw) * np.cos(pitch), -np.sin(pitch), -np.cos(yaw) * np.cos(pitch)]
+    right = [np.cos(yaw), 0, np.sin(yaw)]
+    down = np.cross(forward, right)
+    position = np.array([0, rng.uniform(0.38, 0.6), rng.uniform(1.7, 2.1)])
+    return Camera(size, 1.3 * min(size), position, np.stack([right, down, forward], axis=-1))
+
+
+def _furnish(rng: np.random.Generator, camera: Camera) -> tuple[list[Body], list[Hit]]:
+    """Wall and floor, then objects that neither collide nor hide one another too far."""
+    wall = WALLS[rng.integers(len(WALLS))]
+    bodies = [Body(wall(rng)), Body(wooden_floor(rng))]
+    hits = [cast(body, camera) for body in bodies]
+    wanted = rng.choice(list(OBJECTS), size=rng.integers(_FEWEST, _MOST + 1))
+    for _ in range(_CANDIDATES):
+        placed = len(bodies) - _ROOM
+        if placed == len(wanted):
+            break
+        body = _place(rng, str(wanted[placed]), _aim(rng, hits[_ROOM:], camera), camera)
+        if any(_collide(body, other) for other in bodies[_ROOM:]):
+            continue
+        hit = cast(body, camera)
+        _, owner = compose([*hits, hit], camera.size)
+        if np.bincount(owner.ravel(), minlength=len(hits) + 1).min() >= MIN_VISIBLE:
+            bodies.append(body)
+            hits.append(hit)
+    return bodies, hits
+
+
+def _aim(rng: np.random.Generator, objects: list[Hit], camera: Camera) -> float:
+    """A column of the image, 0 (left) to 1: any, or more often that of an object already there."""
+    column = rng.uniform(0.06, 0.94)
+    if objects and rng.uniform() < _CROWDING:
+        columns = objects[rng.integers(len(objects))].window[1]
+        middle = (columns.start + columns.stop) / 2 / camera.size[1]
+        column = middle + rng.normal(0, 0.05)
+    return float(np.clip(column, 0.06, 0.94))
+
+
+def _place(rng: np.random.Generator, category: str, column: float, camera: Camera) -> Body:
+    """A random object of a category near a column: a clock hangs, all else stands on the floor."""
+    solid = OBJECTS[category](rng)
+    height, width = camera.size
+    ray = camera.rays[int(rng.uniform(0.05, 0.45) * height), int(column * width)]
+    if category == "clock":
+        radius = solid.bounds()[1][0]
+        position = camera.position - camera.position[2] / ray[2] * ray
+        position[1] = max(position[1], radius + 0.05)
+        return Body(solid, position.astype(np.float32), _FACE_ROOM)
+    z = rng.uniform(_reach(solid) + 0.02, camera.position[2] - 0.8)
+    position = camera.position + (z - camera.position[2]) / ray[2] * ray
+    position[1] = 0
+    turn = np.radians(rng.uniform(-60, 60))
+    cos, sin = np.cos(turn), np.sin(turn)
+    rotation = np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]], np.float32)
+    return Body(solid, position.astype(np.float32), rotation)
+
+
+def _collide(body: Body, other: Body) -> bool:
+    """Whether the circles around two footprints overlap, seen from above."""
+    apart = np.hypot(*(body.position - other.position)[[0, 2]])
+    return bool(apart < _reach(body.solid) + _reach(other.solid))
+
+
+def _reach(solid: Solid) -> float:
+    """Radius of the circle on the ground around a solid (metres)."""
+    corners = np.abs(solid.bounds())[:, [0, 2]]
+    return float(np.hypot(*corners.max(0)))
+
+
+def _photograph(
+    rng: np.random.Generator, bodies: list[Body], hits: list[Hit], owner: np.ndarray, camera: Camera
+) -> np.ndarray:
+    """uint8 RGB ``[H, W, 3]`` under a random sun, through a lens, on a noisy sensor."""
+    sun = rng.uniform((-1, 0.9, 0.5), (1, 1.6, 1.2)).astype(np.float32)
+    tint = rng.uniform(0.94, 1.06, 3).astype(np.float32)
+    light = Light(sun / np.linalg.norm(sun), sun=0.75 * tint, sky=0.5 * tint)
+    image = shade(bodies, hits, owner, camera, light)
+    # Half a pixel of blur hides the stairs that one ray a pixel leaves along the edges.
+    image = cv2.GaussianBlur(image, (0, 0), 0.5)
+    image += 0.012 * rng.standard_normal(image.shape, np.float32)
+    return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def _amodal_depth(hit: Hit, size: tuple[int, int]) -> np.ndarray:
+    depth = np.full(size, np.inf, np.float32)
+    depth[hit.window] = hit.depth
+    return depth
