@@ -23,6 +23,9 @@ class Recorder(BaseVisBackend):
     def experiment(self):
         return self
 
+    def _init_env(self):
+        """Nothing to set up."""
+
     def add_scalars(self, scalar_dict, step=0, file_path=None, **kwargs):
         self.records.append((step, scalar_dict))
 
