@@ -10,6 +10,7 @@ import torch
 def median_seconds(
     calls: Mapping[str, Callable[[], object]],
     rounds: int,
+    turn: float = 0.0,
     before: Callable[[], object] = lambda: None,
     device: str = "cpu",
 ) -> dict[str, float]:
@@ -20,18 +21,26 @@ def median_seconds(
 
     Args:
         calls: What to time, by name.
-        rounds: How often each is called, after one call that does not count.
+        rounds: Turns of each call, after one that does not count.
+        turn: Seconds that a turn lasts, at least; 0 makes it one call.
         before: Called before every call, outside the clock.
         device: Where the calls do their work; a CUDA device is waited for.
     """
     wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds + 1):
+    seconds: dict[str, list[float]] = {}
+    for i in range(rounds + 1):
+        if i <= 1:
+            seconds = {name: [] for name in calls}
         for name, call in calls.items():
-            before()
-            wait()
-            start = time.perf_counter()
-            call()
-            wait()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
+            end = time.perf_counter() + turn
+            while True:
+                before()
+                wait()
+                start = time.perf_counter()
+                call()
+                wait()
+                now = time.perf_counter()
+                seconds[name].append(now - start)
+                if now >= end:
+                    break
+    return {name: statistics.median(taken) for name, taken in seconds.items()}

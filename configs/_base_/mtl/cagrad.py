@@ -1,5 +1,5 @@
-custom_imports = dict(imports=['mtl_plugins.mm'])
+custom_imports = dict(imports=["mtl_plugins.mm"])
 optim_wrapper = dict(
-    type='MTLOptimWrapper',
-    aggregator=dict(_delete_=True, type='CAGrad', c=0.4, rescale=1))
-custom_hooks = [dict(type='TaskInterferenceHook', interval=10)]
+    type="MTLOptimWrapper", aggregator=dict(_delete_=True, type="CAGrad", c=0.4, rescale=1)
+)
+custom_hooks = [dict(type="TaskInterferenceHook", interval=10)]

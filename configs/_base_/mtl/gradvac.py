@@ -1,5 +1,5 @@
-custom_imports = dict(imports=['mtl_plugins.mm'])
+custom_imports = dict(imports=["mtl_plugins.mm"])
 optim_wrapper = dict(
-    type='MTLOptimWrapper',
-    aggregator=dict(_delete_=True, type='GradVac', beta=0.01))
-custom_hooks = [dict(type='TaskInterferenceHook', interval=10)]
+    type="MTLOptimWrapper", aggregator=dict(_delete_=True, type="GradVac", beta=0.01)
+)
+custom_hooks = [dict(type="TaskInterferenceHook", interval=10)]

@@ -1,0 +1,29 @@
+# Needs CPython >= 3.11 with pip, nothing else. The first call of a target installs, later ones do not.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# --no-compile: bytecode of what is used is written when it is used, that of CUDA's tools never.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/mm.installed
+	$(BIN)/python tools/demo.py
+
+test: $(VENV)/dev.installed lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/%.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e '.[$*]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) work_dirs data/demo
