@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from statistics import fmean, median_low
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from mtl_plugins.aggregation.base import GramianAggregator
-from mtl_plugins.aggregation.solvers import Matrix, Vector
+from mtl_plugins.aggregation.solvers import Matrix, Vector, dot
 
 ScaleMode = Literal["min", "median", "rmse"]
+SIGMA: dict[ScaleMode, Callable[[Vector], float]] = {
+    "min": min,
+    "median": median_low,
+    "rmse": fmean,
+}
 
 
 class AlignedMTL(GramianAggregator):
@@ -42,14 +50,18 @@ class AlignedMTL(GramianAggregator):
         self, gramian: Matrix, *, eps: float, losses: Tensor | None, tasks: Sequence[int]
     ) -> Vector:
         values, vectors = torch.linalg.eigh(torch.tensor(gramian, dtype=torch.float64))
-        kept = values > values[-1] * len(gramian) * eps
-        values, vectors = values[kept], vectors[:, kept]
-        if not len(values):  # all gradients are zero
-            return self._preference(tasks)
-        sigma = {"min": values[0], "median": values.median(), "rmse": values.mean()}
-        preference = torch.tensor(self._preference(tasks), dtype=torch.float64)
-        aligned = vectors @ ((sigma[self.scale_mode] / values).sqrt() * (vectors.T @ preference))
-        return aligned.tolist()
+        eigenvalues, columns = values.tolist(), vectors.T.tolist()
+        preference = self._preference(tasks)
+        first = bisect_right(eigenvalues, eigenvalues[-1] * len(gramian) * eps)
+        kept = eigenvalues[first:]
+        if not kept:  # all gradients are zero
+            return preference
+        sigma = SIGMA[self.scale_mode](kept)
+        aligned = [0.0] * len(gramian)
+        for value, column in zip(kept, columns[first:], strict=True):
+            along = math.sqrt(sigma / value) * dot(column, preference)
+            aligned = [a + along * c for a, c in zip(aligned, column, strict=True)]
+        return aligned
 
     def _preference(self, tasks: Sequence[int]) -> Vector:
         if self.preference is None:

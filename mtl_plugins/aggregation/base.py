@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -72,23 +74,26 @@ class GramianAggregator(Aggregator):
         Raises:
             ValueError: The Gramian is not square or not finite.
         """
-        matrix = gramian.detach().to("cpu", torch.float64, copy=True)
-        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        if gramian.ndim != 2 or gramian.shape[0] != gramian.shape[1]:
             raise ValueError(f"a Gramian is square, got the shape {tuple(gramian.shape)}")
-        if not matrix.isfinite().all():
+        matrix: Matrix = gramian.tolist()
+        if not all(map(math.isfinite, chain.from_iterable(matrix))):
             raise ValueError("the Gramian has an entry that is not finite")
         dtype = torch.finfo(gramian.dtype)
         # The products of a shorter gradient are denormal numbers, which have no accuracy.
-        vanishing = matrix.diagonal() < dtype.tiny / dtype.eps
-        matrix[vanishing] = 0.0
-        matrix[:, vanishing] = 0.0
+        floor = dtype.tiny / dtype.eps
+        for t in [t for t, row in enumerate(matrix) if row[t] < floor]:
+            matrix[t] = [0.0] * len(matrix)
+            for row in matrix:
+                row[t] = 0.0
         weights = self.solve(
-            matrix.tolist(),
+            matrix,
             eps=dtype.eps,
             losses=losses,
             tasks=range(len(matrix)) if tasks is None else tasks,
         )
-        return torch.tensor(weights, dtype=torch.float64).clamp(dtype.min, dtype.max).to(gramian)
+        clamped = [max(dtype.min, min(dtype.max, w)) for w in weights]
+        return torch.tensor(clamped, dtype=gramian.dtype, device=gramian.device)
 
     @abstractmethod
     def solve(

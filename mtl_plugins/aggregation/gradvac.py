@@ -56,15 +56,16 @@ class GradVac(RandomAggregator):
         self, gramian: Matrix, *, eps: float, losses: Tensor | None, tasks: Sequence[int]
     ) -> Vector:
         self._grow(max(tasks) + 1)
+        norms = [math.sqrt(max(row[t], 0.0)) for t, row in enumerate(gramian)]
         total = [0.0] * len(gramian)
         for i, others in enumerate(self.orders(len(gramian))):
             v = [0.0] * len(gramian)
             v[i] = 1.0
+            norm_v = norms[i]
             products = gramian[i]
             target = self._target[tasks[i]]
             for j in others:
-                norm_v = math.sqrt(max(dot(products, v), 0.0))
-                norm_j = math.sqrt(max(gramian[j][j], 0.0))
+                norm_j = norms[j]
                 if not norm_v or not norm_j:
                     continue
                 phi = max(-1.0, min(1.0, products[j] / norm_v / norm_j))
@@ -75,6 +76,7 @@ class GradVac(RandomAggregator):
                     )
                     v[j] += step
                     products = [p + step * g for p, g in zip(products, gramian[j], strict=True)]
+                    norm_v = math.sqrt(max(dot(products, v), 0.0))
                 target[tasks[j]] = (1.0 - self.beta) * wanted + self.beta * phi
             total = [a + b for a, b in zip(total, v, strict=True)]
         return total

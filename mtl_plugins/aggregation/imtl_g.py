@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,15 +27,17 @@ class IMTLG(GramianAggregator):
     ) -> Vector:
         size = len(gramian)
         cosines, norms = correlation(gramian)
-        c = torch.tensor(cosines, dtype=torch.float64)
-        n = torch.tensor(norms, dtype=torch.float64)
-        if n.min() > 0.0 and torch.linalg.eigvalsh(c)[0] > size * eps:
+        shortest = min(norms)
+        values, vectors = torch.linalg.eigh(torch.tensor(cosines, dtype=torch.float64))
+        if shortest > 0.0 and values[0].item() > size * eps:
             # Solved on the cosines: in G itself the rounding of a long gradient hides a short one.
-            w = torch.linalg.solve(c, torch.ones_like(n)) * (n.min() / n)
+            u = (vectors @ (vectors.sum(dim=0) / values)).tolist()
+            w = [u_t * (shortest / n) for u_t, n in zip(u, norms, strict=True)]
         else:
             g = torch.tensor(gramian, dtype=torch.float64)
-            w = torch.linalg.pinv(g, rtol=size * eps, hermitian=True) @ n
-        total, size_of = w.sum(), w.abs().sum()
-        if total.abs() <= 1e-9 * size_of or not total.isfinite():
+            n = torch.tensor(norms, dtype=torch.float64)
+            w = (torch.linalg.pinv(g, rtol=size * eps, hermitian=True) @ n).tolist()
+        total, size_of = sum(w), sum(map(abs, w))
+        if abs(total) <= 1e-9 * size_of or not math.isfinite(total):
             return [1.0 / size] * size
-        return (w / total).tolist()
+        return [w_t / total for w_t in w]

@@ -36,13 +36,14 @@ def correlation(gramian: Matrix) -> tuple[Matrix, Vector]:
     """
     norms = [math.sqrt(max(gramian[i][i], 0.0)) for i in range(len(gramian))]
     # Divided twice: the product of two norms may leave the range of a double.
-    cosines = [
-        [
-            1.0 if i == j else max(-1.0, min(1.0, g / n_i / n_j)) if n_i and n_j else 0.0
-            for j, (g, n_j) in enumerate(zip(row, norms, strict=True))
-        ]
-        for i, (row, n_i) in enumerate(zip(gramian, norms, strict=True))
-    ]
+    divisors = [n or math.inf for n in norms]
+    cosines: Matrix = []
+    for i, (row, n_i) in enumerate(zip(gramian, divisors, strict=True)):
+        new = [g / n_i / n_j for g, n_j in zip(row, divisors, strict=True)]
+        new[i] = 1.0
+        if max(new) > 1.0 or min(new) < -1.0:
+            new = [max(-1.0, min(1.0, c)) for c in new]
+        cosines.append(new)
     return cosines, norms
 
 
@@ -59,7 +60,10 @@ def ridge(tasks: int, eps: float) -> float:
 def regularised(cosines: Matrix, eps: float) -> Matrix:
     """``C + ridge * I``."""
     shift = ridge(len(cosines), eps)
-    return [[c + shift * (i == j) for j, c in enumerate(row)] for i, row in enumerate(cosines)]
+    result = [row[:] for row in cosines]
+    for i, row in enumerate(result):
+        row[i] += shift
+    return result
 
 
 def solve_spd(a: Matrix, *right: Sequence[float]) -> list[Vector]:
@@ -109,7 +113,8 @@ def nonnegative_qp(a: Matrix, b: Sequence[float], support: Collection[int] = ())
         ``x`` of shape ``[T]``.
     """
     size = len(b)
-    inside = [i in support for i in range(size)]
+    # From x = 0, the first step would be to where the gradient is negative.
+    inside = [i in support for i in range(size)] if support else [b_i > 0.0 for b_i in b]
     fewest, patience = size + 1, 3
     x = [0.0] * size
     # Murty's rule visits each of 2^T supports at most once; in practice a few are visited.

@@ -1,0 +1,222 @@
+"""The commands that a user types, on a small drawn data set."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import train
+from mmengine.config import Config
+from models import ROOT, build_detector, mask_rcnn_config
+
+from mtl_plugins import MultiTaskBackward
+from mtl_plugins.aggregation import AGGREGATORS, build_aggregator
+from mtl_plugins.tasks import TaskGroups
+
+SMALL = "configs/mask_rcnn/mask-rcnn_r18-small_fpn_coco.py"
+STANDARD = "configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"
+METHODS = sorted(path.stem for path in (ROOT / "configs/_base_/mtl").glob("*.py"))
+TWO_STEPS = [
+    "--cfg-options",
+    "train_cfg.max_iters=2",
+    "train_cfg.val_interval=100",
+    "default_hooks.checkpoint.interval=2",
+    "custom_hooks.0.interval=1",
+]
+
+
+def run(*command: str, coco: Path) -> str:
+    """Runs a script in a fresh process, as from a shell, and returns all that it prints."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | {"COCO_ROOT": str(coco)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    return done.stdout
+
+
+def main(monkeypatch, coco: Path, *arguments: str) -> None:
+    """Runs ``tools/train.py`` in this process."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COCO_ROOT", str(coco))
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    train.main()
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "coco"
+    options = ["--train", "4", "--val", "2", "--size", "160", "120"]
+    run("tools/make_demo_data.py", "--layout", "coco", "--out", str(out), *options, coco=out)
+    return out
+
+
+@pytest.fixture
+def broken(coco, tmp_path):
+    """A copy of the data, to damage its training annotations."""
+    root = tmp_path / "coco"
+    root.mkdir()
+    for part in ("train2017", "val2017"):
+        (root / part).symlink_to(coco / part)
+    (root / "annotations").mkdir()
+    for file in (coco / "annotations").glob("instances_*.json"):
+        (root / "annotations" / file.name).write_text(file.read_text())
+
+    def damage(edit) -> Path:
+        path = root / "annotations" / "instances_train2017.json"
+        content = json.loads(path.read_text())
+        edit(content)
+        path.write_text(json.dumps(content))
+        return root
+
+    return damage
+
+
+def test_train_then_test(coco, tmp_path):
+    work_dir = str(tmp_path / "run")
+    log = run(
+        "tools/train.py", SMALL, "--mtl", "cagrad", "--work-dir", work_dir, *TWO_STEPS, coco=coco
+    )
+    assert "Iter(train) [2/2]" in log and "eta:" in log
+    (scalars,) = Path(work_dir).rglob("scalars.json")
+    lines = [json.loads(line) for line in scalars.read_text().splitlines()]
+    assert {"mtl/gds", "mtl/gms", "mtl/loss/mask", "mtl/weight/detection"} <= lines[0].keys()
+    checkpoint = tmp_path / "run" / "iter_2.pth"
+    state = torch.load(checkpoint, weights_only=False)["optimizer"]["mtl"]
+    assert state["tasks"] == ["detection", "mask"]
+    assert state["aggregator"]["type"] == "CAGrad"
+    log = run("tools/test.py", SMALL, str(checkpoint), "--work-dir", work_dir, coco=coco)
+    assert "coco/bbox_mAP:" in log and "coco/segm_mAP:" in log
+
+
+def test_amp(coco, tmp_path, monkeypatch):
+    main(
+        monkeypatch, coco, SMALL, "--mtl", "mgda", "--amp", "--work-dir", str(tmp_path), *TWO_STEPS
+    )
+    state = torch.load(tmp_path / "iter_2.pth", weights_only=False)
+    assert all(p.isfinite().all() for p in state["state_dict"].values())
+    config = Config.fromfile(tmp_path / Path(SMALL).name)
+    assert config.optim_wrapper.type == "AmpMTLOptimWrapper"
+
+
+def test_resume(coco, tmp_path, monkeypatch):
+    arguments = [SMALL, "--mtl", "gradvac", "--work-dir", str(tmp_path), *TWO_STEPS]
+    main(monkeypatch, coco, *arguments)
+    first = torch.load(tmp_path / "iter_2.pth", weights_only=False)
+    arguments.insert(1, "--resume")
+    main(
+        monkeypatch,
+        coco,
+        *arguments,
+        "train_cfg.max_iters=3",
+        "default_hooks.checkpoint.interval=3",
+    )
+    second = torch.load(tmp_path / "iter_3.pth", weights_only=False)
+    assert second["meta"]["iter"] == 3
+    before, after = (
+        s["optimizer"]["mtl"]["aggregator"]["state"]["target"] for s in (first, second)
+    )
+    assert before.any() and not torch.equal(before, after)
+
+
+def test_every_aggregator_has_a_config():
+    built = [
+        build_aggregator(
+            Config.fromfile(ROOT / f"configs/_base_/mtl/{name}.py").optim_wrapper.aggregator
+        )
+        for name in METHODS
+    ]
+    assert {type(aggregator).__name__ for aggregator in built} == set(AGGREGATORS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "config", [SMALL, STANDARD, "mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"]
+)
+def test_mtl_lays_a_method_over_any_config(name, config, tmp_path):
+    path = tmp_path / "config.py"
+    base = config if "::" in config else str(ROOT / config)
+    path.write_text(f"_base_ = [{base!r}]\ncustom_hooks = [dict(type='CheckInvalidLossHook')]\n")
+    plain = Config.fromfile(path)
+    cfg = train.lay_over(Config.fromfile(path), name)
+    assert cfg.optim_wrapper.type == "MTLOptimWrapper"
+    assert cfg.optim_wrapper.optimizer == plain.optim_wrapper.optimizer
+    assert cfg.optim_wrapper.get("tasks") == plain.optim_wrapper.get("tasks")
+    build_aggregator(cfg.optim_wrapper.aggregator.to_dict())
+    types = [hook.type for hook in cfg.custom_hooks]
+    assert types == ["CheckInvalidLossHook", "TaskInterferenceHook"]
+
+
+def test_method_as_base_of_a_config(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(
+        f"_base_ = [{str(ROOT / 'configs/_base_/mtl/cagrad.py')!r}]\n"
+        "optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1), aggregator=dict(c=0.2))\n"
+    )
+    assert build_aggregator(Config.fromfile(path).optim_wrapper.aggregator.to_dict()).c == 0.2
+
+
+class TestBadInput:
+    """One error, before the first step, in the words of the command line or the config."""
+
+    def test_unknown_method(self, coco, monkeypatch):
+        with pytest.raises(SystemExit, match="--mtl: no method is called 'pcgard'; did you mean"):
+            main(monkeypatch, coco, SMALL, "--mtl", "pcgard")
+
+    def test_auto_scale_lr_without_a_base(self, coco, monkeypatch, tmp_path):
+        path = tmp_path / "config.py"
+        path.write_text(f"_base_ = [{str(ROOT / SMALL)!r}]\nauto_scale_lr = dict(_delete_=True)\n")
+        with pytest.raises(SystemExit, match="no auto_scale_lr.base_batch_size"):
+            main(monkeypatch, coco, str(path), "--auto-scale-lr")
+
+    def test_data_root_that_is_not_there(self, monkeypatch, tmp_path):
+        with pytest.raises(SystemExit, match=r"train_dataloader.dataset.data_root: .*COCO_ROOT"):
+            main(monkeypatch, tmp_path / "nowhere", SMALL)
+
+    def test_annotation_file_that_is_not_there(self, coco, monkeypatch):
+        option = "train_dataloader.dataset.ann_file=annotations/instances_train.json"
+        with pytest.raises(SystemExit, match=r"dataset.ann_file: .*instances_train2017.json"):
+            main(monkeypatch, coco, SMALL, "--cfg-options", option)
+
+    @pytest.mark.parametrize(
+        ("edit", "message"),
+        [
+            (lambda c: c.pop("categories"), "has no 'categories'"),
+            (
+                lambda c: c["images"][0].pop("file_name"),
+                r"images has a record without \['file_name'",
+            ),
+            (lambda c: c["annotations"][0].pop("area"), r"record without \['area'\]"),
+            (lambda c: c["annotations"][0].pop("bbox"), r"record without \['bbox'\]"),
+        ],
+    )
+    def test_annotations_with_missing_keys(self, edit, message, broken, monkeypatch, tmp_path):
+        with pytest.raises(SystemExit, match=message):
+            main(monkeypatch, broken(edit), SMALL, "--work-dir", str(tmp_path), *TWO_STEPS)
+        assert not list(tmp_path.glob("*.pth"))
+
+
+@pytest.mark.parametrize("name", ["MGDA", "CAGrad", "NashMTL"])
+def test_images_without_an_instance_train_on(name):
+    """No box and no mask: the mask loss is an empty sum, and the other task goes on."""
+    from mmdet.testing import demo_mm_inputs
+
+    model = build_detector(mask_rcnn_config())
+    batch = demo_mm_inputs(2, [[3, 64, 64]] * 2, num_items=[0, 0], num_classes=3, with_mask=True)
+    data = model.data_preprocessor(batch, True)
+    _, terms = model.parse_losses(model(**data, mode="loss"))
+    terms = {k: v for k, v in terms.items() if "loss" in k and k != "loss"}
+    tasks = Config.fromfile(ROOT / SMALL).optim_wrapper.tasks
+    backward = MultiTaskBackward(model.parameters(), name)
+    backward(TaskGroups(tasks)(terms))
+    grads = [p.grad for p in model.backbone.parameters()]
+    assert all(g.isfinite().all() for g in grads) and any(g.any() for g in grads)
