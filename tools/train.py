@@ -60,6 +60,8 @@ def lay_over(cfg: Config, name: str) -> Config:
     method = Config.fromfile(path)
     kept = [h for h in cfg.get("custom_hooks", []) if h not in method.custom_hooks]
     imports = cfg.get("custom_imports", {}).get("imports", [])
+    if "aggregator" in cfg.optim_wrapper:  # its arguments are another method's
+        del cfg.optim_wrapper.aggregator
     cfg.merge_from_dict(method.to_dict())
     cfg.custom_hooks = kept + method.custom_hooks
     cfg.custom_imports = {"imports": [*imports, "mtl_plugins.mm"]}

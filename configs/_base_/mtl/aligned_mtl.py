@@ -1,5 +1,3 @@
 custom_imports = dict(imports=["mtl_plugins.mm"])
-optim_wrapper = dict(
-    type="MTLOptimWrapper", aggregator=dict(_delete_=True, type="AlignedMTL", scale_mode="min")
-)
+optim_wrapper = dict(type="MTLOptimWrapper", aggregator=dict(type="AlignedMTL", scale_mode="min"))
 custom_hooks = [dict(type="TaskInterferenceHook", interval=10)]

@@ -1,5 +1,3 @@
 custom_imports = dict(imports=["mtl_plugins.mm"])
-optim_wrapper = dict(
-    type="MTLOptimWrapper", aggregator=dict(_delete_=True, type="CAGrad", c=0.4, rescale=1)
-)
+optim_wrapper = dict(type="MTLOptimWrapper", aggregator=dict(type="CAGrad", c=0.4, rescale=1))
 custom_hooks = [dict(type="TaskInterferenceHook", interval=10)]

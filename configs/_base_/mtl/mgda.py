@@ -1,5 +1,3 @@
 custom_imports = dict(imports=["mtl_plugins.mm"])
-optim_wrapper = dict(
-    type="MTLOptimWrapper", aggregator=dict(_delete_=True, type="MGDA", normalization="none")
-)
+optim_wrapper = dict(type="MTLOptimWrapper", aggregator=dict(type="MGDA", normalization="none"))
 custom_hooks = [dict(type="TaskInterferenceHook", interval=10)]

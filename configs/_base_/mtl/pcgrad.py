@@ -1,3 +1,3 @@
 custom_imports = dict(imports=["mtl_plugins.mm"])
-optim_wrapper = dict(type="MTLOptimWrapper", aggregator=dict(_delete_=True, type="PCGrad"))
+optim_wrapper = dict(type="MTLOptimWrapper", aggregator=dict(type="PCGrad"))
 custom_hooks = [dict(type="TaskInterferenceHook", interval=10)]
