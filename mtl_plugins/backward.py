@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from mtl_plugins.aggregation import Aggregator, GramianAggregator, build_aggregator
+from mtl_plugins.distributed import average, average_grads, gather, world_size
 from mtl_plugins.gradients import (
     NOBODY,
     SEVERAL,
     Representation,
     TaskRows,
     add_grad,
+    common_owner,
     gramian_of,
     owners,
 )
@@ -57,6 +59,13 @@ class MultiTaskBackward:
             one backward pass through the shared part a task; ``"feature"`` aggregates those of
             ``representation`` and then runs what lies before it back once.
         representation: With ``level="feature"``, the module whose output the tasks share.
+        tasks: Names of all tasks; they are numbered as they appear otherwise. Needed in a
+            data-parallel run where a rank's first batch may lack a task.
+
+    In a data-parallel run (:mod:`torch.distributed` with several ranks) call the model without the
+    synchronisation of its wrapper (``no_sync()``): the task gradients are averaged over the ranks
+    here, before they are aggregated. Only a method that takes no task gradients leaves that to the
+    wrapper, see :attr:`synchronizes`.
 
     Attributes:
         last: The :class:`Step` taken last; None before the first.
@@ -77,6 +86,7 @@ class MultiTaskBackward:
         weighting: str | Mapping[str, Any] | Weighting | None = None,
         level: Level = "parameter",
         representation: nn.Module | None = None,
+        tasks: Sequence[str] = (),
     ) -> None:
         if level not in get_args(Level):
             raise ValueError(f"level: expected one of {get_args(Level)}, got {level!r}")
@@ -93,7 +103,7 @@ class MultiTaskBackward:
         self.weighting = None if weighting is None else build_weighting(weighting)
         self.level = level
         self.representation = None if representation is None else Representation(representation)
-        self.tasks: list[str] = []
+        self.tasks = list(tasks)
         self.last: Step | None = None
         self.monitor = False
         self._rows = TaskRows()
@@ -102,6 +112,7 @@ class MultiTaskBackward:
         self._owner = [NOBODY] * len(self.params)
         # Losses since the last aggregation, and whether more of them are to come.
         self._losses: dict[str, Tensor] = {}
+        self._values = torch.zeros(0)
         self._collecting = False
 
     def __call__(
@@ -128,8 +139,9 @@ class MultiTaskBackward:
         factors = {} if self.weighting is None else self.weighting.weights(raw)
         weighted = {name: factors[name] * loss for name, loss in raw.items()} if factors else raw
         self._add_up(raw)
+        synchronizes = self.synchronizes
         # Under autocast the Gramian and the weighted sum would be taken in half precision.
-        with torch.autocast(next(iter(raw.values())).device.type, enabled=False):
+        with torch.autocast(self._values.device.type, enabled=False):
             if not self.aggregator.needs_gradients:
                 weights, gramian = self._one_pass(weighted, scale)
             elif self.representation is not None:
@@ -137,21 +149,36 @@ class MultiTaskBackward:
             else:
                 weights, gramian = self._parameter_level(weighted, scale, aggregate)
         self._collecting = not aggregate
-        if aggregate:
-            self.monitor = False
-            if weights is not None and factors:
-                weights = weights * torch.tensor([float(factors[name]) for name in raw])
-            self.last = Step(tuple(self._losses), self._loss_values(), weights, gramian)
+        if not aggregate:
+            return
+        if synchronizes:
+            done = {id(leaf) for leaf in self._rows.leaves}
+            average_grads([p for p in self.params if id(p) not in done])
+        self.monitor = False
+        if weights is not None and factors:
+            weights = weights * torch.tensor(
+                [float(factors.get(name, 0.0)) for name in self._losses]
+            )
+        self.last = Step(tuple(self._losses), self._values, weights, gramian)
+
+    @property
+    def synchronizes(self) -> bool:
+        """Whether the next call averages over the ranks, so that the model's wrapper must not."""
+        takes_gradients = self.aggregator.needs_gradients or self.representation is not None
+        return world_size() > 1 and (takes_gradients or self.monitor)
 
     def _add_up(self, losses: Mapping[str, Tensor]) -> None:
+        """Sums the losses since the last aggregation, for the method and for :attr:`last`."""
+        synchronizes = self.synchronizes
         if not self._collecting:
-            self._losses = {}
+            # Another rank may have a task that this one lacks: all take part with all.
+            zero = next(iter(losses.values())).detach().new_zeros((), dtype=torch.float32)
+            self._losses = dict.fromkeys(self.tasks if synchronizes else (), zero)
         for name, loss in losses.items():
             value = loss.detach().float()
             self._losses[name] = self._losses[name] + value if name in self._losses else value
-
-    def _loss_values(self) -> Tensor:
-        return torch.stack(list(self._losses.values()))
+        values = torch.stack(list(self._losses.values()))
+        self._values = average(values) if synchronizes else values
 
     def _check(self, losses: Mapping[str, Tensor]) -> None:
         for name, loss in losses.items():
@@ -184,32 +211,32 @@ class MultiTaskBackward:
         _backward(total, scale)
         if self.representation is not None:
             self.representation.backward([leaf.grad for leaf in self.representation.leaves])
-        return weights, gramian
+        by_name = dict(zip(losses, weights.tolist(), strict=True))
+        return torch.tensor([by_name.get(name, 0.0) for name in self._losses]), gramian
 
     def _monitored(self, losses: Mapping[str, Tensor]) -> Tensor:
         """The Gramian alone: no ``.grad`` is touched and the graph stays usable."""
-        values = list(losses.values())
-        if self.representation is not None:
-            leaves: list[Tensor] = self.representation.leaves
-        else:
-            found = owners(values, self.params)
-            leaves = [p for p, t in zip(self.params, found, strict=True) if t == SEVERAL]
+        index = [self.tasks.index(name) for name in losses]
         rows = TaskRows()
-        rows.arrange(leaves, len(values))
-        if not leaves:
-            return torch.zeros(len(values), len(values))
+        if self.representation is not None:
+            rows.arrange(self.representation.leaves, len(self.tasks))
+        else:
+            found = self._find_owners(losses)
+            shared = [p for p, t in zip(self.params, found, strict=True) if t == SEVERAL]
+            rows.arrange(shared, len(self.tasks))
         with rows.bound() as bind:
-            for t, loss in enumerate(values):
+            for t, loss in zip(index, losses.values(), strict=True):
                 bind(t)
-                torch.autograd.backward(loss, retain_graph=True, inputs=leaves)
-        return gramian_of(rows.data)
+                if rows.leaves:
+                    torch.autograd.backward(loss, retain_graph=True, inputs=rows.leaves)
+        return self._gramian(rows.data[self._present()])
 
     def _feature_level(
         self, representation: Representation, losses: Mapping[str, Tensor], scale: float
     ) -> tuple[Tensor | None, Tensor | None]:
-        self._rows.arrange(representation.leaves, len(losses))
-        self._fill(losses, range(len(losses)), scale)
-        update, weights, gramian = self._aggregate(self._rows.data, list(losses), scale)
+        self._rows.arrange(representation.leaves, len(self.tasks))
+        self._fill(losses, scale)
+        update, weights, gramian = self._aggregate(scale)
         representation.backward(self._rows.split(update))
         return weights, gramian
 
@@ -217,31 +244,33 @@ class MultiTaskBackward:
         self, losses: Mapping[str, Tensor], scale: float, aggregate: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         self._lay_out(losses)
-        self._fill(losses, [self.tasks.index(name) for name in losses], scale)
+        self._fill(losses, scale)
         if not aggregate:
             return None, None
-        # The row of a task that is absent from this step is zero, and left out.
-        index = [self.tasks.index(name) for name in self._losses]
-        rows = self._rows.data if len(index) == len(self.tasks) else self._rows.data[index]
-        update, weights, gramian = self._aggregate(rows, list(self._losses), scale)
+        update, weights, gramian = self._aggregate(scale)
         add_grad(self._rows.leaves, self._rows.split(update))
         return weights, gramian
 
-    def _fill(self, losses: Mapping[str, Tensor], index: Sequence[int], scale: float) -> None:
+    def _fill(self, losses: Mapping[str, Tensor], scale: float) -> None:
         """Runs each task back into its row."""
         with self._rows.bound() as bind:
-            for t, (row, loss) in enumerate(zip(index, losses.values(), strict=True)):
-                bind(row)
+            for t, (name, loss) in enumerate(losses.items()):
+                bind(self.tasks.index(name))
                 _backward(loss, scale, retain_graph=t + 1 < len(losses))
 
-    def _lay_out(self, losses: Mapping[str, Tensor]) -> None:
-        """Finds what is shared, and makes the buffer hold it."""
+    def _find_owners(self, losses: Mapping[str, Tensor]) -> list[int]:
+        """The task that alone reaches each parameter, on any rank."""
         index = [self.tasks.index(name) for name in losses]
-        before = list(self._owner)
-        for i, t in enumerate(owners(list(losses.values()), self.params)):
-            if t != NOBODY and before[i] != SEVERAL:
-                task = t if t == SEVERAL else index[t]
-                self._owner[i] = task if before[i] in (NOBODY, task) else SEVERAL
+        found = owners(list(losses.values()), self.params)
+        mine = [index[t] if t >= 0 else t for t in found]
+        return [common_owner(ranks) for ranks in gather(mine, self.params[0].device)]
+
+    def _lay_out(self, losses: Mapping[str, Tensor]) -> None:
+        """Makes the buffer hold what is shared."""
+        before = self._owner
+        self._owner = [
+            common_owner(pair) for pair in zip(before, self._find_owners(losses), strict=True)
+        ]
         shared = [p for p, t in zip(self.params, self._owner, strict=True) if t == SEVERAL]
         if not self._collecting:
             self._rows.arrange(shared, len(self.tasks))
@@ -256,24 +285,35 @@ class MultiTaskBackward:
                     self._rows.views[alone[id(p)]][i].add_(p.grad)
                     p.grad = None
 
-    def _aggregate(
-        self, rows: Tensor, names: Sequence[str], scale: float
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _present(self) -> list[int]:
+        """Rows of the tasks that take part; those of the others are zero."""
+        return [self.tasks.index(name) for name in self._losses]
+
+    def _gramian(self, rows: Tensor) -> Tensor:
+        """Of the whole batch, over all ranks."""
+        if self.representation is None:
+            return gramian_of(average(rows))
+        # Every rank has features of its own, and its share of the mean loss.
+        return gramian_of(rows, ranks=world_size())
+
+    def _aggregate(self, scale: float) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The update ``[D]``, the weights ``[T]`` and the Gramian ``[T, T]`` of the rows."""
+        present = self._present()
+        rows = self._rows.data if len(present) == len(self.tasks) else self._rows.data[present]
+        gramian = self._gramian(rows) / scale**2
         if not isinstance(self.aggregator, GramianAggregator):
-            return self.aggregator(rows), None, gramian_of(rows) if self.monitor else None
-        gramian = gramian_of(rows) / scale**2
+            return self.aggregator(rows), None, gramian
         if not gramian.isfinite().all():
             # The sum is not finite either: a loss scaler sees that and skips the step.
-            return rows.sum(dim=0), torch.ones(len(names)), gramian
+            return rows.sum(dim=0), torch.ones(len(present)), gramian
         # A task without a gradient, for want of examples in this batch, has no say.
-        active = [t for t in range(len(names)) if gramian[t, t] > 0.0]
-        weights = torch.zeros(len(names), dtype=gramian.dtype)
+        active = [i for i in range(len(present)) if gramian[i, i] > 0.0]
+        weights = torch.zeros(len(present), dtype=gramian.dtype)
         if active:
             weights[active] = self.aggregator.weights(
                 gramian[active][:, active],
-                losses=self._loss_values()[active],
-                tasks=[self.tasks.index(names[t]) for t in active],
+                losses=self._values[active],
+                tasks=[present[i] for i in active],
             )
         return weights.to(rows) @ rows, weights, gramian
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
@@ -11,26 +11,38 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from mtl_plugins.distributed import average
+
 NOBODY, SEVERAL = -1, -2
 
 
-def gramian_of(rows: Tensor) -> Tensor:
+def gramian_of(rows: Tensor, ranks: int = 1) -> Tensor:
     """``J Jᵀ``, on the CPU: the one time a step waits for the device.
 
     Args:
         rows: ``[T, D]``, any floating dtype and device. Half precision is accumulated in single.
+        ranks: Number of ranks that hold other columns of ``J`` each, those of ``ranks`` times its
+            loss. All of them get the Gramian of the whole.
 
     Returns:
         ``[T, T]`` on the CPU, in single or double precision. Not finite only where ``rows`` is not.
     """
     if rows.dtype in (torch.float16, torch.bfloat16):
         rows = rows.float()
-    gramian = (rows @ rows.T).cpu()
+    gramian = rows @ rows.T
+    gramian = (average(gramian) / ranks if ranks > 1 else gramian).cpu()
     if gramian.isfinite().all():
         return gramian
     # The square of a norm above 1e19 overflows single precision. Sliced, to copy little at a time.
     zero = rows.new_zeros(len(rows), len(rows), dtype=torch.float64)
-    return sum((c.double() @ c.double().T for c in rows.split(1 << 20, dim=1)), zero).cpu()
+    exact = sum((c.double() @ c.double().T for c in rows.split(1 << 20, dim=1)), zero)
+    return (average(exact) / ranks if ranks > 1 else exact).cpu()
+
+
+def common_owner(owners: Iterable[int]) -> int:
+    """Who owns what has these owners in different batches, or on different ranks."""
+    found = set(owners) - {NOBODY}
+    return found.pop() if len(found) == 1 else SEVERAL if found else NOBODY
 
 
 def owners(losses: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[int]:

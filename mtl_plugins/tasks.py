@@ -20,6 +20,9 @@ class TaskGroups:
         tasks: For each task, shell-style patterns of the names of its losses, or one such pattern.
             None makes every term a task of its own.
 
+    Attributes:
+        names: The tasks in the order of the config; empty if that names none.
+
     Examples:
         >>> groups = TaskGroups(dict(box=["loss_rpn_*", "loss_cls", "loss_bbox"], mask="loss_mask"))
     """
@@ -30,6 +33,7 @@ class TaskGroups:
                 "tasks: expected a dict of task name to loss names, such as "
                 f"dict(detection=['loss_rpn_*', 'loss_cls'], mask='loss_mask'), got {tasks!r}"
             )
+        self.names = list(tasks or {})
         self._patterns = {
             task: [patterns] if isinstance(patterns, str) else list(patterns)
             for task, patterns in (tasks or {}).items()

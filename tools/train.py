@@ -4,6 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -100,6 +101,13 @@ def main() -> None:
 
     if problem := missing_data(cfg):
         raise SystemExit(problem)
+    if args.launcher == "pytorch" and not torch.cuda.is_available():
+        # MMEngine would ask for CUDA devices, for the process group and for its DDP wrapper.
+        torch.distributed.init_process_group("gloo")
+        unused = cfg.get("find_unused_parameters", False)
+        cfg.setdefault("model_wrapper_cfg", {"type": "MMDistributedDataParallel"})
+        cfg.model_wrapper_cfg.setdefault("find_unused_parameters", unused)
+        cfg.model_wrapper_cfg.setdefault("broadcast_buffers", False)
     runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
     try:
         runner.train()

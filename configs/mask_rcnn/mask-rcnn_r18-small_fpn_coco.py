@@ -53,7 +53,7 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", T_max=max_iters, eta_min=1e-5, by_epoch=False),
 ]
 optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type="AdamW", lr=5e-4, weight_decay=1e-4),
+    optimizer=dict(_delete_=True, type="AdamW", lr=5e-4, weight_decay=1e-4, fused=True),
     clip_grad=dict(max_norm=10),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -86,6 +86,7 @@ class MTLOptimWrapper(OptimWrapper):
         self.multitask = MultiTaskBackward(
             (p for group in self.optimizer.param_groups for p in group["params"]),
             representation=self._find(model),
+            tasks=self.groups.names,
             **self._options,
         )
         if self._resumed is not None:
@@ -118,7 +119,9 @@ class MTLOptimWrapper(OptimWrapper):
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         self.attach(model)
-        with super().optim_context(model):
+        assert self.multitask is not None
+        own = self.multitask.synchronizes and hasattr(model, "no_sync")
+        with super().optim_context(model), model.no_sync() if own else nullcontext():
             yield
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:

@@ -1,0 +1,58 @@
+"""What is averaged across the ranks of a data-parallel run, and when.
+
+The model runs without the synchronisation of its wrapper, and the task gradients are averaged
+before they are aggregated: every rank then computes the same weights, those of the whole batch.
+Without a process group of several ranks, everything here does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, distributed
+
+
+def world_size() -> int:
+    """Number of ranks; 1 without a process group."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return 1
+
+
+def average(tensor: Tensor) -> Tensor:
+    """Averages over the ranks, in place."""
+    if world_size() > 1:
+        distributed.all_reduce(tensor)
+        tensor /= world_size()
+    return tensor
+
+
+def average_grads(params: Sequence[Tensor]) -> None:
+    """Averages ``.grad`` over the ranks, in one flat all-reduce.
+
+    Where a rank has no gradient it takes part with zeros; where none has, ``.grad`` stays None.
+    """
+    if world_size() == 1 or not params:
+        return
+    has_grad = torch.tensor([float(p.grad is not None) for p in params], device=params[0].device)
+    distributed.all_reduce(has_grad)
+    used = [p for p, ranks in zip(params, has_grad.tolist(), strict=True) if ranks]
+    for p in used:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    if used:
+        grads = [p.grad for p in used if p.grad is not None]
+        flat = average(torch.cat([g.flatten() for g in grads]))
+        for g, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            g.copy_(mean.view_as(g))
+
+
+def gather(values: Sequence[int], device: torch.device) -> list[tuple[int, ...]]:
+    """For each value, those of all ranks."""
+    if world_size() == 1:
+        return [(value,) for value in values]
+    mine = torch.tensor(values, device=device)
+    everyone = [torch.empty_like(mine) for _ in range(world_size())]
+    distributed.all_gather(everyone, mine)
+    return list(zip(*(theirs.tolist() for theirs in everyone), strict=True))
