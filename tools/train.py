@@ -104,10 +104,13 @@ def main() -> None:
     if args.launcher == "pytorch" and not torch.cuda.is_available():
         # MMEngine would ask for CUDA devices, for the process group and for its DDP wrapper.
         torch.distributed.init_process_group("gloo")
-        unused = cfg.get("find_unused_parameters", False)
-        cfg.setdefault("model_wrapper_cfg", {"type": "MMDistributedDataParallel"})
-        cfg.model_wrapper_cfg.setdefault("find_unused_parameters", unused)
-        cfg.model_wrapper_cfg.setdefault("broadcast_buffers", False)
+        wrapper = {
+            "type": "MMDistributedDataParallel",
+            "device_ids": None,
+            "broadcast_buffers": False,
+            "find_unused_parameters": cfg.get("find_unused_parameters", False),
+        }
+        cfg.model_wrapper_cfg = wrapper | cfg.get("model_wrapper_cfg", {})
     runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
     try:
         runner.train()

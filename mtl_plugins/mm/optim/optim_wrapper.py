@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from mmengine.device import get_device
 from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
@@ -185,7 +186,7 @@ class _AnyDeviceAmpOptimWrapper(AmpOptimWrapper):
         use_fsdp: bool = False,
         **kwargs: Any,
     ) -> None:
-        if torch.accelerator.is_available():
+        if get_device() != "cpu":
             super().__init__(loss_scale, dtype, use_fsdp, **kwargs)
             return
         if dtype not in (None, "bfloat16", torch.bfloat16):
