@@ -52,7 +52,7 @@ def results(run: Path) -> tuple[dict[str, dict[str, float]], float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--method", default="pcgrad", help="a name in configs/_base_/mtl")
-    parser.add_argument("--iters", type=int, default=200, help="of each training")
+    parser.add_argument("--iters", type=int, default=150, help="of each training")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "demo" / "coco")
     parser.add_argument("--out", type=Path, default=ROOT / "work_dirs" / "demo")
     args = parser.parse_args()

@@ -138,6 +138,25 @@ def test_bfloat16_trains_on_a_cpu(tmp_path):
     assert_close(parameters(runner), exact, rtol=0.1, atol=0.05)
 
 
+def test_loss_scaler(tmp_path, monkeypatch):
+    """With a real scaler, on a CPU for want of a GPU: steps as without, and an overflow skipped."""
+    cfg = mtl("MGDA", clip_grad=dict(max_norm=0.05)) | dict(type="AmpMTLOptimWrapper")
+    runner = make_runner(tmp_path / "a", cfg)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    wrapper = runner.optim_wrapper
+    wrapper.loss_scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    runner.train()
+    assert wrapper.loss_scaler.get_scale() == 1024.0
+    assert_close(parameters(runner), train(tmp_path / "b", cfg))
+
+    before = parameters(runner)
+    monkeypatch.setattr(runner.model.mask, "bias", torch.nn.Parameter(torch.full((2,), 3e38)))
+    runner.model.train_step(dict(inputs=[torch.ones(4)]), wrapper)
+    assert wrapper.loss_scaler.get_scale() == 512.0
+    for (name, p), q in zip(runner.model.named_parameters(), before, strict=True):
+        assert name == "mask.bias" or torch.equal(p, q)
+
+
 def test_resume_continues_the_method(tmp_path):
     """GradVac remembers targets and draws: six steps are three, a restart, and three."""
     straight = train(tmp_path / "a", mtl("GradVac"))

@@ -207,4 +207,6 @@ class AmpMTLOptimWrapper(MTLOptimWrapper, _AnyDeviceAmpOptimWrapper):
     """
 
     def gradient_scale(self) -> float:
-        return self.loss_scaler.get_scale()
+        # scale() and not get_scale(): the scaler makes its state when it first scales something.
+        one = torch.ones((), device=self.optimizer.param_groups[0]["params"][0].device)
+        return self.loss_scaler.scale(one).item()
