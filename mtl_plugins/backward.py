@@ -16,7 +16,7 @@ from mtl_plugins.gradients import (
     SEVERAL,
     Representation,
     TaskRows,
-    add_grad,
+    combine,
     common_owner,
     gramian_of,
     owners,
@@ -51,7 +51,8 @@ class MultiTaskBackward:
     alone reaches gets that task's own. Both are added to ``.grad``, as ``backward()`` does.
 
     Args:
-        params: The parameters to train; those that do not require a gradient are ignored.
+        params: The parameters to train. Those that require no gradient are left alone while they
+            do not.
         aggregator: Name, ``dict(type=name, ...)`` or an :class:`Aggregator`.
         weighting: Name, ``dict(type=name, ...)`` or a :class:`Weighting` of the losses, before
             anything else; None for none.
@@ -65,7 +66,7 @@ class MultiTaskBackward:
     In a data-parallel run (:mod:`torch.distributed` with several ranks) call the model without the
     synchronisation of its wrapper (``no_sync()``): the task gradients are averaged over the ranks
     here, before they are aggregated. Only a method that takes no task gradients leaves that to the
-    wrapper, see :attr:`synchronizes`.
+    wrapper, see :meth:`synchronizes`.
 
     Attributes:
         last: The :class:`Step` taken last; None before the first.
@@ -96,8 +97,8 @@ class MultiTaskBackward:
                 + ("needs the module" if level == "feature" else "takes no module")
                 + " whose output the tasks share"
             )
-        self.params = [p for p in params if p.requires_grad]
-        if not self.params:
+        self.params = list(params)
+        if not any(p.requires_grad for p in self.params):
             raise ValueError("params: no parameter requires a gradient")
         self.aggregator = build_aggregator(aggregator)
         self.weighting = None if weighting is None else build_weighting(weighting)
@@ -110,6 +111,7 @@ class MultiTaskBackward:
         # Task that alone reached a parameter so far. What was shared once stays in the buffer: a
         # batch without some task is no reason to lay it out anew.
         self._owner = [NOBODY] * len(self.params)
+        self._reached: set[int] = set()  # parameters, by number, since the last aggregation
         # Losses since the last aggregation, and whether more of them are to come.
         self._losses: dict[str, Tensor] = {}
         self._values = torch.zeros(0)
@@ -138,12 +140,12 @@ class MultiTaskBackward:
         self.tasks += [name for name in raw if name not in self.tasks]
         factors = {} if self.weighting is None else self.weighting.weights(raw)
         weighted = {name: factors[name] * loss for name, loss in raw.items()} if factors else raw
-        self._add_up(raw)
-        synchronizes = self.synchronizes
+        synchronizes = self.synchronizes(aggregate)
+        self._add_up(raw, synchronizes)
         # Under autocast the Gramian and the weighted sum would be taken in half precision.
         with torch.autocast(self._values.device.type, enabled=False):
             if not self.aggregator.needs_gradients:
-                weights, gramian = self._one_pass(weighted, scale)
+                weights, gramian = self._one_pass(weighted, scale, self.monitor and aggregate)
             elif self.representation is not None:
                 weights, gramian = self._feature_level(self.representation, weighted, scale)
             else:
@@ -161,22 +163,26 @@ class MultiTaskBackward:
             )
         self.last = Step(tuple(self._losses), self._values, weights, gramian)
 
-    @property
-    def synchronizes(self) -> bool:
-        """Whether the next call averages over the ranks, so that the model's wrapper must not."""
-        takes_gradients = self.aggregator.needs_gradients or self.representation is not None
-        return world_size() > 1 and (takes_gradients or self.monitor)
+    def synchronizes(self, aggregate: bool = True) -> bool:
+        """Whether a call averages over the ranks, so that the model's wrapper must not.
 
-    def _add_up(self, losses: Mapping[str, Tensor]) -> None:
+        Args:
+            aggregate: That of the call.
+        """
+        takes_gradients = self.aggregator.needs_gradients or self.representation is not None
+        return world_size() > 1 and (takes_gradients or (self.monitor and aggregate))
+
+    def _add_up(self, losses: Mapping[str, Tensor], synchronizes: bool) -> None:
         """Sums the losses since the last aggregation, for the method and for :attr:`last`."""
-        synchronizes = self.synchronizes
         if not self._collecting:
-            # Another rank may have a task that this one lacks: all take part with all.
-            zero = next(iter(losses.values())).detach().new_zeros((), dtype=torch.float32)
-            self._losses = dict.fromkeys(self.tasks if synchronizes else (), zero)
+            self._losses = {}
         for name, loss in losses.items():
-            value = loss.detach().float()
+            value = loss.detach().float().reshape(())
             self._losses[name] = self._losses[name] + value if name in self._losses else value
+        if synchronizes:
+            # Another rank may have a task that this one lacks: all take part with all.
+            zero = torch.zeros_like(next(iter(self._losses.values())))
+            self._losses = {name: self._losses.get(name, zero) for name in self.tasks}
         values = torch.stack(list(self._losses.values()))
         self._values = average(values) if synchronizes else values
 
@@ -197,10 +203,10 @@ class MultiTaskBackward:
             )
 
     def _one_pass(
-        self, losses: Mapping[str, Tensor], scale: float
+        self, losses: Mapping[str, Tensor], scale: float, monitor: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """A backward pass of the weighted sum, for weights that no gradient decides."""
-        gramian = self._monitored(losses) if self.monitor else None
+        gramian = self._monitored(losses, scale) if monitor else None
         assert isinstance(self.aggregator, GramianAggregator)
         weights = self.aggregator.weights(torch.zeros(len(losses), len(losses)))
         total = sum(
@@ -214,49 +220,76 @@ class MultiTaskBackward:
         by_name = dict(zip(losses, weights.tolist(), strict=True))
         return torch.tensor([by_name.get(name, 0.0) for name in self._losses]), gramian
 
-    def _monitored(self, losses: Mapping[str, Tensor]) -> Tensor:
+    def _monitored(self, losses: Mapping[str, Tensor], scale: float) -> Tensor:
         """The Gramian alone: no ``.grad`` is touched and the graph stays usable."""
-        index = [self.tasks.index(name) for name in losses]
-        rows = TaskRows()
         if self.representation is not None:
-            rows.arrange(self.representation.leaves, len(self.tasks))
+            leaves: list[Tensor] = list(self.representation.leaves)
         else:
             found = self._find_owners(losses)
-            shared = [p for p, t in zip(self.params, found, strict=True) if t == SEVERAL]
-            rows.arrange(shared, len(self.tasks))
-        with rows.bound() as bind:
-            for t, loss in zip(index, losses.values(), strict=True):
-                bind(t)
-                if rows.leaves:
-                    torch.autograd.backward(loss, retain_graph=True, inputs=rows.leaves)
-        return self._gramian(rows.data[self._present()])
+            leaves = [p for p, t in zip(self.params, found, strict=True) if t == SEVERAL]
+        rows = TaskRows()
+        rows.arrange(leaves, len(self.tasks))
+        # Not by `inputs=`, which reentrant checkpointing refuses.
+        before = [(p, p.grad) for p in self.params]
+        try:
+            for p in self.params:
+                p.grad = None
+            self._fill(rows, losses, scale, retain_graph=True)
+        finally:
+            for p, grad in before:
+                p.grad = grad
+        return self._gramian(rows.data[self._present()]) / scale**2
 
     def _feature_level(
         self, representation: Representation, losses: Mapping[str, Tensor], scale: float
     ) -> tuple[Tensor | None, Tensor | None]:
-        self._rows.arrange(representation.leaves, len(self.tasks))
-        self._fill(losses, scale)
-        update, weights, gramian = self._aggregate(scale)
-        representation.backward(self._rows.split(update))
+        if self.last is None:
+            self._check_cut(representation, losses)
+        rows = TaskRows()  # not kept: the next forward pass makes other features
+        rows.arrange(representation.leaves, len(self.tasks))
+        self._fill(rows, losses, scale)
+        update, weights, gramian = self._aggregate(rows.data, scale)
+        representation.backward(rows.split(update))
         return weights, gramian
+
+    def _check_cut(self, representation: Representation, losses: Mapping[str, Tensor]) -> None:
+        """The losses must reach what lies before the representation through it alone."""
+        behind = owners(representation.outputs, self.params)
+        for name, loss in losses.items():
+            around = owners([loss], self.params)
+            if any(a != NOBODY and b != NOBODY for a, b in zip(around, behind, strict=True)):
+                raise ValueError(
+                    f"representation: the loss of task {name!r} reaches parameters before the "
+                    "module by another way. Choose a module that all losses go through, such as "
+                    "the backbone"
+                )
 
     def _parameter_level(
         self, losses: Mapping[str, Tensor], scale: float, aggregate: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         self._lay_out(losses)
-        self._fill(losses, scale)
+        self._fill(self._rows, losses, scale)
         if not aggregate:
             return None, None
-        update, weights, gramian = self._aggregate(scale)
-        add_grad(self._rows.leaves, self._rows.split(update))
+        update, weights, gramian = self._aggregate(self._rows.data, scale)
+        reached = {id(self.params[i]) for i in self._reached}
+        for p, grad in zip(self._rows.leaves, self._rows.split(update), strict=True):
+            if id(p) in reached:  # else, as after any backward pass, there is no gradient
+                p.grad = grad if p.grad is None else p.grad.add_(grad)
         return weights, gramian
 
-    def _fill(self, losses: Mapping[str, Tensor], scale: float) -> None:
+    def _fill(
+        self,
+        rows: TaskRows,
+        losses: Mapping[str, Tensor],
+        scale: float,
+        retain_graph: bool = False,
+    ) -> None:
         """Runs each task back into its row."""
-        with self._rows.bound() as bind:
+        with rows.bound() as bind:
             for t, (name, loss) in enumerate(losses.items()):
                 bind(self.tasks.index(name))
-                _backward(loss, scale, retain_graph=t + 1 < len(losses))
+                _backward(loss, scale, retain_graph=retain_graph or t + 1 < len(losses))
 
     def _find_owners(self, losses: Mapping[str, Tensor]) -> list[int]:
         """The task that alone reaches each parameter, on any rank."""
@@ -267,10 +300,11 @@ class MultiTaskBackward:
 
     def _lay_out(self, losses: Mapping[str, Tensor]) -> None:
         """Makes the buffer hold what is shared."""
-        before = self._owner
-        self._owner = [
-            common_owner(pair) for pair in zip(before, self._find_owners(losses), strict=True)
-        ]
+        before, found = self._owner, self._find_owners(losses)
+        self._owner = [common_owner(pair) for pair in zip(before, found, strict=True)]
+        if not self._collecting:
+            self._reached = set()
+        self._reached |= {i for i, t in enumerate(found) if t != NOBODY}
         shared = [p for p, t in zip(self.params, self._owner, strict=True) if t == SEVERAL]
         if not self._collecting:
             self._rows.arrange(shared, len(self.tasks))
@@ -296,10 +330,11 @@ class MultiTaskBackward:
         # Every rank has features of its own, and its share of the mean loss.
         return gramian_of(rows, ranks=world_size())
 
-    def _aggregate(self, scale: float) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _aggregate(self, rows: Tensor, scale: float) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The update ``[D]``, the weights ``[T]`` and the Gramian ``[T, T]`` of the rows."""
         present = self._present()
-        rows = self._rows.data if len(present) == len(self.tasks) else self._rows.data[present]
+        if len(present) < len(self.tasks):
+            rows = rows[present]
         gramian = self._gramian(rows) / scale**2
         if not isinstance(self.aggregator, GramianAggregator):
             return self.aggregator(rows), None, gramian
@@ -315,12 +350,13 @@ class MultiTaskBackward:
                 losses=self._values[active],
                 tasks=[present[i] for i in active],
             )
-        return weights.to(rows) @ rows, weights, gramian
+        return combine(weights, rows), weights, gramian
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the method: to continue as if there had been no interruption."""
         state: dict[str, Any] = {
             "tasks": list(self.tasks),
+            "owner": list(self._owner),
             "aggregator": {
                 "type": type(self.aggregator).__name__,
                 "state": self.aggregator.state_dict(),
@@ -354,7 +390,12 @@ class MultiTaskBackward:
             raise ValueError(
                 f"tasks: the checkpoint has {state['tasks']}, this run has {self.tasks}"
             )
+        if len(state["owner"]) != len(self.params):
+            raise ValueError(
+                f"params: the checkpoint has {len(state['owner'])}, this run has {len(self.params)}"
+            )
         self.tasks = list(state["tasks"])
+        self._owner = list(state["owner"])
         for key, part in parts.items():
             if part is not None:
                 part.load_state_dict(state[key]["state"])

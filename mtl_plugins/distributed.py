@@ -20,6 +20,14 @@ def world_size() -> int:
     return 1
 
 
+def from_first_rank(value: int) -> int:
+    """The value that the first rank has."""
+    values = [value]
+    if world_size() > 1:
+        distributed.broadcast_object_list(values)
+    return values[0]
+
+
 def average(tensor: Tensor) -> Tensor:
     """Averages over the ranks, in place."""
     if world_size() > 1:

@@ -73,7 +73,12 @@ def owners(losses: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[int]:
             stack += [child for child, _ in node.next_functions if child is not None]
     found = {id(node.variable): t for node, t in owner.items() if hasattr(node, "variable")}
     unseen = SEVERAL if opaque else NOBODY
-    return [found.get(id(leaf), unseen) for leaf in leaves]
+    return [found.get(id(p), unseen if p.requires_grad else NOBODY) for p in leaves]
+
+
+def dense_strides(leaf: Tensor) -> tuple[int, ...]:
+    """The strides that autograd gives the gradient of a leaf: fused optimizers rely on them."""
+    return torch.empty_like(leaf, device="meta").stride()
 
 
 class TaskRows:
@@ -118,10 +123,10 @@ class TaskRows:
         self.views = [self.split(row) for row in self.data]
 
     def split(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """Views of a ``[D]`` tensor in the shapes of the leaves."""
+        """Views of a ``[D]`` tensor in the shapes of the leaves, and in their memory format."""
         ends = accumulate(leaf.numel() for leaf in self.leaves)
         return tuple(
-            flat[end - leaf.numel() : end].view(leaf.shape)
+            flat[end - leaf.numel() : end].as_strided(leaf.shape, dense_strides(leaf))
             for leaf, end in zip(self.leaves, ends, strict=True)
         )
 
@@ -148,10 +153,18 @@ class TaskRows:
                 leaf.grad = grad
 
 
-def add_grad(leaves: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
-    """Adds to each ``.grad``, as a backward pass does."""
-    for leaf, grad in zip(leaves, grads, strict=True):
-        leaf.grad = grad if leaf.grad is None else leaf.grad.add_(grad)
+def combine(weights: Tensor, rows: Tensor) -> Tensor:
+    """``Jᵀ w``, accumulated in single precision where ``J`` is in half.
+
+    Args:
+        weights: ``[T]``.
+        rows: ``[T, D]``.
+
+    Returns:
+        ``[D]``, in the dtype and on the device of the rows.
+    """
+    wide = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+    return (weights.to(wide) @ wide).to(rows)
 
 
 class Representation:

@@ -297,15 +297,18 @@ def test_gramian_beyond_single_precision():
     assert_close(p.grad, (a + b) * 0.5e25)
 
 
+@pytest.mark.parametrize("name", ["MGDA", "Sum"])
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_activation_checkpointing(reentrant, trunk, x):
-    plain = MultiTaskBackward(trunk.parameters(), "MGDA")
+def test_activation_checkpointing(name, reentrant, trunk, x):
+    plain = MultiTaskBackward(trunk.parameters(), name)
     plain(trunk(x))
     twin = copy.deepcopy(trunk)
     twin.zero_grad()
     inner = twin.trunk.forward
     twin.trunk.forward = lambda x: checkpoint(inner, x, use_reentrant=reentrant)
-    MultiTaskBackward(twin.parameters(), "MGDA")(twin(x.clone().requires_grad_()))
+    checkpointed = MultiTaskBackward(twin.parameters(), name)
+    checkpointed.monitor = True
+    checkpointed(twin(x.clone().requires_grad_()))
     for p, q in zip(trunk.trunk.parameters(), twin.trunk.parameters(), strict=True):
         assert_close(q.grad, p.grad)
 
@@ -326,6 +329,57 @@ def test_no_grad_is_left_behind_when_backward_fails(trunk, x):
     with pytest.raises(RuntimeError, match="broken op"):
         backward(losses)
     assert trunk.trunk[0].weight.grad is None
+
+
+def test_memory_format_of_the_gradient_is_that_of_the_parameter():
+    """Fused optimizers walk both flat."""
+    conv = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 4, 5, 5)
+    losses = lambda: {"a": conv(x).square().mean(), "b": conv(x).exp().mean()}  # noqa: E731
+    expected = expected_grads(build_aggregator("MGDA"), losses(), list(conv.parameters()))
+    MultiTaskBackward(conv.parameters(), "MGDA")(losses())
+    check_grads(conv.parameters(), expected)
+    assert conv.weight.grad.stride() == conv.weight.stride()
+
+
+def test_no_gradient_where_no_loss_reaches(trunk, x):
+    """What was shared in an earlier batch has no gradient in one that does not reach it."""
+    backward = MultiTaskBackward(trunk.parameters(), "PCGrad")
+    backward(trunk(x))
+    trunk.zero_grad()
+    trunk.trunk[0].requires_grad_(False)
+    backward({k: v for k, v in trunk(x).items() if k in "cd"})
+    assert trunk.heads_ab.weight.grad is None
+    assert trunk.trunk[0].weight.grad is None
+    assert trunk.trunk[2].weight.grad.any()
+
+
+def test_parameters_unfrozen_later_are_aggregated(trunk, x):
+    trunk.trunk.requires_grad_(False)
+    backward = MultiTaskBackward(trunk.parameters(), "MGDA")
+    backward(trunk(x))
+    assert trunk.trunk[0].weight.grad is None
+    trunk.zero_grad()
+    trunk.trunk.requires_grad_(True)
+    expected = expected_grads(build_aggregator("MGDA"), trunk(x), list(trunk.parameters()))
+    backward(trunk(x))
+    check_grads(trunk.parameters(), expected)
+
+
+def test_loss_of_one_element_is_a_scalar(trunk, x):
+    losses = trunk(x)
+    losses["b"] = losses["b"].reshape(1)
+    MultiTaskBackward(trunk.parameters(), "MGDA")(losses)
+
+
+def test_loss_around_the_representation_is_an_error(trunk, x):
+    backward = MultiTaskBackward(
+        trunk.parameters(), "MGDA", level="feature", representation=trunk.trunk
+    )
+    losses = trunk(x)
+    losses["b"] = losses["b"] + trunk.trunk[0](x).mean()
+    with pytest.raises(ValueError, match="task 'b' reaches parameters before the module"):
+        backward(losses)
 
 
 def test_buffer_is_reused(trunk, x):
@@ -354,11 +408,12 @@ def test_state_roundtrip(trunk, x):
     first(trunk(x))
     second = MultiTaskBackward(trunk.parameters(), "GradVac")
     second.load_state_dict(first.state_dict())
+    without_b = {k: v for k, v in trunk(x).items() if k != "b"}  # heads_ab was shared once
     trunk.zero_grad()
-    first(trunk(x))
+    first(without_b)
     expected = [None if p.grad is None else p.grad.clone() for p in trunk.parameters()]
     trunk.zero_grad()
-    second(trunk(x))
+    second({k: v for k, v in trunk(x).items() if k != "b"})
     check_grads(trunk.parameters(), expected)
 
 
@@ -410,6 +465,11 @@ class TestErrors:
     def test_no_loss_with_a_gradient(self, trunk):
         with pytest.raises(ValueError, match="none of .* requires a gradient"):
             MultiTaskBackward(trunk.parameters())({"a": torch.zeros(())})
+
+    def test_checkpoint_of_another_model(self, trunk, x):
+        state = MultiTaskBackward(trunk.parameters(), "MGDA").state_dict()
+        with pytest.raises(ValueError, match="params: the checkpoint has 16, this run has 4"):
+            MultiTaskBackward(trunk.trunk.parameters(), "MGDA").load_state_dict(state)
 
     def test_mixed_dtypes_among_shared_parameters(self, trunk, x):
         trunk.trunk[2].float()

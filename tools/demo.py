@@ -71,7 +71,6 @@ def main() -> None:
             "--work-dir",
             str(out / method),
             "--cfg-options",
-            f"max_iters={args.iters}",
             f"train_cfg.max_iters={args.iters}",
             f"train_cfg.val_interval={args.iters}",
             f"default_hooks.checkpoint.interval={args.iters}",

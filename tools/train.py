@@ -59,13 +59,18 @@ def lay_over(cfg: Config, name: str) -> Config:
             + suggest(name, sorted(p.stem for p in METHODS.glob("*.py")))
         )
     method = Config.fromfile(path)
-    kept = [h for h in cfg.get("custom_hooks", []) if h not in method.custom_hooks]
-    imports = cfg.get("custom_imports", {}).get("imports", [])
+    if str(cfg.optim_wrapper.get("type", "")).startswith("Amp"):
+        method.optim_wrapper.type = "AmpMTLOptimWrapper"
+    hooks = cfg.get("custom_hooks", [])
+    present = {hook["type"] for hook in hooks}
+    method.custom_hooks = hooks + [h for h in method.custom_hooks if h.type not in present]
+    if "custom_imports" in cfg:
+        imports = cfg.custom_imports["imports"]
+        imports = [imports] if isinstance(imports, str) else imports
+        method.custom_imports.imports = [*imports, *method.custom_imports.imports]
     if "aggregator" in cfg.optim_wrapper:  # its arguments are another method's
         del cfg.optim_wrapper.aggregator
     cfg.merge_from_dict(method.to_dict())
-    cfg.custom_hooks = kept + method.custom_hooks
-    cfg.custom_imports = {"imports": [*imports, "mtl_plugins.mm"]}
     return cfg
 
 
@@ -86,7 +91,7 @@ def main() -> None:
         cfg.work_dir = f"work_dirs/{Path(args.config).stem}{method}"
 
     if args.amp:
-        is_mtl = cfg.optim_wrapper.get("type", "OptimWrapper").endswith("MTLOptimWrapper")
+        is_mtl = str(cfg.optim_wrapper.get("type", "")).endswith("MTLOptimWrapper")
         cfg.optim_wrapper.type = "AmpMTLOptimWrapper" if is_mtl else "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
 
@@ -116,7 +121,7 @@ def main() -> None:
         runner.train()
     except (KeyError, ValueError) as error:
         if problem := broken_annotations(cfg):
-            raise SystemExit(problem) from error
+            raise SystemExit(f"{problem}\n(found after {type(error).__name__}: {error})") from error
         raise
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mtl_plugins.aggregation.solvers import Matrix, Vector
-from mtl_plugins.gradients import gramian_of
+from mtl_plugins.distributed import from_first_rank
+from mtl_plugins.gradients import combine, gramian_of
 from mtl_plugins.registry import Method
 
 
@@ -50,8 +51,7 @@ class GramianAggregator(Aggregator):
     """
 
     def __call__(self, jacobian: Tensor) -> Tensor:
-        weights = self.weights(gramian_of(jacobian))
-        return weights.to(jacobian) @ jacobian
+        return combine(self.weights(gramian_of(jacobian)), jacobian)
 
     def weights(
         self,
@@ -113,13 +113,14 @@ class RandomAggregator(GramianAggregator):
     """A Gramian aggregator that draws random numbers, from a generator of its own.
 
     Args:
-        seed: Of the generator; None takes the seed of the run (:func:`torch.initial_seed`). Every
-            rank of a distributed run then draws the same numbers.
+        seed: Of the generator; None takes the seed of the run (:func:`torch.initial_seed`). In a
+            data-parallel run that of the first rank counts, so that all draw the same numbers.
     """
 
     def __init__(self, seed: int | None = None) -> None:
         self._generator = torch.Generator()
         self._generator.manual_seed(torch.initial_seed() if seed is None else seed)
+        self._agreed = False
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"generator": self._generator.get_state()}
@@ -127,8 +128,16 @@ class RandomAggregator(GramianAggregator):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self._generator.set_state(state["generator"].cpu())
+        self._agreed = True
+
+    def generator(self) -> torch.Generator:
+        """The generator, in the same state on every rank."""
+        if not self._agreed:
+            self._generator.manual_seed(from_first_rank(self._generator.initial_seed()))
+            self._agreed = True
+        return self._generator
 
     def orders(self, tasks: int) -> list[list[int]]:
         """For each task, the other tasks in a random order."""
-        draws = torch.rand(tasks, tasks, generator=self._generator).argsort(dim=1).tolist()
+        draws = torch.rand(tasks, tasks, generator=self.generator()).argsort(dim=1).tolist()
         return [[j for j in row if j != i] for i, row in enumerate(draws)]

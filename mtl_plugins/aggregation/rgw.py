@@ -24,5 +24,5 @@ class RGW(RandomAggregator):
     def solve(
         self, gramian: Matrix, *, eps: float, losses: Tensor | None, tasks: Sequence[int]
     ) -> Vector:
-        draw = torch.randn(len(gramian), generator=self._generator, dtype=torch.float64)
+        draw = torch.randn(len(gramian), generator=self.generator(), dtype=torch.float64)
         return draw.softmax(dim=0).tolist()

@@ -55,7 +55,7 @@ def broken_annotations(cfg: Mapping[str, Any]) -> str | None:
     """
     for key, dataset in _local_datasets(cfg):
         ann_file = dataset.get("ann_file")
-        if not isinstance(ann_file, str) or not ann_file.endswith(".json"):
+        if dataset.get("type") != "CocoDataset" or not isinstance(ann_file, str):
             continue
         path = Path(dataset.get("data_root") or ".") / ann_file
         try:
@@ -82,8 +82,8 @@ def broken_annotations(cfg: Mapping[str, Any]) -> str | None:
 
 
 def _local_datasets(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every dataset of the dataloaders on a local disk, wrappers opened, with its config key."""
-    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+    """Every dataset that training reads from a local disk, wrappers opened, with its config key."""
+    for loader in ("train_dataloader", "val_dataloader"):
         if cfg.get(loader):
             yield from _open(f"{loader}.dataset", cfg[loader]["dataset"])
 

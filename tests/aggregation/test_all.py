@@ -35,9 +35,12 @@ def test_one_task_is_unchanged(name):
 @every
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_keeps_dtype(name, dtype):
-    jacobian = make_jacobian("random", 3, 0).to(dtype)
-    update = build_aggregator(name)(jacobian)
+    cfg = {"type": name} | seed_of(name)
+    jacobian = make_jacobian("random", 3, 0).mul(1e-3).to(dtype)
+    update = build_aggregator(cfg)(jacobian)
     assert update.dtype == dtype and update.shape == jacobian.shape[1:]
+    exact = build_aggregator(cfg)(jacobian.double())
+    assert_close(update.double(), exact, rtol=0.02, atol=0.01 * exact.abs().max().item())
 
 
 @every

@@ -159,6 +159,23 @@ def test_mtl_lays_a_method_over_any_config(name, config, tmp_path):
     assert types == ["CheckInvalidLossHook", "TaskInterferenceHook"]
 
 
+def test_mtl_keeps_what_the_config_has(tmp_path):
+    """Mixed precision, imports in either form, and an interval of one's own."""
+    path = tmp_path / "config.py"
+    path.write_text(
+        f"_base_ = [{str(ROOT / SMALL)!r}]\n"
+        "optim_wrapper = dict(type='AmpMTLOptimWrapper', loss_scale=512.0)\n"
+        "custom_imports = dict(_delete_=True, imports='mmdet.models', allow_failed_imports=False)\n"
+        "custom_hooks = [dict(type='TaskInterferenceHook', interval=50)]\n"
+    )
+    cfg = train.lay_over(Config.fromfile(path), "mgda")
+    assert cfg.optim_wrapper.type == "AmpMTLOptimWrapper"
+    assert cfg.optim_wrapper.loss_scale == 512.0
+    assert cfg.custom_hooks == [dict(type="TaskInterferenceHook", interval=50)]
+    assert cfg.custom_imports.imports == ["mmdet.models", "mtl_plugins.mm"]
+    assert cfg.custom_imports.allow_failed_imports is False
+
+
 def test_method_as_base_of_a_config(tmp_path):
     path = tmp_path / "config.py"
     path.write_text(

@@ -119,6 +119,24 @@ def test_sum_equals_the_optim_wrapper_bitwise_on_a_detector():
         assert torch.equal(p, q)
 
 
+@pytest.mark.parametrize("names", [("loss",), ("loss", "loss_aux")])
+def test_a_loss_called_loss_counts(names):
+    """MMEngine's own entry of that name is the sum; a model's must not get lost behind it."""
+
+    class Plain(TwoTasks):
+        def forward(self, inputs, mode="tensor"):
+            terms = list(super().forward(inputs, mode).values())[1:3]
+            return dict(zip(names, terms, strict=False))
+
+    models = [Plain()]
+    models.append(copy.deepcopy(models[0]))
+    for model, cls in zip(models, (OptimWrapper, MTLOptimWrapper), strict=True):
+        wrapper = cls(torch.optim.SGD(model.parameters(), lr=0.1))
+        model.train_step(dict(inputs=[torch.ones(4)]), wrapper)
+    for p, q in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(p, q)
+
+
 def test_feature_level_finds_its_module(tmp_path):
     runner = make_runner(tmp_path, mtl("PCGrad", level="feature", representation="trunk"))
     runner.train()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 import torch
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
@@ -59,7 +61,7 @@ def make_runner(work_dir, optim_wrapper: dict, hooks=(), iters: int = 6, **overr
         visualizer=dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")]),
         log_processor=dict(by_epoch=False),
         randomness=dict(seed=0),
-        experiment_name=f"toy_{id(work_dir)}_{len(hooks)}_{iters}_{torch.rand(()).item()}",
+        experiment_name=uuid.uuid4().hex,  # MMEngine shares loggers between runs of one name
         default_scope="mmengine",
     )
     return Runner(**{**options, **overrides})

@@ -8,6 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from mtl_plugins.backward import Step
 from mtl_plugins.mm.optim import MTLOptimWrapper
 from mtl_plugins.monitors import gradient_direction_similarity, gradient_magnitude_similarity
 
@@ -22,7 +23,9 @@ class TaskInterferenceHook(Hook):
     a task on the iterations that are logged, and trains on unchanged.
 
     Args:
-        interval: Iterations between two records.
+        interval: Iterations between two records. With accumulation, the record is of the first
+            update after that; its Gramian is that of the last micro-batch if the method itself
+            takes no task gradients.
     """
 
     priority = "NORMAL"
@@ -31,9 +34,12 @@ class TaskInterferenceHook(Hook):
         if interval < 1:
             raise ValueError(f"TaskInterferenceHook.interval is at least 1, got {interval}")
         self.interval = interval
+        self._due = False
+        self._before: Step | None = None
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        if not self.every_n_train_iters(runner, self.interval):
+        self._due = self._due or self.every_n_train_iters(runner, self.interval)
+        if not self._due:
             return
         wrapper = runner.optim_wrapper
         if not isinstance(wrapper, MTLOptimWrapper):
@@ -42,6 +48,7 @@ class TaskInterferenceHook(Hook):
                 f"'AmpMTLOptimWrapper', found {type(wrapper).__name__!r}"
             )
         wrapper.multitask.monitor = True
+        self._before = wrapper.multitask.last
 
     def after_train_iter(
         self,
@@ -50,11 +57,12 @@ class TaskInterferenceHook(Hook):
         data_batch: Any = None,
         outputs: dict[str, Any] | None = None,
     ) -> None:
-        if not self.every_n_train_iters(runner, self.interval):
+        if not self._due:
             return
         step = runner.optim_wrapper.multitask.last
-        if step is None:  # accumulation has not come to its first update
+        if step is None or step is self._before:  # in the middle of an accumulation
             return
+        self._due = False
         scalars = {
             f"mtl/loss/{task}": value
             for task, value in zip(step.tasks, step.losses.tolist(), strict=True)
@@ -62,7 +70,8 @@ class TaskInterferenceHook(Hook):
         if step.weights is not None:
             for task, value in zip(step.tasks, step.weights.tolist(), strict=True):
                 scalars[f"mtl/weight/{task}"] = value
-        if step.gramian is not None and len(step.tasks) > 1:
+        overflow = step.gramian is not None and not step.gramian.isfinite().all()
+        if step.gramian is not None and not overflow and len(step.tasks) > 1:
             scalars["mtl/gds"] = float(gradient_direction_similarity(step.gramian))
             scalars["mtl/gms"] = float(gradient_magnitude_similarity(step.gramian))
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)

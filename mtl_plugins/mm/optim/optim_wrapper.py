@@ -96,7 +96,8 @@ class MTLOptimWrapper(OptimWrapper):
 
         def parse_and_keep(losses: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
             loss, log_vars = parse_losses(losses)
-            self._terms = {k: v for k, v in log_vars.items() if "loss" in k and k != "loss"}
+            # MMEngine adds the sum as "loss", unless the model has a loss of that name.
+            self._terms = {k: v for k, v in log_vars.items() if "loss" in k and k in losses}
             return loss, log_vars
 
         model.parse_losses = parse_and_keep
@@ -121,7 +122,7 @@ class MTLOptimWrapper(OptimWrapper):
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         self.attach(model)
         assert self.multitask is not None
-        own = self.multitask.synchronizes and hasattr(model, "no_sync")
+        own = self.multitask.synchronizes(self.should_sync()) and hasattr(model, "no_sync")
         with super().optim_context(model), model.no_sync() if own else nullcontext():
             yield
 
