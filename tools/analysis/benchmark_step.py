@@ -1,0 +1,270 @@
+"""Time and memory of a training step: one backward pass for all tasks, or one for each.
+
+The trunk is backbone and neck of the small Mask R-CNN (ResNet-18 and FPN, 64 channels, two images
+of 320 x 240); a task is a light head on every level of the pyramid. A step is forward and backward
+without the optimizer. Compared are
+
+* the plain sum of the losses: one ``backward()``, what a framework does without this package;
+* ours, at the level of the parameters and at that of the features;
+* a loop as in LibMTL: one ``backward()`` a task into ``.grad``, copied from there to a matrix;
+* TorchJD's ``mtl_backward``, as it comes, with the tasks in parallel by ``vmap``, and at its most
+  frugal, task after task and without joining the Jacobians;
+* and, as what cannot be beaten at the level of the parameters, the sum of what its parts take:
+  forward + heads + T x trunk backward.
+
+All are timed in turn. Memory is the peak over two steps, above that before the first. On a CUDA
+device it is what PyTorch has allocated. On the CPU it is the resident size, of a process forked for
+each: the peak of a process never falls, and an allocator keeps what others have freed. Needs mmdet
+and torchjd.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchjd.aggregation
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from timing import median_seconds
+from torch import Tensor, nn
+from torchjd.autojac import jac_to_grad, mtl_backward
+
+import mtl_plugins.mm  # noqa: F401
+from mtl_plugins import MultiTaskBackward
+from mtl_plugins.aggregation import GramianAggregator, build_aggregator
+from mtl_plugins.gradients import gramian_of
+
+CONFIG = Path(__file__).parents[2] / "configs/mask_rcnn/mask-rcnn_r18-small_fpn_coco.py"
+CHANNELS = 64
+IMAGES = (2, 3, 240, 320)
+WITHIN = 1.1  # wanted: at most this much of the sum of the parts
+MIB = 2**20
+
+Features = Sequence[Tensor]
+Step = Callable[[], None]
+
+
+class Head(nn.Module):
+    """One task: the same few layers on every level, and a loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(CHANNELS, 1, 1),
+        )
+
+    def forward(self, features: Features) -> Tensor:
+        return torch.stack([(self.layers(f) - 1.0).square().mean() for f in features]).sum()
+
+
+class Model(nn.Module):
+    """A trunk that all tasks share, and a head for each."""
+
+    def __init__(self, tasks: int) -> None:
+        super().__init__()
+        cfg = Config.fromfile(CONFIG).model
+        # Without P6, a max pool of P5: mtl_backward would count what depends on P6 twice.
+        neck = MODELS.build(cfg.neck | {"num_outs": 4})
+        self.trunk = nn.Sequential(MODELS.build(cfg.backbone), neck)
+        self.heads = nn.ModuleList(Head() for _ in range(tasks))
+
+    def losses(self, features: Features) -> list[Tensor]:
+        return [head(features) for head in self.heads]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.losses(self.trunk(images))
+
+
+def plain(model: Model, images: Tensor, aggregator: str) -> Step:
+    return lambda: torch.stack(model(images)).sum().backward()
+
+
+def ours(model: Model, images: Tensor, aggregator: str, **options: Any) -> Step:
+    backward = MultiTaskBackward(model.parameters(), aggregator, **options)
+    return lambda: backward({str(t): loss for t, loss in enumerate(model(images))})
+
+
+def ours_on_features(model: Model, images: Tensor, aggregator: str) -> Step:
+    return ours(model, images, aggregator, level="feature", representation=model.trunk)
+
+
+def loop(model: Model, images: Tensor, aggregator: str) -> Step:
+    weigh = build_aggregator(aggregator)
+    assert isinstance(weigh, GramianAggregator)
+    shared = list(model.trunk.parameters())
+    sizes = [p.numel() for p in shared]
+
+    def step() -> None:
+        losses = model(images)
+        rows = images.new_zeros(len(losses), sum(sizes))
+        for t, loss in enumerate(losses):
+            loss.backward(retain_graph=t + 1 < len(losses))
+            rows[t] = torch.cat([p.grad.flatten() for p in shared])
+            for p in shared:
+                p.grad.zero_()
+        update = weigh.weights(gramian_of(rows)).to(rows) @ rows
+        for p, grad in zip(shared, update.split(sizes), strict=True):
+            p.grad.copy_(grad.view_as(p))
+
+    return step
+
+
+def their_step(model: Model, images: Tensor, aggregator: str, frugal: bool = False) -> Step:
+    weigh = getattr(torchjd.aggregation, aggregator)()
+    shared = list(model.trunk.parameters())
+    alone = [list(head.parameters()) for head in model.heads]
+
+    def step() -> None:
+        features = model.trunk(images)
+        mtl_backward(
+            model.losses(features),
+            features,
+            tasks_params=alone,
+            shared_params=shared,
+            parallel_chunk_size=1 if frugal else None,
+        )
+        jac_to_grad(shared, weigh, optimize_gramian_computation=frugal)
+
+    return step
+
+
+def their_frugal_step(model: Model, images: Tensor, aggregator: str) -> Step:
+    return their_step(model, images, aggregator, frugal=True)
+
+
+METHODS: dict[str, Callable[[Model, Tensor, str], Step]] = {
+    "plain sum": plain,
+    "ours, parameters": ours,
+    "ours, features": ours_on_features,
+    "loop as in LibMTL": loop,
+    "TorchJD": their_step,
+    "TorchJD, frugal": their_frugal_step,
+}
+
+OTHERS = ("loop as in LibMTL", "TorchJD", "TorchJD, frugal")
+
+
+def parts(model: Model, images: Tensor) -> dict[str, Step]:
+    """What a step at the level of the parameters consists of."""
+    outputs = model.trunk(images)
+    leaves = [output.detach().requires_grad_() for output in outputs]
+    grads = [torch.randn_like(output) for output in outputs]
+
+    def heads() -> None:
+        for loss in model.losses(leaves):
+            loss.backward()
+
+    return {
+        "forward": lambda: model.trunk(images),
+        "heads": heads,
+        "trunk backward": lambda: torch.autograd.backward(outputs, grads, retain_graph=True),
+    }
+
+
+def build(tasks: int, device: str) -> tuple[Model, Tensor]:
+    torch.manual_seed(0)
+    return Model(tasks).to(device), torch.randn(IMAGES, device=device)
+
+
+def time_steps(tasks: int, args: argparse.Namespace) -> dict[str, float]:
+    """Median seconds of each method, and of the sum of the parts."""
+    # A model each: the hook of the feature level would change the others.
+    built = {name: build(tasks, args.device) for name in [*METHODS, "parts"]}
+    calls = {name: make(*built[name], args.aggregator) for name, make in METHODS.items()}
+
+    def forget() -> None:
+        for model, _ in built.values():
+            model.zero_grad()
+
+    calls |= parts(*built["parts"])
+    seconds = median_seconds(calls, args.repeats, before=forget, device=args.device)
+    forward, heads, backward = (seconds.pop(name) for name in parts(*built["parts"]))
+    return seconds | {"sum of the parts": forward + heads + tasks * backward}
+
+
+def peak_bytes(name: str, tasks: int, args: argparse.Namespace) -> int:
+    """The peak of a method above what the model itself takes."""
+    model, images = build(tasks, args.device)
+    step = METHODS[name](model, images, args.aggregator)
+    if torch.device(args.device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(args.device)
+    before = highest(args.device)
+    for _ in range(2):  # the second finds what the first has left
+        model.zero_grad()
+        step()
+    return highest(args.device) - before
+
+
+def highest(device: str) -> int:
+    """The most bytes that were in use so far."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # In bytes on macOS, in kilobytes elsewhere.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def in_a_fork(function: Callable[..., Any], *args: Any) -> Any:
+    """The result of the function, called in a process that is a copy of this one."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(function(*args)))
+    process.start()
+    sender.close()
+    result = receiver.recv()
+    process.join()
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", type=int, nargs="+", default=[2, 4, 7])
+    parser.add_argument("--repeats", type=int, default=5, help="steps to take the median of")
+    parser.add_argument("--aggregator", choices=["PCGrad", "MGDA"], default="PCGrad")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+
+    on_cuda = torch.device(args.device).type == "cuda"
+    measure = peak_bytes if on_cuda else partial(in_a_fork, peak_bytes)
+    MODELS.import_from_location()  # once, here, and not in every fork
+    # Before this process computes anything: a fork does not inherit the threads of PyTorch.
+    memory = {t: {name: measure(name, t, args) for name in METHODS} for t in args.tasks}
+    width = sum(p.numel() * p.element_size() for p in build(1, "cpu")[0].trunk.parameters())
+    print(f"{args.aggregator}; {torch.get_num_threads()} threads; {IMAGES[0]} images a step.")
+    print(f"The trunk's parameters take {width / MIB:.1f} MiB, as does each task's gradient.")
+    for tasks in args.tasks:
+        report(tasks, time_steps(tasks, args), memory[tasks], width)
+
+
+def report(tasks: int, seconds: dict[str, float], memory: dict[str, int], width: int) -> None:
+    """Prints the table of one number of tasks, and whether it is as wanted."""
+    print(f"\n{tasks} tasks: a [T, D] matrix takes {tasks * width / MIB:.0f} MiB")
+    print(f"{'':<20} {'ms':>8} {'x plain':>8} {'peak MiB':>9} {'- plain':>8}")
+    for name, taken in seconds.items():
+        row = f"{name:<20} {taken * 1e3:8.1f} {taken / seconds['plain sum']:8.2f}"
+        if name in memory:
+            extra = memory[name] - memory["plain sum"]
+            row += f" {memory[name] / MIB:9.0f} {extra / MIB:8.0f}"
+        print(row)
+    mine, limit = seconds["ours, parameters"], seconds["sum of the parts"]
+    fastest = all(mine <= seconds[name] for name in OTHERS)
+    smallest = all(memory["ours, parameters"] <= memory[name] for name in OTHERS)
+    print(f"ours is the fastest with a gradient for each task: {'yes' if fastest else 'no'}")
+    print(f"ours is the smallest of these: {'yes' if smallest else 'no'}")
+    print(
+        f"ours is within {WITHIN - 1.0:.0%} of the sum of the parts: "
+        f"{'yes' if mine <= WITHIN * limit else 'no'} ({mine / limit - 1.0:+.0%})",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
