@@ -87,7 +87,7 @@ def main() -> None:
         "--show-dir",
         "predictions",
         "--cfg-options",
-        "default_hooks.visualization.score_thr=0.5",
+        "default_hooks.visualization.score_thr=0.3",
         log=out / "test.log",
     )
     draw({method: read_curves(out / method) for method in methods}, out / "interference.png")
