@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from mtl_plugins.aggregation import Aggregator, GramianAggregator, build_aggregator
-from mtl_plugins.distributed import average, average_grads, gather, world_size
-from mtl_plugins.gradients import (
-    NOBODY,
-    SEVERAL,
-    Representation,
-    TaskRows,
-    combine,
-    common_owner,
-    gramian_of,
-    owners,
-)
+from mtl_plugins.distributed import average, average_grads, gather, with_grad, world_size
+from mtl_plugins.gradients import HostCopy, Representation, TaskRows, combine, gramian_of
+from mtl_plugins.graph import NOBODY, SEVERAL, LossGraph, common_owner
 from mtl_plugins.weighting import Weighting, build_weighting
 
 Level = Literal["parameter", "feature"]
+Sync = Literal["exact", "gramian"]
+OnNonfinite = Literal["skip", "raise"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step computed, for hooks. Nothing in it is attached to the graph.
+    """What one step computed, for hooks. All tensors are on the CPU.
 
     Attributes:
-        tasks: The ``T`` tasks that took part.
-        losses: ``[T]``, as given, on the device of the losses.
+        tasks: The ``T`` tasks that took part, on any rank.
+        losses: ``[T]``, as given; the mean over the ranks.
         weights: ``[T]``, the factor of each loss in the update of what the tasks share; None if the
             aggregator combines the gradients in another way.
-        gramian: ``[T, T]`` of the (weighted) losses' gradients, on the CPU; None if not computed.
+        gramian: ``[T, T]`` of the (weighted) losses' gradients; None if not computed.
+        nonfinite: Those of the tasks whose loss or gradient is not finite. If there are any, the
+            step was skipped.
     """
 
     tasks: tuple[str, ...]
     losses: Tensor
     weights: Tensor | None
     gramian: Tensor | None
+    nonfinite: tuple[str, ...] = ()
 
 
 class MultiTaskBackward:
@@ -62,11 +64,27 @@ class MultiTaskBackward:
         representation: With ``level="feature"``, the module whose output the tasks share.
         tasks: Names of all tasks; they are numbered as they appear otherwise. Needed in a
             data-parallel run where a rank's first batch may lack a task.
+        sync: What a data-parallel run averages over the ranks before it aggregates. ``"exact"``:
+            the gradient of every task, so that the weights are those of the whole batch.
+            ``"gramian"``: their ``T × T`` inner products, and afterwards one gradient: ``T`` times
+            less traffic, but each rank's inner products have the noise of its own batch in them.
+            It makes no difference at the feature level, where both need that little.
+        low_memory: Takes the Gramian without keeping the ``T`` gradients of the shared parameters,
+            and then runs the weighted sum back: ``T + 1`` passes through the shared part instead of
+            ``T``, and twice through the heads. Every micro-batch is aggregated by itself.
+        weights_every: The weights are found at every ``weights_every``-th step, and the steps in
+            between are plain ones with one backward pass. A task without a gradient when they were
+            found takes the mean weight of the others until the next time.
+        on_nonfinite: What happens when a loss or a gradient is NaN or infinite. ``"skip"``: every
+            ``.grad`` is dropped, so that the optimizer changes nothing (with a loss scaler: becomes
+            NaN, so that it skips the step and lowers its scale). ``"raise"``: an error. Methods
+            that take no task gradients look at the losses alone.
+        max_skips: So many skipped steps in a row are an error. A loss scaler needs about 16 to
+            come down from its first scale.
 
     In a data-parallel run (:mod:`torch.distributed` with several ranks) call the model without the
-    synchronisation of its wrapper (``no_sync()``): the task gradients are averaged over the ranks
-    here, before they are aggregated. Only a method that takes no task gradients leaves that to the
-    wrapper, see :meth:`synchronizes`.
+    synchronisation of its wrapper (``no_sync()``): averages are taken here. Only a method that
+    takes no task gradients leaves that to the wrapper, see :meth:`synchronizes`.
 
     Attributes:
         last: The :class:`Step` taken last; None before the first.
@@ -88,45 +106,82 @@ class MultiTaskBackward:
         level: Level = "parameter",
         representation: nn.Module | None = None,
         tasks: Sequence[str] = (),
+        sync: Sync = "exact",
+        low_memory: bool = False,
+        weights_every: int = 1,
+        on_nonfinite: OnNonfinite = "skip",
+        max_skips: int = 20,
     ) -> None:
-        if level not in get_args(Level):
-            raise ValueError(f"level: expected one of {get_args(Level)}, got {level!r}")
-        if (level == "feature") != (representation is not None):
-            raise ValueError(
-                f"representation: level={level!r} "
-                + ("needs the module" if level == "feature" else "takes no module")
-                + " whose output the tasks share"
-            )
         self.params = list(params)
         if not any(p.requires_grad for p in self.params):
             raise ValueError("params: no parameter requires a gradient")
         self.aggregator = build_aggregator(aggregator)
         self.weighting = None if weighting is None else build_weighting(weighting)
         self.level = level
-        self.representation = None if representation is None else Representation(representation)
         self.tasks = list(tasks)
+        self.sync = sync
+        self.low_memory = low_memory
+        self.weights_every = weights_every
+        self.on_nonfinite = on_nonfinite
+        self.max_skips = max_skips
+        self._check_options(representation)
+        self.representation = None if representation is None else Representation(representation)
         self.last: Step | None = None
         self.monitor = False
         self._rows = TaskRows()
         # Task that alone reached a parameter so far. What was shared once stays in the buffer: a
         # batch without some task is no reason to lay it out anew.
         self._owner = [NOBODY] * len(self.params)
-        self._reached: set[int] = set()  # parameters, by number, since the last aggregation
-        # Losses since the last aggregation, and whether more of them are to come.
-        self._losses: dict[str, Tensor] = {}
-        self._values = torch.zeros(0)
+        self._reached = [False] * len(self.params)  # since the last aggregation
+        self._agreed: tuple[list[int], list[bool]] | None = None  # with the other ranks
+        self._reports: list[_Report] = []  # of the calls since the last aggregation
+        self._nonfinite: set[str] = set()  # tasks, since then
         self._collecting = False
+        # With weights_every: those found last, and for how many steps they still hold.
+        self._weights: dict[str, float] = {}
+        self._steps_left = 0
+        self._skipped = 0  # steps in a row
+
+    def _check_options(self, representation: nn.Module | None) -> None:
+        choices = (("level", Level), ("sync", Sync), ("on_nonfinite", OnNonfinite))
+        for key, valid in choices:
+            value = getattr(self, key)
+            if value not in get_args(valid):
+                raise ValueError(f"{key}: expected one of {get_args(valid)}, got {value!r}")
+        if (self.level == "feature") != (representation is not None):
+            raise ValueError(
+                f"representation: level={self.level!r} "
+                + ("needs the module" if self.level == "feature" else "takes no module")
+                + " whose output the tasks share"
+            )
+        for key in ("weights_every", "max_skips"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}: expected at least 1, got {getattr(self, key)}")
+        saving = {"low_memory": self.low_memory, "weights_every": self.weights_every > 1}
+        by_weights = saving | {"sync='gramian'": self.sync == "gramian"}
+        for key in [key for key, used in by_weights.items() if used]:
+            if not isinstance(self.aggregator, GramianAggregator):
+                raise ValueError(
+                    f"{key} needs an aggregator that weighs the gradients, and "
+                    f"{type(self.aggregator).__name__} combines them in another way"
+                )
+            if key in saving and self.level == "feature":
+                raise ValueError(
+                    f"{key} is for level='parameter': at the feature level a step costs about as "
+                    "much as a plain one anyway"
+                )
 
     def __call__(
-        self, losses: Mapping[str, Tensor], scale: float = 1.0, aggregate: bool = True
+        self, losses: Mapping[str, Tensor], scale: Tensor | None = None, aggregate: bool = True
     ) -> None:
         """Adds the gradients of this step to ``.grad``.
 
         Args:
             losses: Scalar loss of each task. A task may be absent, or its loss be a constant: it
                 then takes no part in this step.
-            scale: What a loss scaler multiplies the gradients by. They stay scaled in ``.grad``;
-                the aggregator sees them unscaled.
+            scale: What a loss scaler multiplies the gradients by, a scalar on the device of the
+                losses; None without one. They stay scaled in ``.grad``; the aggregator sees them
+                unscaled.
             aggregate: False for all but the last of several micro-batches: the gradients of the
                 tasks add up, and are aggregated once. At the feature level every micro-batch has
                 features of its own and is aggregated by itself.
@@ -134,37 +189,37 @@ class MultiTaskBackward:
         Raises:
             ValueError: No loss requires a gradient, a loss is not a scalar, or no representation
                 was computed.
+            FloatingPointError: A loss or gradient is not finite, and ``on_nonfinite="raise"`` or
+                too many steps in a row had to be skipped.
         """
         self._check(losses)
-        raw = {name: loss for name, loss in losses.items() if loss.requires_grad}
-        self.tasks += [name for name in raw if name not in self.tasks]
+        self.tasks += [
+            n for n, loss in losses.items() if loss.requires_grad and n not in self.tasks
+        ]
+        # In the same order on every rank.
+        raw = {n: losses[n] for n in self.tasks if n in losses and losses[n].requires_grad}
         factors = {} if self.weighting is None else self.weighting.weights(raw)
         weighted = {name: factors[name] * loss for name, loss in raw.items()} if factors else raw
-        synchronizes = self.synchronizes(aggregate)
-        self._add_up(raw, synchronizes)
+        if not self._collecting:
+            self._reports, self._nonfinite = [], set()
         # Under autocast the Gramian and the weighted sum would be taken in half precision.
-        with torch.autocast(self._values.device.type, enabled=False):
+        with torch.autocast(self.params[0].device.type, enabled=False):
             if not self.aggregator.needs_gradients:
-                weights, gramian = self._one_pass(weighted, scale, self.monitor and aggregate)
+                self._report(raw)
+                outcome = self._one_pass(weighted, scale, aggregate)
             elif self.representation is not None:
-                weights, gramian = self._feature_level(self.representation, weighted, scale)
+                self._report(raw)
+                outcome = self._feature_level(self.representation, weighted, scale, aggregate)
             else:
-                weights, gramian = self._parameter_level(weighted, scale, aggregate)
+                outcome = self._parameter_level(raw, weighted, scale, aggregate)
         self._collecting = not aggregate
         if not aggregate:
             return
-        if synchronizes:
-            done = {id(leaf) for leaf in self._rows.leaves}
-            average_grads([p for p in self.params if id(p) not in done])
         self.monitor = False
-        if weights is not None and factors:
-            weights = weights * torch.tensor(
-                [float(factors.get(name, 0.0)) for name in self._losses]
-            )
-        self.last = Step(tuple(self._losses), self._values, weights, gramian)
+        self._finish(outcome, factors, scale)
 
     def synchronizes(self, aggregate: bool = True) -> bool:
-        """Whether a call averages over the ranks, so that the model's wrapper must not.
+        """Whether a call averages ``.grad`` over the ranks, so that the model's wrapper must not.
 
         Args:
             aggregate: That of the call.
@@ -172,27 +227,14 @@ class MultiTaskBackward:
         takes_gradients = self.aggregator.needs_gradients or self.representation is not None
         return world_size() > 1 and (takes_gradients or (self.monitor and aggregate))
 
-    def _add_up(self, losses: Mapping[str, Tensor], synchronizes: bool) -> None:
-        """Sums the losses since the last aggregation, for the method and for :attr:`last`."""
-        if not self._collecting:
-            self._losses = {}
-        for name, loss in losses.items():
-            value = loss.detach().float().reshape(())
-            self._losses[name] = self._losses[name] + value if name in self._losses else value
-        if synchronizes:
-            # Another rank may have a task that this one lacks: all take part with all.
-            zero = torch.zeros_like(next(iter(self._losses.values())))
-            self._losses = {name: self._losses.get(name, zero) for name in self.tasks}
-        values = torch.stack(list(self._losses.values()))
-        self._values = average(values) if synchronizes else values
-
     def _check(self, losses: Mapping[str, Tensor]) -> None:
         for name, loss in losses.items():
             if loss.numel() != 1:
                 raise ValueError(
                     f"losses: {name!r} has the shape {tuple(loss.shape)}, expected a scalar"
                 )
-        if not any(loss.requires_grad for loss in losses.values()):
+        # Of several ranks, one may have a batch without any task.
+        if world_size() == 1 and not any(loss.requires_grad for loss in losses.values()):
             raise ValueError(
                 f"losses: none of {list(losses)} requires a gradient; is every parameter frozen?"
             )
@@ -202,31 +244,36 @@ class MultiTaskBackward:
                 "or nothing before it requires a gradient"
             )
 
+    def _report(self, losses: Mapping[str, Tensor], changed: bool = False) -> _Report:
+        report = _Report(losses, self.tasks, self.params[0].device, changed)
+        self._reports.append(report)
+        return report
+
     def _one_pass(
-        self, losses: Mapping[str, Tensor], scale: float, monitor: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
+        self, losses: Mapping[str, Tensor], scale: Tensor | None, aggregate: bool
+    ) -> _Outcome:
         """A backward pass of the weighted sum, for weights that no gradient decides."""
-        gramian = self._monitored(losses, scale) if monitor else None
         assert isinstance(self.aggregator, GramianAggregator)
-        weights = self.aggregator.weights(torch.zeros(len(losses), len(losses)))
-        total = sum(
-            loss if w == 1.0 else w * loss
-            for w, loss in zip(weights.tolist(), losses.values(), strict=True)
-        )
-        assert isinstance(total, Tensor)
-        _backward(total, scale)
+        gramian = self._monitored(losses, scale) if self.monitor and aggregate else None
+        constant = self.aggregator.weights(torch.zeros(len(self.tasks), len(self.tasks)))
+        weights = dict(zip(self.tasks, constant.tolist(), strict=True))
+        terms = [loss if weights[n] == 1.0 else weights[n] * loss for n, loss in losses.items()]
+        if terms:
+            _backward(sum(terms[1:], terms[0]), scale)
         if self.representation is not None:
             self.representation.backward([leaf.grad for leaf in self.representation.leaves])
-        by_name = dict(zip(losses, weights.tolist(), strict=True))
-        return torch.tensor([by_name.get(name, 0.0) for name in self._losses]), gramian
+        if aggregate and self.synchronizes():
+            average_grads(with_grad(self.params))
+        return _Outcome(weights, gramian)
 
-    def _monitored(self, losses: Mapping[str, Tensor], scale: float) -> Tensor:
+    def _monitored(self, losses: Mapping[str, Tensor], scale: Tensor | None) -> Tensor:
         """The Gramian alone: no ``.grad`` is touched and the graph stays usable."""
         if self.representation is not None:
             leaves: list[Tensor] = list(self.representation.leaves)
         else:
-            found = self._find_owners(losses)
-            leaves = [p for p, t in zip(self.params, found, strict=True) if t == SEVERAL]
+            found = self._owners_in(LossGraph(list(losses.values())), losses)
+            everywhere = map(common_owner, gather(found, self.params[0].device))
+            leaves = [p for p, t in zip(self.params, everywhere, strict=True) if t == SEVERAL]
         rows = TaskRows()
         rows.arrange(leaves, len(self.tasks))
         # Not by `inputs=`, which reentrant checkpointing refuses.
@@ -238,25 +285,31 @@ class MultiTaskBackward:
         finally:
             for p, grad in before:
                 p.grad = grad
-        return self._gramian(rows.data[self._present()]) / scale**2
+        return self._gramian(rows.data, self._reports[-1:], scale)[1]
 
     def _feature_level(
-        self, representation: Representation, losses: Mapping[str, Tensor], scale: float
-    ) -> tuple[Tensor | None, Tensor | None]:
+        self,
+        representation: Representation,
+        losses: Mapping[str, Tensor],
+        scale: Tensor | None,
+        aggregate: bool,
+    ) -> _Outcome:
         if self.last is None:
             self._check_cut(representation, losses)
         rows = TaskRows()  # not kept: the next forward pass makes other features
         rows.arrange(representation.leaves, len(self.tasks))
         self._fill(rows, losses, scale)
-        update, weights, gramian = self._aggregate(rows.data, scale)
+        outcome, update = self._aggregate(rows.data, self._reports[-1:], scale)
         representation.backward(rows.split(update))
-        return weights, gramian
+        if aggregate and self.synchronizes():
+            average_grads(with_grad(self.params))
+        return outcome
 
     def _check_cut(self, representation: Representation, losses: Mapping[str, Tensor]) -> None:
         """The losses must reach what lies before the representation through it alone."""
-        behind = owners(representation.outputs, self.params)
+        behind = LossGraph(representation.outputs).owners(self.params)
         for name, loss in losses.items():
-            around = owners([loss], self.params)
+            around = LossGraph([loss]).owners(self.params)
             if any(a != NOBODY and b != NOBODY for a, b in zip(around, behind, strict=True)):
                 raise ValueError(
                     f"representation: the loss of task {name!r} reaches parameters before the "
@@ -265,98 +318,263 @@ class MultiTaskBackward:
                 )
 
     def _parameter_level(
-        self, losses: Mapping[str, Tensor], scale: float, aggregate: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        self._lay_out(losses)
+        self,
+        raw: Mapping[str, Tensor],
+        losses: Mapping[str, Tensor],
+        scale: Tensor | None,
+        aggregate: bool,
+    ) -> _Outcome:
+        graph = LossGraph(list(losses.values()))
+        before = self._owner
+        found = self._owners_in(graph, losses)
+        self._owner = [common_owner(pair) for pair in zip(before, found, strict=True)]
+        reached = self._reached if self._collecting else [False] * len(found)
+        self._reached = [r or t != NOBODY for r, t in zip(reached, found, strict=True)]
+        report = self._report(raw, changed=(self._owner, self._reached) != self._agreed)
+        if self.low_memory or self._steps_left:
+            return self._weighted_pass(graph, losses, report, scale, aggregate)
+
+        self._lay_out(before)
         self._fill(self._rows, losses, scale)
         if not aggregate:
-            return None, None
-        update, weights, gramian = self._aggregate(self._rows.data, scale)
-        reached = {id(self.params[i]) for i in self._reached}
+            return _Outcome()
+        before = self._owner
+        if self._agree(self._reports):
+            self._lay_out(before, filled=True)
+        outcome, update = self._aggregate(self._rows.data, self._reports, scale)
+        reached_params = self._reached_params()
+        used = {id(p) for p in reached_params}
         for p, grad in zip(self._rows.leaves, self._rows.split(update), strict=True):
-            if id(p) in reached:  # else, as after any backward pass, there is no gradient
+            if id(p) in used:  # else, as after any backward pass, there is no gradient
                 p.grad = grad if p.grad is None else p.grad.add_(grad)
-        return weights, gramian
+        averaged = {id(p) for p in self._rows.leaves} if self.sync == "exact" else set()
+        average_grads([p for p in reached_params if id(p) not in averaged])
+        return outcome
+
+    def _weighted_pass(
+        self,
+        graph: LossGraph,
+        losses: Mapping[str, Tensor],
+        report: _Report,
+        scale: Tensor | None,
+        aggregate: bool,
+    ) -> _Outcome:
+        """One backward pass of the weighted sum, by weights that are known or cheap in memory."""
+        if self.low_memory and self.sync == "exact" and world_size() > 1:
+            raise ValueError(
+                "low_memory: no rank holds the gradients of the tasks, so that they cannot be "
+                "averaged; it takes sync='gramian' with several ranks"
+            )
+        self._agree([report])
+        graph.share(self._shared_params())
+        if self._steps_left:
+            mean = sum(self._weights.values()) / len(self._weights)
+            weights = {name: self._weights.get(name, mean) for name in self.tasks}
+            gramian = self._monitored(losses, scale) if self.monitor and aggregate else None
+            outcome = _Outcome(weights, gramian)
+            self._steps_left -= aggregate
+        else:
+            gramian = self._gramian_alone(graph, losses, report)
+            outcome = self._solve(gramian, [report], keep=aggregate)
+        assert outcome.weights is not None
+        if losses:
+            graph.weighted_backward([outcome.weights[name] for name in losses], scale)
+        if aggregate:
+            average_grads(self._reached_params())
+        return outcome
 
     def _fill(
         self,
         rows: TaskRows,
         losses: Mapping[str, Tensor],
-        scale: float,
+        scale: Tensor | None,
         retain_graph: bool = False,
     ) -> None:
         """Runs each task back into its row."""
+        todo = list(losses.items())
+        if todo and len(todo) < len(self.tasks) and world_size() > 1:
+            # A synchronised batch norm waits in its backward pass for every rank: a task that
+            # others have takes its turn here too, with a gradient of zero.
+            nothing = 0.0 * todo[0][1]
+            elsewhere = self._reports[-1].losses
+            todo = [(n, losses.get(n, nothing)) for n in self.tasks if n in elsewhere]
         with rows.bound() as bind:
-            for t, (name, loss) in enumerate(losses.items()):
+            for t, (name, loss) in enumerate(todo):
                 bind(self.tasks.index(name))
-                _backward(loss, scale, retain_graph=retain_graph or t + 1 < len(losses))
+                _backward(loss, scale, retain_graph=retain_graph or t + 1 < len(todo))
 
-    def _find_owners(self, losses: Mapping[str, Tensor]) -> list[int]:
-        """The task that alone reaches each parameter, on any rank."""
+    def _owners_in(self, graph: LossGraph, losses: Iterable[str]) -> list[int]:
+        """The task that alone reaches each parameter, on this rank and in this batch."""
         index = [self.tasks.index(name) for name in losses]
-        found = owners(list(losses.values()), self.params)
-        mine = [index[t] if t >= 0 else t for t in found]
-        return [common_owner(ranks) for ranks in gather(mine, self.params[0].device)]
+        return [index[t] if t >= 0 else t for t in graph.owners(self.params)]
 
-    def _lay_out(self, losses: Mapping[str, Tensor]) -> None:
-        """Makes the buffer hold what is shared."""
-        before, found = self._owner, self._find_owners(losses)
-        self._owner = [common_owner(pair) for pair in zip(before, found, strict=True)]
-        if not self._collecting:
-            self._reached = set()
-        self._reached |= {i for i, t in enumerate(found) if t != NOBODY}
-        shared = [p for p, t in zip(self.params, self._owner, strict=True) if t == SEVERAL]
-        if not self._collecting:
+    def _agree(self, reports: Sequence[_Report]) -> bool:
+        """Learns from the other ranks what is shared and reached, if on one that has changed."""
+        if world_size() == 1 or not any(report.changed for report in reports):
+            return False
+        everyone = gather([*self._owner, *self._reached], self.params[0].device)
+        count = len(self.params)
+        self._owner = [common_owner(ranks) for ranks in everyone[:count]]
+        self._reached = [any(ranks) for ranks in everyone[count:]]
+        self._agreed = (self._owner, self._reached)
+        return True
+
+    def _shared_params(self) -> list[nn.Parameter]:
+        return [p for p, t in zip(self.params, self._owner, strict=True) if t == SEVERAL]
+
+    def _reached_params(self) -> list[nn.Parameter]:
+        return [p for p, reached in zip(self.params, self._reached, strict=True) if reached]
+
+    def _lay_out(self, before: Sequence[int], filled: bool = False) -> None:
+        """Makes the buffer hold what is shared.
+
+        Args:
+            before: Owner of each parameter when the buffer was laid out last.
+            filled: Whether it has gradients of this step in it.
+        """
+        shared = self._shared_params()
+        if not (self._collecting or filled):
             self._rows.arrange(shared, len(self.tasks))
         elif len(shared) > len(self._rows.leaves) or len(self.tasks) > len(self._rows.data):
             held, self._rows = self._rows, TaskRows()
             self._rows.arrange(shared, len(self.tasks))
             self._rows.add(held)
-            # What a task had alone in the micro-batches before lies in .grad, and moves to its row.
+            # What a task had alone until now lies in .grad, and moves to its row.
             alone = {id(p): t for p, t in zip(self.params, before, strict=True) if t >= 0}
             for i, p in enumerate(shared):
                 if id(p) in alone and p.grad is not None:
                     self._rows.views[alone[id(p)]][i].add_(p.grad)
                     p.grad = None
 
-    def _present(self) -> list[int]:
-        """Rows of the tasks that take part; those of the others are zero."""
-        return [self.tasks.index(name) for name in self._losses]
-
-    def _gramian(self, rows: Tensor) -> Tensor:
-        """Of the whole batch, over all ranks."""
-        if self.representation is None:
-            return gramian_of(average(rows))
-        # Every rank has features of its own, and its share of the mean loss.
-        return gramian_of(rows, ranks=world_size())
-
-    def _aggregate(self, rows: Tensor, scale: float) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The update ``[D]``, the weights ``[T]`` and the Gramian ``[T, T]`` of the rows."""
-        present = self._present()
-        if len(present) < len(self.tasks):
-            rows = rows[present]
-        gramian = self._gramian(rows) / scale**2
+    def _aggregate(
+        self, rows: Tensor, reports: Sequence[_Report], scale: Tensor | None
+    ) -> tuple[_Outcome, Tensor]:
+        """The weights of the rows, and the update ``[D]``."""
+        rows, gramian = self._gramian(rows, reports, scale)
         if not isinstance(self.aggregator, GramianAggregator):
-            return self.aggregator(rows), None, gramian
-        if not gramian.isfinite().all():
-            # The sum is not finite either: a loss scaler sees that and skips the step.
-            return rows.sum(dim=0), torch.ones(len(present)), gramian
+            self._note_nonfinite(gramian, reports)
+            return _Outcome(None, gramian), self.aggregator(rows)
+        outcome = self._solve(gramian, reports)
+        assert outcome.weights is not None
+        weights = torch.tensor(list(outcome.weights.values()), dtype=gramian.dtype)
+        return outcome, combine(weights, rows)
+
+    def _gramian(
+        self, rows: Tensor, reports: Sequence[_Report], scale: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The rows of the tasks that take part, and their Gramian over all ranks."""
+        present = [self.tasks.index(name) for name in self._totals(reports)]
+        if len(present) < len(rows):
+            rows = rows[present]
+        if self.representation is not None:
+            # Every rank has features of its own, and its share of the mean loss.
+            gramian = gramian_of(rows, averaged=True) / world_size()
+        elif self.sync == "exact":
+            gramian = gramian_of(average(rows))
+        else:
+            gramian = gramian_of(rows, averaged=True)
+        return rows, gramian if scale is None else gramian / float(scale) ** 2
+
+    def _gramian_alone(self, graph: LossGraph, losses: Iterable[str], report: _Report) -> Tensor:
+        """That of the tasks that take part, over all ranks, without any rows."""
+        gramian = graph.gramian(self._shared_params())
+        everyone = gramian.new_zeros(len(self.tasks), len(self.tasks))
+        here = torch.tensor([self.tasks.index(name) for name in losses], device=gramian.device)
+        everyone[here[:, None], here] = gramian
+        present = [self.tasks.index(name) for name in self._totals([report])]
+        exact = average(everyone).cpu()[present][:, present]
+        # Its dtype tells a method how accurate it is, unless it is beyond that dtype.
+        rounded = exact.to(torch.promote_types(torch.float32, self.params[0].dtype))
+        return rounded if rounded.isfinite().all() else exact
+
+    def _solve(self, gramian: Tensor, reports: Sequence[_Report], keep: bool = True) -> _Outcome:
+        """The weights of the tasks that take part."""
+        assert isinstance(self.aggregator, GramianAggregator)
+        losses = self._totals(reports)
+        if self._note_nonfinite(gramian, reports):
+            return _Outcome(dict.fromkeys(losses, 1.0), gramian)
         # A task without a gradient, for want of examples in this batch, has no say.
-        active = [i for i in range(len(present)) if gramian[i, i] > 0.0]
-        weights = torch.zeros(len(present), dtype=gramian.dtype)
+        active = [i for i in range(len(losses)) if gramian[i, i] > 0.0]
+        names = [name for i, name in enumerate(losses) if i in active]
+        found: dict[str, float] = {}
         if active:
-            weights[active] = self.aggregator.weights(
+            weights = self.aggregator.weights(
                 gramian[active][:, active],
-                losses=self._values[active],
-                tasks=[present[i] for i in active],
+                losses=torch.tensor([losses[name] for name in names]),
+                tasks=[self.tasks.index(name) for name in names],
             )
-        return combine(weights, rows), weights, gramian
+            found = dict(zip(names, weights.tolist(), strict=True))
+            if keep and self.weights_every > 1:
+                self._weights, self._steps_left = found, self.weights_every - 1
+        return _Outcome(dict.fromkeys(losses, 0.0) | found, gramian)
+
+    def _note_nonfinite(self, gramian: Tensor, reports: Sequence[_Report]) -> bool:
+        losses = self._totals(reports)
+        lengths = dict(zip(losses, gramian.diagonal().tolist(), strict=True))
+        found = {n for n in losses if not math.isfinite(losses[n] + lengths[n])}
+        self._nonfinite |= found
+        return bool(found)
+
+    def _totals(self, reports: Sequence[_Report]) -> dict[str, float]:
+        """The losses of the tasks that take part, summed over micro-batches."""
+        each = [report.losses for report in reports]
+        return {
+            name: sum(losses.get(name, 0.0) for losses in each)
+            for name in self.tasks
+            if any(name in losses for losses in each)
+        }
+
+    def _finish(self, outcome: _Outcome, factors: Mapping[str, Any], scale: Tensor | None) -> None:
+        losses = self._totals(self._reports)
+        self._nonfinite |= {name for name, loss in losses.items() if not math.isfinite(loss)}
+        weights = None
+        if outcome.weights is not None:
+            weights = torch.tensor(
+                [outcome.weights[n] * float(factors.get(n, 1.0)) for n in losses],
+                dtype=None if outcome.gramian is None else outcome.gramian.dtype,
+            )
+        self.last = Step(
+            tuple(losses),
+            torch.tensor(list(losses.values())),
+            weights,
+            outcome.gramian,
+            tuple(name for name in losses if name in self._nonfinite),
+        )
+        if self.last.nonfinite:
+            self._skip(losses, scale)
+        else:
+            self._skipped = 0
+
+    def _skip(self, losses: Mapping[str, float], scale: Tensor | None) -> None:
+        """Leaves gradients from which the optimizer, or the loss scaler, makes no step."""
+        assert self.last is not None
+        which = ", ".join(
+            f"the gradient of task {name!r} is not finite"
+            if math.isfinite(losses[name])
+            else f"the loss of task {name!r} is {losses[name]}"
+            for name in self.last.nonfinite
+        )
+        self._skipped += 1
+        if self.on_nonfinite == "raise":
+            raise FloatingPointError(f"{which}. on_nonfinite='skip' would skip the step")
+        if self._skipped >= self.max_skips:
+            raise FloatingPointError(
+                f"{which}, and {self._skipped} steps in a row had to be skipped (max_skips)"
+            )
+        logger.warning(
+            "step skipped: %s; %d in a row, %d are an error", which, self._skipped, self.max_skips
+        )
+        for p in self.params:
+            p.grad = None if scale is None else torch.full_like(p, math.nan)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the method: to continue as if there had been no interruption."""
         state: dict[str, Any] = {
             "tasks": list(self.tasks),
             "owner": list(self._owner),
+            "weights": dict(self._weights),
+            "steps_left": self._steps_left,
+            "skipped": self._skipped,
             "aggregator": {
                 "type": type(self.aggregator).__name__,
                 "state": self.aggregator.state_dict(),
@@ -396,10 +614,66 @@ class MultiTaskBackward:
             )
         self.tasks = list(state["tasks"])
         self._owner = list(state["owner"])
+        self._weights = dict(state["weights"])
+        self._steps_left, self._skipped = state["steps_left"], state["skipped"]
         for key, part in parts.items():
             if part is not None:
                 part.load_state_dict(state[key]["state"])
 
 
-def _backward(loss: Tensor, scale: float, retain_graph: bool = False) -> None:
-    loss.backward(None if scale == 1.0 else torch.full_like(loss, scale), retain_graph=retain_graph)
+@dataclass
+class _Outcome:
+    """The weight of each task, where there is one, and the Gramian, where it was computed."""
+
+    weights: Mapping[str, float] | None = None
+    gramian: Tensor | None = None
+
+
+class _Report:
+    """The losses of one call: the mean over the ranks, on its way to the CPU.
+
+    Args:
+        losses: Those of this rank.
+        tasks: Names of all tasks, in the same order on every rank.
+        device: Of the losses.
+        changed: Whether something else is shared or reached than the ranks have agreed on.
+    """
+
+    def __init__(
+        self,
+        losses: Mapping[str, Tensor],
+        tasks: Sequence[str],
+        device: torch.device,
+        changed: bool,
+    ) -> None:
+        # Another rank may have a task that this one lacks: all take part with all.
+        self._tasks = list(tasks) if world_size() > 1 else list(losses)
+        zero = torch.zeros((), device=device)
+        one = zero + 1.0
+        values = [
+            losses[name].detach().float().reshape(()) if name in losses else zero
+            for name in self._tasks
+        ]
+        there = [one if name in losses else zero for name in self._tasks]
+        numbers = torch.stack([*values, *there, one if changed else zero])
+        self._copy = HostCopy(average(numbers))
+
+    @cached_property
+    def _numbers(self) -> list[float]:
+        return self._copy.read().tolist()
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Of the tasks that take part on some rank."""
+        count = len(self._tasks)
+        found = zip(self._tasks, self._numbers[:count], self._numbers[count:-1], strict=True)
+        return {name: loss for name, loss, there in found if there > 0.0}
+
+    @property
+    def changed(self) -> bool:
+        """On some rank."""
+        return self._numbers[-1] > 0.0
+
+
+def _backward(loss: Tensor, scale: Tensor | None, retain_graph: bool = False) -> None:
+    (loss if scale is None else loss * scale).backward(retain_graph=retain_graph)

@@ -39,21 +39,27 @@ def average(tensor: Tensor) -> Tensor:
 def average_grads(params: Sequence[Tensor]) -> None:
     """Averages ``.grad`` over the ranks, in one flat all-reduce.
 
-    Where a rank has no gradient it takes part with zeros; where none has, ``.grad`` stays None.
+    Where a rank has no gradient it takes part with zeros.
+
+    Args:
+        params: The same on every rank, see :func:`with_grad`.
     """
     if world_size() == 1 or not params:
         return
-    has_grad = torch.tensor([float(p.grad is not None) for p in params], device=params[0].device)
-    distributed.all_reduce(has_grad)
-    used = [p for p, ranks in zip(params, has_grad.tolist(), strict=True) if ranks]
-    for p in used:
+    for p in params:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    if used:
-        grads = [p.grad for p in used if p.grad is not None]
-        flat = average(torch.cat([g.flatten() for g in grads]))
-        for g, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-            g.copy_(mean.view_as(g))
+    grads = [p.grad for p in params if p.grad is not None]
+    flat = average(torch.cat([g.flatten() for g in grads]))
+    for g, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        g.copy_(mean.view_as(g))
+
+
+def with_grad(params: Sequence[Tensor]) -> list[Tensor]:
+    """Those that have a gradient on some rank."""
+    here = [int(p.grad is not None) for p in params]
+    everywhere = gather(here, params[0].device) if params else []
+    return [p for p, ranks in zip(params, everywhere, strict=True) if any(ranks)]
 
 
 def gather(values: Sequence[int], device: torch.device) -> list[tuple[int, ...]]:

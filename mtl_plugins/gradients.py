@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
@@ -13,16 +13,13 @@ from torch.utils._pytree import tree_map_only
 
 from mtl_plugins.distributed import average
 
-NOBODY, SEVERAL = -1, -2
 
-
-def gramian_of(rows: Tensor, ranks: int = 1) -> Tensor:
+def gramian_of(rows: Tensor, averaged: bool = False) -> Tensor:
     """``J Jᵀ``, on the CPU: the one time a step waits for the device.
 
     Args:
         rows: ``[T, D]``, any floating dtype and device. Half precision is accumulated in single.
-        ranks: Number of ranks that hold other columns of ``J`` each, those of ``ranks`` times its
-            loss. All of them get the Gramian of the whole.
+        averaged: Whether to average it over the ranks.
 
     Returns:
         ``[T, T]`` on the CPU, in single or double precision. Not finite only where ``rows`` is not.
@@ -30,50 +27,37 @@ def gramian_of(rows: Tensor, ranks: int = 1) -> Tensor:
     if rows.dtype in (torch.float16, torch.bfloat16):
         rows = rows.float()
     gramian = rows @ rows.T
-    gramian = (average(gramian) / ranks if ranks > 1 else gramian).cpu()
+    gramian = (average(gramian) if averaged else gramian).cpu()
     if gramian.isfinite().all():
         return gramian
     # The square of a norm above 1e19 overflows single precision. Sliced, to copy little at a time.
     zero = rows.new_zeros(len(rows), len(rows), dtype=torch.float64)
     exact = sum((c.double() @ c.double().T for c in rows.split(1 << 20, dim=1)), zero)
-    return (average(exact) / ranks if ranks > 1 else exact).cpu()
+    return (average(exact) if averaged else exact).cpu()
 
 
-def common_owner(owners: Iterable[int]) -> int:
-    """Who owns what has these owners in different batches, or on different ranks."""
-    found = set(owners) - {NOBODY}
-    return found.pop() if len(found) == 1 else SEVERAL if found else NOBODY
-
-
-def owners(losses: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[int]:
-    """Which loss reaches each leaf, read off the autograd graph.
-
-    Every node is visited at most twice, however many losses there are: once by the first loss that
-    reaches it, and once by the second, which makes it and all that lies behind it common property.
+class HostCopy:
+    """A copy on the CPU that is started now and waited for when it is read.
 
     Args:
-        losses: Scalars that require a gradient.
-        leaves: Parameters, or other leaf tensors.
-
-    Returns:
-        For each leaf the index of the only loss that reaches it, :data:`NOBODY` or :data:`SEVERAL`.
+        tensor: What to copy; small.
     """
-    owner: dict[Any, int] = {}
-    # Reentrant checkpointing hides the part of the graph that it will recompute.
-    opaque = False
-    for t, loss in enumerate(losses):
-        stack = [torch.autograd.graph.get_gradient_edge(loss).node]
-        while stack:
-            node = stack.pop()
-            before = owner.get(node)
-            if before in (t, SEVERAL):
-                continue
-            owner[node] = t if before is None else SEVERAL
-            opaque = opaque or node.name() == "CheckpointFunctionBackward"
-            stack += [child for child, _ in node.next_functions if child is not None]
-    found = {id(node.variable): t for node, t in owner.items() if hasattr(node, "variable")}
-    unseen = SEVERAL if opaque else NOBODY
-    return [found.get(id(p), unseen if p.requires_grad else NOBODY) for p in leaves]
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._done: torch.cuda.Event | None = None
+        if tensor.is_cuda:
+            self._copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
+            self._copy.copy_(tensor, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record(torch.cuda.current_stream(tensor.device))
+        else:
+            self._copy = tensor.cpu()
+
+    def read(self) -> Tensor:
+        """The copy; waits for what the device had to do up to then, and for nothing later."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._copy
 
 
 def dense_strides(leaf: Tensor) -> tuple[int, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import weakref
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from mtl_plugins import MultiTaskBackward
-from mtl_plugins.aggregation import AGGREGATORS, GramianAggregator, build_aggregator
+from mtl_plugins.aggregation import AGGREGATORS, Aggregator, GramianAggregator, build_aggregator
+from mtl_plugins.graph import LossGraph
 
 GRADIENT_METHODS = [name for name, cls in AGGREGATORS.items() if cls.needs_gradients]
 every_method = pytest.mark.parametrize("name", GRADIENT_METHODS)
@@ -274,18 +277,256 @@ def test_loss_scale_reaches_grad_but_not_the_method(name, trunk, x):
     plain = MultiTaskBackward(trunk.parameters(), config(name))
     scaled = MultiTaskBackward(twin.parameters(), config(name))
     plain(trunk(x))
-    scaled(twin(x), scale=1024.0)
+    scaled(twin(x), scale=torch.tensor(1024.0))
     assert_close(scaled.last.weights, plain.last.weights)
     for p, q in zip(trunk.parameters(), twin.parameters(), strict=True):
         if p.grad is not None:
             assert_close(q.grad, 1024.0 * p.grad)
 
 
-def test_overflow_stays_visible_for_the_loss_scaler(trunk, x):
-    losses = trunk(x)
-    losses["c"] = losses["c"] * torch.inf
-    MultiTaskBackward(trunk.parameters(), "PCGrad")(losses)
-    assert not trunk.trunk[0].weight.grad.isfinite().all()
+class TestNonfinite:
+    """A loss or gradient that is NaN or infinite."""
+
+    @pytest.mark.parametrize("name", AGGREGATORS)
+    @pytest.mark.parametrize("level", ["parameter", "feature"])
+    @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+    def test_skipped_by_the_optimizer(self, name, level, broken, trunk, x, caplog):
+        """SGD with momentum and weight decay: any gradient at all, even 0, would be a step."""
+        representation = trunk.trunk if level == "feature" else None
+        backward = MultiTaskBackward(
+            trunk.parameters(), config(name), level=level, representation=representation
+        )
+        optimizer = torch.optim.SGD(trunk.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+
+        def step(factor: float) -> list[Tensor]:
+            optimizer.zero_grad()
+            losses = trunk(x)
+            backward(losses | {"c": factor * losses["c"]})
+            optimizer.step()
+            return [p.detach().clone() for p in trunk.parameters()]
+
+        before, after = step(1.0), step(broken)
+        assert all(torch.equal(p, q) for p, q in zip(before, after, strict=True))
+        assert backward.last.nonfinite == ("c",)
+        assert re.search(f"the loss of task 'c' is -?{broken}; 1 in a row", caplog.text)
+        later = step(1.0)
+        assert backward.last.nonfinite == ()
+        assert all(p.isfinite().all() for p in later)
+        assert not torch.equal(later[0], after[0])
+
+    @pytest.mark.parametrize("low_memory", [False, True])
+    def test_gradient_alone(self, low_memory, trunk, x, caplog):
+        """The loss is 0, its gradient 0 · inf."""
+        losses = trunk(x)
+        losses["b"] = (losses["b"] * 0.0).sqrt()
+        backward = MultiTaskBackward(trunk.parameters(), "MGDA", low_memory=low_memory)
+        backward(losses)
+        assert all(p.grad is None for p in trunk.parameters())
+        assert "the gradient of task 'b' is not finite" in caplog.text
+
+    @pytest.mark.parametrize("low_memory", [False, True])
+    @pytest.mark.parametrize("name", ["Sum", "PCGrad"])
+    def test_first_of_two_micro_batches(self, name, low_memory, trunk, x):
+        backward = MultiTaskBackward(trunk.parameters(), name, low_memory=low_memory)
+        backward({k: loss * torch.nan for k, loss in trunk(x).items()}, aggregate=False)
+        backward(trunk(x))
+        assert all(p.grad is None for p in trunk.parameters())
+
+    @pytest.mark.parametrize("name", ["Sum", "PCGrad"])
+    def test_visible_for_the_loss_scaler(self, name, trunk, x):
+        losses = trunk(x)
+        losses["c"] = losses["c"] * torch.inf
+        MultiTaskBackward(trunk.parameters(), name)(losses, scale=torch.tensor(8.0))
+        assert all(p.grad.isnan().all() for p in trunk.parameters())
+
+    def test_raise(self, trunk, x):
+        backward = MultiTaskBackward(trunk.parameters(), on_nonfinite="raise")
+        with pytest.raises(FloatingPointError, match="loss of task 'a' is nan"):
+            backward(trunk(x * torch.nan))
+
+    def test_too_many_in_a_row(self, trunk, x):
+        backward = MultiTaskBackward(trunk.parameters(), "MGDA", max_skips=3)
+        for _ in range(2):
+            for _ in range(2):
+                backward(trunk(x * torch.nan))
+            backward(trunk(x))  # starts the count anew
+        backward(trunk(x * torch.nan))
+        backward(trunk(x * torch.nan))
+        with pytest.raises(FloatingPointError, match="3 steps in a row"):
+            backward(trunk(x * torch.nan))
+
+    def test_memory_of_the_method_is_left_alone(self, trunk, x):
+        backward = MultiTaskBackward(trunk.parameters(), config("GradVac"))
+        backward(trunk(x))
+        before = backward.state_dict()["aggregator"]["state"]
+        backward(trunk(x * torch.nan))
+        after = backward.state_dict()["aggregator"]["state"]
+        assert torch.equal(before["generator"], after["generator"])
+        assert torch.equal(before["target"], after["target"])
+
+
+def grads_of(model: nn.Module) -> list[Tensor | None]:
+    """The gradients, which the model forgets."""
+    grads = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    return grads
+
+
+class TestLowMemory:
+    @every_method
+    def test_same_as_with_rows(self, name, trunk, x):
+        """Shared by all, by two, owned by one, reached by none, scaled, and with an absent task."""
+        plain = MultiTaskBackward(trunk.parameters(), config(name))
+        frugal = MultiTaskBackward(trunk.parameters(), config(name), low_memory=True)
+        for names, scale in (("abcd", None), ("acd", torch.tensor(64.0)), ("abd", None)):
+            plain({k: v for k, v in trunk(x).items() if k in names}, scale)
+            expected = grads_of(trunk)
+            frugal({k: v for k, v in trunk(x).items() if k in names}, scale)
+            assert_close(frugal.last.gramian, plain.last.gramian)
+            assert_close(frugal.last.weights, plain.last.weights)
+            check_grads(trunk.parameters(), expected)
+            trunk.zero_grad()
+        assert not frugal._rows.leaves
+
+    def test_same_as_with_rows_on_a_detector(self, detector):
+        model = copy.deepcopy(detector)
+        plain = MultiTaskBackward(model.parameters(), "PCGrad")
+        plain(task_losses(model))
+        expected = grads_of(model)
+        frugal = MultiTaskBackward(model.parameters(), "PCGrad", low_memory=True)
+        frugal(task_losses(model))
+        assert_close(frugal.last.gramian, plain.last.gramian)
+        check_grads(model.parameters(), expected)
+
+    def test_losses_of_losses_and_reused_parameters(self):
+        """One loss contains another, and a layer is used twice."""
+        torch.manual_seed(0)
+        layer = nn.Linear(3, 3).double()
+        scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+        params = [*layer.parameters(), scale]
+
+        def losses() -> dict[str, Tensor]:
+            z = layer(layer(torch.ones(2, 3, dtype=torch.float64)).tanh())
+            a = (scale * z).square().mean()
+            return {"a": a, "b": a.exp() + z.sin().sum(), "c": a}
+
+        plain = MultiTaskBackward(params, "CAGrad")
+        plain(losses())
+        expected = [p.grad for p in params]
+        for p in params:
+            p.grad = None
+        frugal = MultiTaskBackward(params, "CAGrad", low_memory=True)
+        frugal(losses())
+        assert_close(frugal.last.gramian, plain.last.gramian)
+        check_grads(params, expected)
+
+    def test_gramian_beyond_single_precision(self):
+        p = nn.Parameter(torch.ones(3))
+        backward = MultiTaskBackward([p], "MGDA", low_memory=True)
+        a, b = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])
+        backward({"a": (p * a * 1e25).sum(), "b": (p * b * 1e25).sum()})
+        assert_close(p.grad, (a + b) * 0.5e25)
+
+    def test_holds_no_row(self):
+        """Of ten equal layers, one at a time: saved tensors aside, far less than T x D."""
+        torch.manual_seed(0)
+        layers = nn.Sequential(*[nn.Linear(64, 64) for _ in range(10)])
+        heads = nn.Linear(64, 4)
+        z = layers(torch.randn(2, 64))
+        graph = LossGraph(list(heads(z).square().mean(dim=0)))
+        held: list[int] = []
+        multiply = torch.Tensor.__matmul__
+        alive: list[weakref.ref] = []
+
+        def spy(rows: Tensor, other: Tensor) -> Tensor:
+            alive.append(weakref.ref(rows))
+            held.append(sum(r().numel() for r in alive if r() is not None))
+            return multiply(rows, other)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.Tensor, "__matmul__", spy)
+            graph.gramian(list(layers.parameters()))
+        assert len(held) == 20
+        assert max(held) <= 4 * 64 * 64
+
+    @pytest.mark.parametrize("reentrant", [True, False])
+    def test_activation_checkpointing(self, reentrant, trunk, x):
+        plain = MultiTaskBackward(trunk.parameters(), "MGDA")
+        plain(trunk(x))
+        expected = grads_of(trunk)
+        inner = trunk.trunk.forward
+        trunk.trunk.forward = lambda x: checkpoint(inner, x, use_reentrant=reentrant)
+        frugal = MultiTaskBackward(trunk.parameters(), "MGDA", low_memory=True)
+        losses = trunk(x.clone().requires_grad_())
+        if reentrant:
+            with pytest.raises(RuntimeError, match="low_memory: reentrant"):
+                frugal(losses)
+        else:
+            frugal(losses)
+            check_grads(trunk.parameters(), expected)
+
+
+class TestWeightsEvery:
+    @pytest.mark.parametrize("low_memory", [False, True])
+    def test_weights_hold_for_plain_steps(self, low_memory, trunk, x):
+        """One backward pass then, with the weights found before, for what is shared alone."""
+        params = list(trunk.parameters())
+        backward = MultiTaskBackward(params, "CAGrad", weights_every=3, low_memory=low_memory)
+        batches = torch.randn(7, 5, 6, dtype=torch.float64)
+        for step, batch in enumerate(batches):
+            losses = trunk(batch)
+            grads = per_task(losses, params)
+            if step % 3 == 0:
+                fresh = MultiTaskBackward(params, "CAGrad")
+                fresh(trunk(batch))
+                grads_of(trunk)
+                weights = dict(zip("abcd", fresh.last.weights.tolist(), strict=True))
+            backward(losses)
+            assert (backward.last.gramian is None) == (step % 3 > 0)
+            # d reaches nothing that is shared, so it got the weight 0, which means nothing
+            shared = weights["a"], weights["b"], weights["c"], 0.0
+            for p, row in zip(params, zip(*grads, strict=True), strict=True):
+                found = [(w, g) for w, g in zip(shared, row, strict=True) if g is not None]
+                if len(found) > 1:
+                    assert_close(p.grad, sum(w * g for w, g in found))
+                elif found:
+                    assert_close(p.grad, found[0][1])
+            grads_of(trunk)
+
+    def test_task_that_was_absent_takes_the_mean(self, trunk, x):
+        backward = MultiTaskBackward(trunk.parameters(), "CAGrad", weights_every=2)
+        backward({k: v for k, v in trunk(x).items() if k in "ab"})
+        backward(trunk(x))
+        weights = dict(zip(backward.last.tasks, backward.last.weights.tolist(), strict=True))
+        assert weights["c"] == pytest.approx((weights["a"] + weights["b"]) / 2)
+
+    def test_survives_a_restart(self, trunk, x):
+        first = MultiTaskBackward(trunk.parameters(), "CAGrad", weights_every=3)
+        first(trunk(x))
+        second = MultiTaskBackward(trunk.parameters(), "CAGrad", weights_every=3)
+        second.load_state_dict(first.state_dict())
+        for gramian in (False, False, True):
+            second(trunk(x))
+            assert (second.last.gramian is not None) == gramian
+
+    def test_micro_batches(self, trunk, x):
+        """All micro-batches of a step are of one kind."""
+        backward = MultiTaskBackward(trunk.parameters(), "CAGrad", weights_every=2)
+        for step in range(4):
+            trunk.zero_grad()
+            backward(trunk(x[:3]), aggregate=False)
+            backward(trunk(x[3:]))
+            assert (backward.last.gramian is None) == bool(step % 2)
+            losses = torch.stack([*trunk(x[:3]).values()]) + torch.stack([*trunk(x[3:]).values()])
+            assert_close(backward.last.losses, losses.detach().float())
+
+    def test_monitored_in_between(self, trunk, x):
+        backward = MultiTaskBackward(trunk.parameters(), "CAGrad", weights_every=2)
+        backward(trunk(x))
+        expected = backward.last.gramian
+        backward.monitor = True
+        backward(trunk(x))
+        assert_close(backward.last.gramian, expected)
 
 
 def test_gramian_beyond_single_precision():
@@ -417,6 +658,24 @@ def test_state_roundtrip(trunk, x):
     check_grads(trunk.parameters(), expected)
 
 
+class Signs(Aggregator):
+    """Not of the form ``Jᵀ w``."""
+
+    scale = "sum"
+
+    def __call__(self, jacobian: Tensor) -> Tensor:
+        return jacobian.sum(dim=0).sign()
+
+
+def test_aggregator_of_the_whole_jacobian(trunk, x):
+    params = list(trunk.parameters())
+    expected = expected_grads(Signs(), trunk(x), params)
+    backward = MultiTaskBackward(params, Signs())
+    backward(trunk(x))
+    check_grads(params, expected)
+    assert backward.last.weights is None
+
+
 class TestErrors:
     def test_checkpoint_of_another_method(self, trunk, x):
         state = MultiTaskBackward(trunk.parameters(), "PCGrad").state_dict()
@@ -446,6 +705,26 @@ class TestErrors:
     def test_unknown_level(self, trunk):
         with pytest.raises(ValueError, match="level: expected one of"):
             MultiTaskBackward(trunk.parameters(), level="layer")
+
+    @pytest.mark.parametrize(
+        ("option", "message"),
+        [
+            (dict(sync="exakt"), "sync: expected one of"),
+            (dict(on_nonfinite="ignore"), "on_nonfinite: expected one of"),
+            (dict(weights_every=0), "weights_every: expected at least 1, got 0"),
+            (dict(max_skips=0), "max_skips: expected at least 1, got 0"),
+            (dict(low_memory=True, level="feature"), "low_memory is for level='parameter'"),
+            (dict(weights_every=2, level="feature"), "weights_every is for level='parameter'"),
+            (dict(low_memory=True, aggregator=Signs()), "low_memory needs an aggregator that"),
+            (dict(weights_every=2, aggregator=Signs()), "weights_every needs an aggregator that"),
+            (dict(sync="gramian", aggregator=Signs()), "sync='gramian' needs an aggregator that"),
+        ],
+    )
+    def test_options(self, option, message, trunk):
+        if option.get("level") == "feature":
+            option = option | {"representation": trunk.trunk}
+        with pytest.raises(ValueError, match=message):
+            MultiTaskBackward(trunk.parameters(), **{"aggregator": "MGDA"} | option)
 
     def test_representation_that_was_not_called(self, trunk, x):
         backward = MultiTaskBackward(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from mmengine.device import get_device
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
@@ -18,6 +20,18 @@ from mtl_plugins.aggregation import build_aggregator
 from mtl_plugins.registry import suggest
 from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import build_weighting
+
+_OPTIONS = {"level", "sync", "low_memory", "weights_every", "on_nonfinite", "max_skips"}
+
+
+class _ToMMEngine(logging.Handler):
+    """Passes on what the core logs to MMEngine's logger, and so to the log file of the run."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print_log(record.getMessage(), logger="current", level=record.levelno)
+
+
+logging.getLogger("mtl_plugins").addHandler(_ToMMEngine())
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -34,10 +48,11 @@ class MTLOptimWrapper(OptimWrapper):
             a task of its own.
         aggregator: Name or ``dict(type=name, ...)``, see :mod:`mtl_plugins.aggregation`.
         weighting: Name or ``dict(type=name, ...)``, see :mod:`mtl_plugins.weighting`; or None.
-        level: ``'parameter'`` or ``'feature'``, see :class:`~mtl_plugins.MultiTaskBackward`.
         representation: With ``level='feature'``, the path of the module whose output the tasks
             share, such as ``'neck'``.
-        **kwargs: Those of MMEngine's ``OptimWrapper``.
+        **kwargs: Other options of :class:`~mtl_plugins.MultiTaskBackward` (``level``, ``sync``,
+            ``low_memory``, ``weights_every``, ``on_nonfinite``, ``max_skips``), and those of
+            MMEngine's ``OptimWrapper``.
 
     Attributes:
         multitask: The :class:`~mtl_plugins.MultiTaskBackward`; None until the model is known.
@@ -57,17 +72,16 @@ class MTLOptimWrapper(OptimWrapper):
         tasks: Mapping[str, str | Sequence[str]] | None = None,
         aggregator: str | Mapping[str, Any] = "Sum",
         weighting: str | Mapping[str, Any] | None = None,
-        level: str = "parameter",
         representation: str | None = None,
         **kwargs: Any,
     ) -> None:
+        ours = {key: kwargs.pop(key) for key in _OPTIONS & kwargs.keys()}
         super().__init__(*args, **kwargs)
         self.groups = TaskGroups(tasks)
         # Built here, so that a config error shows before the data is loaded.
-        self._options = {
+        self._options = ours | {
             "aggregator": build_aggregator(aggregator),
             "weighting": None if weighting is None else build_weighting(weighting),
-            "level": level,
         }
         self._representation = representation
         self.multitask: MultiTaskBackward | None = None
@@ -150,9 +164,9 @@ class MTLOptimWrapper(OptimWrapper):
         )
         self._inner_count += 1
 
-    def gradient_scale(self) -> float:
-        """What the gradients are multiplied by against underflow."""
-        return 1.0
+    def gradient_scale(self) -> Tensor | None:
+        """What the gradients are multiplied by against underflow, if they are."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
@@ -203,11 +217,14 @@ class AmpMTLOptimWrapper(MTLOptimWrapper, _AnyDeviceAmpOptimWrapper):
     """:class:`MTLOptimWrapper` in mixed precision, with the arguments of ``AmpOptimWrapper`` too.
 
     The aggregator sees the gradients unscaled. They stay scaled in ``.grad``, where the loss scaler
-    expects them: a gradient that overflowed skips the step and lowers the scale as usual. On a CPU
-    it trains in bfloat16.
+    expects them: a gradient that overflowed skips the step and lowers the scale as usual, and the
+    log names its task. On a CPU it trains in bfloat16, without a scaler.
     """
 
-    def gradient_scale(self) -> float:
-        # scale() and not get_scale(): the scaler makes its state when it first scales something.
+    def gradient_scale(self) -> Tensor | None:
+        if not self.loss_scaler.is_enabled():
+            return None
+        # scale() and not get_scale(): the scaler makes its state when it first scales something,
+        # and the device need not be waited for.
         one = torch.ones((), device=self.optimizer.param_groups[0]["params"][0].device)
-        return self.loss_scaler.scale(one).item()
+        return self.loss_scaler.scale(one)

@@ -1,0 +1,258 @@
+"""Which loss reaches what in the autograd graph, and passes through it that need to know."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+NOBODY, SEVERAL = -1, -2
+
+Slot = tuple[Node, int]  # an output of the operation behind the node: where a gradient arrives
+
+
+def common_owner(owners: Iterable[int]) -> int:
+    """Who owns what has these owners in different batches, or on different ranks."""
+    found = set(owners) - {NOBODY}
+    return found.pop() if len(found) == 1 else SEVERAL if found else NOBODY
+
+
+class LossGraph:
+    """The autograd graph behind several losses, and the owner of each of its nodes.
+
+    The owner is the only loss that reaches a node, or :data:`SEVERAL`. Every node is visited at
+    most twice, however many losses there are: once by the first loss that reaches it, and once by
+    the second, which makes it and all that lies behind it common property.
+
+    Args:
+        losses: Scalars that require a gradient.
+    """
+
+    def __init__(self, losses: Sequence[Tensor]) -> None:
+        self._losses = list(losses)
+        self._roots = [get_gradient_edge(loss) for loss in losses]
+        self._owner: dict[Node, int] = {}
+        # Reentrant checkpointing hides the part of the graph that it will recompute.
+        self._opaque = False
+        for t, root in enumerate(self._roots):
+            stack = [root.node]
+            while stack:
+                node = stack.pop()
+                before = self._owner.get(node)
+                if before in (t, SEVERAL):
+                    continue
+                self._owner[node] = t if before is None else SEVERAL
+                self._opaque = self._opaque or node.name() == "CheckpointFunctionBackward"
+                stack += [child for child, _ in _edges(node)]
+
+    def owners(self, leaves: Sequence[Tensor]) -> list[int]:
+        """For each leaf the index of the only loss that reaches it, or who else.
+
+        Args:
+            leaves: Parameters, or other leaf tensors.
+        """
+        found = {id(_variable(node)): t for node, t in self._owner.items() if _is_leaf(node)}
+        unseen = SEVERAL if self._opaque else NOBODY
+        return [found.get(id(p), unseen if p.requires_grad else NOBODY) for p in leaves]
+
+    def share(self, leaves: Collection[Tensor]) -> None:
+        """Makes these leaves common property, whoever reaches them in this graph."""
+        wanted = {id(p) for p in leaves}
+        for node in self._owner:
+            if _is_leaf(node) and id(_variable(node)) in wanted:
+                self._owner[node] = SEVERAL
+
+    def weighted_backward(self, weights: Sequence[float], scale: Tensor | None = None) -> None:
+        """One backward pass: ``Σ w_t g_t`` for what is shared, its own gradient for the rest.
+
+        Each gradient is multiplied by the weight of its loss where it crosses the border between
+        the two.
+
+        Args:
+            weights: One a loss.
+            scale: Of all gradients, for a loss scaler.
+        """
+        losses = self._losses if scale is None else [loss * scale for loss in self._losses]
+        grads = [
+            torch.full_like(loss, w if self._owner[root.node] == SEVERAL else 1.0)
+            for loss, root, w in zip(losses, self._roots, weights, strict=True)
+        ]
+        handles = []
+        for node, t in self._owner.items():
+            if t != SEVERAL and weights[t] != 1.0:
+                crosses = [
+                    child is not None and self._owner[child] == SEVERAL
+                    for child, _ in node.next_functions
+                ]
+                if any(crosses):
+                    handles.append(node.register_hook(_weigh(weights[t], crosses)))
+        try:
+            torch.autograd.backward(losses, grads)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def gramian(self, leaves: Collection[Tensor]) -> Tensor:
+        """``J Jᵀ`` of the gradients on the shared leaves, without ever holding ``J``.
+
+        All tasks go down the graph together, a few nodes at a time: a slice of nodes with the
+        largest parameter at least, in topological order. Their gradients on the parameters of a
+        slice are multiplied with each other and dropped before the next slice. It computes what one
+        backward pass a task does, and holds, for each task, the gradient of the activations between
+        two slices and of the parameters of one slice. No ``.grad`` is touched, and the graph stays
+        usable.
+
+        Args:
+            leaves: Those of them that are shared are counted.
+
+        Returns:
+            ``[T, T]`` in double precision on the device of the losses, as accurate as the dtype of
+            the leaves allows.
+
+        Raises:
+            RuntimeError: The graph has a part that reentrant checkpointing hides.
+        """
+        if self._opaque:
+            raise RuntimeError(
+                "low_memory: reentrant activation checkpointing hides a part of the graph; use "
+                "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+            )
+        return _LockStep(self, leaves).run()
+
+
+class _LockStep:
+    """See :meth:`LossGraph.gramian`."""
+
+    def __init__(self, graph: LossGraph, leaves: Collection[Tensor]) -> None:
+        self._owner, self._losses = graph._owner, graph._losses
+        self._roots = [(root.node, root.output_nr) for root in graph._roots]
+        self._leaves = {id(p) for p in leaves}
+        self._largest = max((p.numel() for p in leaves), default=0)
+        # Edges into each shared node from nodes that have not had their turn.
+        self._missing = Counter(c for n in self._owner for c, _ in _edges(n) if self._is_shared(c))
+        # What has arrived at shared nodes that have not had their turn: a gradient of each loss.
+        self._arrived: dict[Slot, list[Tensor | None]] = {}
+        self._gramian = torch.zeros(
+            len(self._losses), len(self._losses), dtype=torch.float64, device=self._losses[0].device
+        )
+
+    def run(self) -> Tensor:
+        for t, (slot, loss) in enumerate(zip(self._roots, self._losses, strict=True)):
+            self._arrive(slot, t, torch.ones_like(loss))
+        alone = {node for node, t in self._owner.items() if t != SEVERAL}
+        ready = [n for n, _ in self._arrived if self._is_shared(n) and not self._missing[n]]
+        ready += [child for node in alone for child in self._children_in_turn(node)]
+        self._descend(alone)
+        while ready:
+            piece: set[Node] = set()
+            size = 0
+            while ready and (not piece or size < self._largest):
+                node = ready.pop()
+                piece.add(node)
+                size += sum(_variable(c).numel() for c, _ in _edges(node) if _is_leaf(c))
+                ready += self._children_in_turn(node)
+            self._descend(piece)
+        return self._gramian
+
+    def _is_shared(self, node: Node) -> bool:
+        return self._owner[node] == SEVERAL
+
+    def _children_in_turn(self, node: Node) -> Iterator[Node]:
+        """The shared children, other than leaves, to which every other way has been gone."""
+        for child, _ in _edges(node):
+            if self._is_shared(child) and not _is_leaf(child):
+                self._missing[child] -= 1
+                if not self._missing[child]:
+                    yield child
+
+    def _descend(self, piece: Collection[Node]) -> None:
+        """Takes what has arrived at these nodes to where their edges leave the piece."""
+        entries = [slot for slot in self._arrived if slot[0] in piece]
+        grads = {slot: self._arrived.pop(slot) for slot in entries}
+        edges = [edge for node in piece for edge in _edges(node)]
+        exits = [slot for slot in dict.fromkeys(edges) if self._leaves_by(slot, piece)]
+        with _closed({child for child, _ in exits if not _is_leaf(child)}):
+            for t in range(len(self._losses)) if exits else ():
+                starts = [(slot, g[t]) for slot, g in grads.items() if g[t] is not None]
+                if not starts:
+                    continue
+                found = torch.autograd.grad(
+                    [GradientEdge(*slot) for slot, _ in starts],
+                    [GradientEdge(*slot) for slot in exits],
+                    [g for _, g in starts],
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+                for slot, grad in zip(exits, found, strict=True):
+                    if grad is not None:
+                        self._arrive(slot, t, grad)
+        for child, _ in edges:
+            if self._is_shared(child) and _is_leaf(child):
+                self._missing[child] -= 1
+                if not self._missing[child]:
+                    self._multiply(self._arrived.pop((child, 0), []))
+
+    def _leaves_by(self, slot: Slot, piece: Collection[Node]) -> bool:
+        child = slot[0]
+        if child in piece or not self._is_shared(child):
+            return False
+        return not _is_leaf(child) or id(_variable(child)) in self._leaves
+
+    def _arrive(self, slot: Slot, t: int, grad: Tensor) -> None:
+        entry = self._arrived.setdefault(slot, [None] * len(self._losses))
+        before = entry[t]
+        entry[t] = grad if before is None else before + grad
+
+    def _multiply(self, grads: Sequence[Tensor | None]) -> None:
+        """Adds the products of the gradients on one parameter."""
+        found = next((g for g in grads if g is not None), None)
+        if found is None:
+            return
+        rows = torch.stack([(torch.zeros_like(found) if g is None else g).flatten() for g in grads])
+        if rows.dtype in (torch.float16, torch.bfloat16):
+            rows = rows.float()
+        # The square of a norm above 1e19 would overflow single precision.
+        largest = rows.abs().amax().clamp(min=torch.finfo(rows.dtype).tiny)
+        rows /= largest
+        self._gramian += (rows @ rows.T).double() * largest.double() ** 2
+
+
+def _edges(node: Node) -> list[Slot]:
+    return [(child, slot) for child, slot in node.next_functions if child is not None]
+
+
+def _is_leaf(node: Node) -> bool:
+    return hasattr(node, "variable")
+
+
+def _variable(node: Node) -> Tensor:
+    variable: Tensor = node.variable  # type: ignore[attr-defined]
+    return variable
+
+
+def _weigh(weight: float, crosses: Sequence[bool]) -> Callable[..., Any]:
+    """A hook that weighs the gradients that a node sends over some of its edges."""
+
+    def hook(grads: Sequence[Tensor | None], _: Any) -> tuple[Tensor | None, ...]:
+        return tuple(
+            weight * grad if crosses_here and grad is not None else grad
+            for grad, crosses_here in zip(grads, crosses, strict=True)
+        )
+
+    return hook
+
+
+@contextmanager
+def _closed(nodes: Iterable[Node]) -> Iterator[None]:
+    """Lets no gradient through these nodes, so that a pass ends where they are."""
+    handles = [node.register_prehook(lambda grads: (None,) * len(grads)) for node in nodes]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
