@@ -348,6 +348,8 @@ class MultiTaskBackward:
             if id(p) in used:  # else, as after any backward pass, there is no gradient
                 p.grad = grad if p.grad is None else p.grad.add_(grad)
         averaged = {id(p) for p in self._rows.leaves} if self.sync == "exact" else set()
+        if self._steps_left:  # without rows
+            self._rows = TaskRows()
         average_grads([p for p in reached_params if id(p) not in averaged])
         return outcome
 

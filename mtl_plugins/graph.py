@@ -13,6 +13,8 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 NOBODY, SEVERAL = -1, -2
 
+_CHUNK = 1 << 18  # elements of a gradient that are copied at a time, to be multiplied
+
 Slot = tuple[Node, int]  # an output of the operation behind the node: where a gradient arrives
 
 
@@ -100,8 +102,8 @@ class LossGraph:
     def gramian(self, leaves: Collection[Tensor]) -> Tensor:
         """``J Jᵀ`` of the gradients on the shared leaves, without ever holding ``J``.
 
-        All tasks go down the graph together, a few nodes at a time: a slice of nodes with the
-        largest parameter at least, in topological order. Their gradients on the parameters of a
+        All tasks go down the graph together, slice by slice in topological order; a slice has no
+        more parameters than the largest one has elements. Their gradients on the parameters of a
         slice are multiplied with each other and dropped before the next slice. It computes what one
         backward pass a task does, and holds, for each task, the gradient of the activations between
         two slices and of the parameters of one slice. No ``.grad`` is touched, and the graph stays
@@ -151,10 +153,10 @@ class _LockStep:
         while ready:
             piece: set[Node] = set()
             size = 0
-            while ready and (not piece or size < self._largest):
+            while ready and (not piece or size + _size(ready[-1]) <= self._largest):
                 node = ready.pop()
                 piece.add(node)
-                size += sum(_variable(c).numel() for c, _ in _edges(node) if _is_leaf(c))
+                size += _size(node)
                 ready += self._children_in_turn(node)
             self._descend(piece)
         return self._gramian
@@ -213,13 +215,15 @@ class _LockStep:
         found = next((g for g in grads if g is not None), None)
         if found is None:
             return
-        rows = torch.stack([(torch.zeros_like(found) if g is None else g).flatten() for g in grads])
-        if rows.dtype in (torch.float16, torch.bfloat16):
-            rows = rows.float()
-        # The square of a norm above 1e19 would overflow single precision.
-        largest = rows.abs().amax().clamp(min=torch.finfo(rows.dtype).tiny)
-        rows /= largest
-        self._gramian += (rows @ rows.T).double() * largest.double() ** 2
+        flat = [(torch.zeros_like(found) if g is None else g).flatten() for g in grads]
+        for parts in zip(*(g.split(_CHUNK) for g in flat), strict=True):
+            rows = torch.stack(parts)
+            if rows.dtype in (torch.float16, torch.bfloat16):
+                rows = rows.float()
+            # The square of a norm above 1e19 would overflow single precision.
+            largest = rows.abs().amax().clamp(min=torch.finfo(rows.dtype).tiny)
+            rows /= largest
+            self._gramian += (rows @ rows.T).double() * largest.double() ** 2
 
 
 def _edges(node: Node) -> list[Slot]:
@@ -228,6 +232,11 @@ def _edges(node: Node) -> list[Slot]:
 
 def _is_leaf(node: Node) -> bool:
     return hasattr(node, "variable")
+
+
+def _size(node: Node) -> int:
+    """How many parameters hang on it."""
+    return sum(_variable(child).numel() for child, _ in _edges(node) if _is_leaf(child))
 
 
 def _variable(node: Node) -> Tensor:

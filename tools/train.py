@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import subprocess
 from pathlib import Path
 
 import torch
@@ -14,6 +15,11 @@ from mtl_plugins.mm.data_check import broken_annotations, missing_data
 from mtl_plugins.registry import suggest
 
 METHODS = Path(__file__).parents[1] / "configs" / "_base_" / "mtl"
+# What launchers other than PyTorch's call RANK, WORLD_SIZE and LOCAL_RANK.
+RANKS = {
+    "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+}
 
 
 def parse_args() -> argparse.Namespace:
@@ -74,6 +80,21 @@ def lay_over(cfg: Config, name: str) -> Config:
     return cfg
 
 
+def init_gloo(launcher: str) -> None:
+    """Starts the process group on CPUs, from the environment that ``launcher`` sets.
+
+    MMEngine reads the same variables, but selects a CUDA device; it keeps a group that is there.
+    """
+    if launcher in RANKS:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        os.environ.update({k: os.environ[v] for k, v in zip(names, RANKS[launcher], strict=True)})
+    if launcher == "slurm" and "MASTER_ADDR" not in os.environ:
+        command = ["scontrol", "show", "hostname", os.environ["SLURM_NODELIST"]]
+        os.environ["MASTER_ADDR"] = subprocess.check_output(command, text=True).split()[0]
+    os.environ.setdefault("MASTER_PORT", "29500")
+    torch.distributed.init_process_group("gloo")
+
+
 def main() -> None:
     args = parse_args()
     cfg = Config.fromfile(args.config)
@@ -90,10 +111,15 @@ def main() -> None:
         method = f"_{args.mtl}" if args.mtl else ""
         cfg.work_dir = f"work_dirs/{Path(args.config).stem}{method}"
 
+    is_mtl = str(cfg.optim_wrapper.get("type", "")).endswith("MTLOptimWrapper")
     if args.amp:
-        is_mtl = str(cfg.optim_wrapper.get("type", "")).endswith("MTLOptimWrapper")
         cfg.optim_wrapper.type = "AmpMTLOptimWrapper" if is_mtl else "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+
+    # The same arguments, and one that a kill cannot break.
+    checkpoint = cfg.get("default_hooks", {}).get("checkpoint", {})
+    if is_mtl and checkpoint.get("type") == "CheckpointHook":
+        checkpoint.type = "MTLCheckpointHook"
 
     if args.auto_scale_lr:
         if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
@@ -106,9 +132,9 @@ def main() -> None:
 
     if problem := missing_data(cfg):
         raise SystemExit(problem)
-    if args.launcher == "pytorch" and not torch.cuda.is_available():
-        # MMEngine would ask for CUDA devices, for the process group and for its DDP wrapper.
-        torch.distributed.init_process_group("gloo")
+    if args.launcher != "none" and not torch.cuda.is_available():
+        init_gloo(args.launcher)
+        # Likewise MMEngine's DDP wrapper would ask for a CUDA device.
         wrapper = {
             "type": "MMDistributedDataParallel",
             "device_ids": None,

@@ -3,45 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import train
+from commands import ROOT, SMALL, TWO_STEPS, run
 from mmengine.config import Config
-from models import ROOT, build_detector, mask_rcnn_config
+from models import build_detector, mask_rcnn_config
 
 from mtl_plugins import MultiTaskBackward
 from mtl_plugins.aggregation import AGGREGATORS, build_aggregator
 from mtl_plugins.tasks import TaskGroups
 
-SMALL = "configs/mask_rcnn/mask-rcnn_r18-small_fpn_coco.py"
 STANDARD = "configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"
 METHODS = sorted(path.stem for path in (ROOT / "configs/_base_/mtl").glob("*.py"))
-TWO_STEPS = [
-    "--cfg-options",
-    "train_cfg.max_iters=2",
-    "train_cfg.val_interval=100",
-    "default_hooks.checkpoint.interval=2",
-    "custom_hooks.0.interval=1",
-]
-
-
-def run(*command: str, coco: Path) -> str:
-    """Runs a script in a fresh process, as from a shell, and returns all that it prints."""
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=os.environ | {"COCO_ROOT": str(coco)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    return done.stdout
 
 
 def main(monkeypatch, coco: Path, *arguments: str) -> None:
@@ -50,14 +27,6 @@ def main(monkeypatch, coco: Path, *arguments: str) -> None:
     monkeypatch.setenv("COCO_ROOT", str(coco))
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     train.main()
-
-
-@pytest.fixture(scope="module")
-def coco(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("data") / "coco"
-    options = ["--train", "4", "--val", "2", "--size", "160", "120"]
-    run("tools/make_demo_data.py", "--layout", "coco", "--out", str(out), *options, coco=out)
-    return out
 
 
 @pytest.fixture

@@ -5,17 +5,22 @@ of 320 x 240); a task is a light head on every level of the pyramid. A step is f
 without the optimizer. Compared are
 
 * the plain sum of the losses: one ``backward()``, what a framework does without this package;
-* ours, at the level of the parameters and at that of the features;
+* ours, at the level of the parameters, with ``low_memory`` and with the weights of one step kept
+  for the next three (the mean over such a cycle of four), and at the level of the features;
 * a loop as in LibMTL: one ``backward()`` a task into ``.grad``, copied from there to a matrix;
 * TorchJD's ``mtl_backward``, as it comes, with the tasks in parallel by ``vmap``, and at its most
   frugal, task after task and without joining the Jacobians;
 * and, as what cannot be beaten at the level of the parameters, the sum of what its parts take:
   forward + heads + T x trunk backward.
 
-All are timed in turn. Memory is the peak over two steps, above that before the first. On a CUDA
-device it is what PyTorch has allocated. On the CPU it is the resident size, of a process forked for
-each: the peak of a process never falls, and an allocator keeps what others have freed. Needs mmdet
-and torchjd.
+All are timed in turn. Memory is the peak over two steps (two cycles), above that before the first.
+On a CUDA device it is what PyTorch has allocated. On the CPU it is the resident size, of a process
+forked for each: the peak of a process never falls, and an allocator keeps what others have freed.
+
+Then the same images are shared out among ``--processes`` of one thread each (gloo, or nccl with a
+CUDA device for each; 0 or 1 to leave it out): the plain sum under DistributedDataParallel, and
+ours, which averages by itself. The bytes are those that a rank hands to ``all_reduce`` in a step.
+Needs mmdet and torchjd.
 """
 
 import argparse
@@ -23,17 +28,21 @@ import ctypes
 import multiprocessing
 import resource
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torchjd.aggregation
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from timing import median_seconds
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 from torchjd.autojac import jac_to_grad, mtl_backward
 
 import mtl_plugins.mm  # noqa: F401
@@ -44,8 +53,10 @@ from mtl_plugins.gradients import gramian_of
 CONFIG = Path(__file__).parents[2] / "configs/mask_rcnn/mask-rcnn_r18-small_fpn_coco.py"
 CHANNELS = 64
 IMAGES = (2, 3, 240, 320)
+EVERY = 4  # steps that weights are good for
 WITHIN = 1.1  # wanted: at most this much of the sum of the parts
 MIB = 2**20
+NAME = 24  # width of the names in the tables
 
 Features = Sequence[Tensor]
 Step = Callable[[], None]
@@ -97,6 +108,18 @@ def ours_on_features(model: Model, images: Tensor, aggregator: str) -> Step:
     return ours(model, images, aggregator, level="feature", representation=model.trunk)
 
 
+def ours_every(model: Model, images: Tensor, aggregator: str) -> Step:
+    """A whole cycle: a step that finds the weights, and those that use them again."""
+    step = ours(model, images, aggregator, weights_every=EVERY)
+
+    def cycle() -> None:
+        for _ in range(EVERY):
+            model.zero_grad()
+            step()
+
+    return cycle
+
+
 def loop(model: Model, images: Tensor, aggregator: str) -> Step:
     weigh = build_aggregator(aggregator)
     assert isinstance(weigh, GramianAggregator)
@@ -141,9 +164,12 @@ def their_frugal_step(model: Model, images: Tensor, aggregator: str) -> Step:
     return their_step(model, images, aggregator, frugal=True)
 
 
+CYCLE = f"ours, weights of {EVERY} steps"  # the only one of which a call is several steps
 METHODS: dict[str, Callable[[Model, Tensor, str], Step]] = {
     "plain sum": plain,
     "ours, parameters": ours,
+    "ours, low memory": partial(ours, low_memory=True),
+    CYCLE: ours_every,
     "ours, features": ours_on_features,
     "loop as in LibMTL": loop,
     "TorchJD": their_step,
@@ -177,7 +203,7 @@ def build(tasks: int, device: str) -> tuple[Model, Tensor]:
 
 
 def time_steps(tasks: int, args: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of each method, and of the sum of the parts."""
+    """Median seconds a step of each method, and of the sum of the parts."""
     # A model each: the hook of the feature level would change the others.
     built = {name: build(tasks, args.device) for name in [*METHODS, "parts"]}
     calls = {name: make(*built[name], args.aggregator) for name, make in METHODS.items()}
@@ -188,6 +214,7 @@ def time_steps(tasks: int, args: argparse.Namespace) -> dict[str, float]:
 
     pieces = parts(*built["parts"])
     seconds = median_seconds(calls | pieces, args.repeats, before=forget, device=args.device)
+    seconds[CYCLE] /= EVERY
     return seconds | {"sum of the parts": sum(seconds.pop(name) for name in pieces)}
 
 
@@ -237,12 +264,90 @@ def in_a_fork(function: Callable[..., Any], *args: Any) -> Any:
     return result
 
 
+class Unsynchronized(DistributedDataParallel):
+    """The wrapper as ours wants it: it must not average what ours will."""
+
+    @property
+    def trunk(self) -> nn.Module:
+        return self.module.trunk
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        with self.no_sync():
+            return super().forward(images)
+
+
+DATA_PARALLEL: dict[str, tuple[type[DistributedDataParallel], Callable[..., Step]]] = {
+    "plain sum, DDP": (DistributedDataParallel, plain),
+    "ours, exact": (Unsynchronized, ours),
+    "ours, gramian": (Unsynchronized, partial(ours, sync="gramian")),
+    "ours, features": (Unsynchronized, ours_on_features),
+}
+
+
+def all_reduced_bytes(step: Step) -> int:
+    """What a step of this rank hands to ``all_reduce``."""
+    with mock.patch.object(distributed, "all_reduce", wraps=distributed.all_reduce) as spy:
+        step()
+    return sum(call.args[0].nbytes for call in spy.call_args_list)
+
+
+def measure_rank(rank: int, tasks: int, args: argparse.Namespace, store: str, results: Any) -> None:
+    """One of the processes; the first hands back the seconds and bytes of each method."""
+    on_cuda = torch.device(args.device).type == "cuda"
+    device = f"cuda:{rank}" if on_cuda else args.device
+    if on_cuda:
+        torch.cuda.set_device(rank)
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    distributed.init_process_group(
+        "nccl" if on_cuda else "gloo", f"file://{store}", world_size=args.processes, rank=rank
+    )
+    models: dict[str, DistributedDataParallel] = {}
+    calls: dict[str, Step] = {}
+    for name, (wrap, make) in DATA_PARALLEL.items():
+        model, images = build(tasks, device)
+        models[name] = wrap(model)
+        models[name].broadcast_buffers = False  # as MMEngine has it
+        calls[name] = make(models[name], images.chunk(args.processes)[rank], args.aggregator)
+
+    def forget() -> None:
+        for model in models.values():
+            model.zero_grad()
+        distributed.barrier()  # a rank that comes late would cost the others their time
+
+    seconds = median_seconds(calls, args.repeats, before=forget, device=device)
+    for model in models.values():  # not sooner: it takes the place of one in C++
+        model.register_comm_hook(None, allreduce_hook)
+    sent = {name: all_reduced_bytes(call) for name, call in calls.items()}
+    if rank == 0:
+        results.put((seconds, sent))
+    distributed.destroy_process_group()
+
+
+def report_processes(tasks: int, args: argparse.Namespace) -> None:
+    """Measures the data-parallel steps and prints their table."""
+    if args.device != "cpu" and torch.cuda.device_count() < args.processes:
+        print(f"{args.processes} processes: there is not a CUDA device for each", flush=True)
+        return
+    results = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        more = (tasks, args, f"{folder}/store", results)
+        torch.multiprocessing.spawn(measure_rank, more, nprocs=args.processes)
+    seconds, sent = results.get()
+    title = f"{args.processes} processes"
+    print(f"{title:<{NAME}} {'ms':>8} {'x plain':>8} {'MiB all-reduced':>16}")
+    for name, taken in seconds.items():
+        row = f"{name:<{NAME}} {taken * 1e3:8.1f} {taken / seconds['plain sum, DDP']:8.2f}"
+        print(f"{row} {sent[name] / MIB:16.2f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, nargs="+", default=[2, 4, 7])
     parser.add_argument("--repeats", type=int, default=5, help="steps to take the median of")
     parser.add_argument("--aggregator", choices=["PCGrad", "MGDA"], default="PCGrad")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--processes", type=int, choices=range(IMAGES[0] + 1), default=IMAGES[0])
     args = parser.parse_args()
 
     on_cuda = torch.device(args.device).type == "cuda"
@@ -256,14 +361,16 @@ def main() -> None:
     keep_freed_memory()
     for tasks in args.tasks:
         report(tasks, time_steps(tasks, args), memory[tasks], width)
+        if args.processes > 1:
+            report_processes(tasks, args)
 
 
 def report(tasks: int, seconds: dict[str, float], memory: dict[str, int], width: int) -> None:
     """Prints the table of one number of tasks, and whether it is as wanted."""
     print(f"\n{tasks} tasks: a [T, D] matrix takes {tasks * width / MIB:.0f} MiB")
-    print(f"{'':<20} {'ms':>8} {'x plain':>8} {'peak MiB':>9} {'- plain':>8}")
+    print(f"{'':<{NAME}} {'ms':>8} {'x plain':>8} {'peak MiB':>9} {'- plain':>8}")
     for name, taken in seconds.items():
-        row = f"{name:<20} {taken * 1e3:8.1f} {taken / seconds['plain sum']:8.2f}"
+        row = f"{name:<{NAME}} {taken * 1e3:8.1f} {taken / seconds['plain sum']:8.2f}"
         if name in memory:
             extra = memory[name] - memory["plain sum"]
             row += f" {memory[name] / MIB:9.0f} {extra / MIB:8.0f}"

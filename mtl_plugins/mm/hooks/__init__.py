@@ -1,5 +1,6 @@
 """Training hooks."""
 
+from mtl_plugins.mm.hooks.checkpoint_hook import MTLCheckpointHook
 from mtl_plugins.mm.hooks.task_interference_hook import TaskInterferenceHook
 
-__all__ = ["TaskInterferenceHook"]
+__all__ = ["MTLCheckpointHook", "TaskInterferenceHook"]
