@@ -29,7 +29,9 @@ class Trunk(nn.Module):
         self.unused = nn.Linear(3, 3)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        z = self.trunk(x)
+        return self.losses(self.trunk(x))
+
+    def losses(self, z: Tensor) -> dict[str, Tensor]:
         both = torch.tanh(self.heads_ab(z))
         return {
             "a": self.heads["a"](both).square().mean(),

@@ -1,110 +1,317 @@
-"""Two real processes over gloo against one process with the whole batch."""
+"""The core in two real processes over gloo, against one process with the whole batch."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+from unittest import mock
 
+import pytest
 import torch
-from models import ROOT, Trunk
+from models import Trunk
+from torch import Tensor, distributed, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
+from two_processes import results_of_two, work
 
 from mtl_plugins import MultiTaskBackward
 from mtl_plugins.aggregation import AGGREGATORS
 
-LEVELS = ("parameter", "feature")
 STEPS = 5
+RANDOM = ("PCGrad", "GradVac", "RGW")
+TAKE_GRADIENTS = [name for name in AGGREGATORS if AGGREGATORS[name].needs_gradients]
+# Options that take the weights from the Gramian averaged over the ranks.
+ESTIMATES = {
+    "gramian": dict(sync="gramian"),
+    "low memory": dict(sync="gramian", low_memory=True),
+}
 
 
-def whole_batch() -> torch.Tensor:
+def whole_batch() -> Tensor:
     return torch.randn(8, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def train(name: str, level: str, batch: torch.Tensor, monitor: bool = False) -> dict[str, object]:
-    """Trains a few steps on one batch; what it returns is comparable across numbers of ranks."""
+def new_trunk() -> Trunk:
     torch.manual_seed(0)
-    model = Trunk().double()
+    return Trunk().double()
+
+
+def losses_of(model: Trunk, batch: Tensor, names: str = "abc") -> dict[str, Tensor]:
+    return {name: loss for name, loss in model(batch).items() if name in names}
+
+
+def config(name: str) -> dict[str, Any]:
+    return {"type": name} | ({"seed": 3} if name in RANDOM else {})
+
+
+def train(name: str, level: str, batch: Tensor) -> dict[str, Any]:
+    """Trains on one batch; what it returns is comparable across numbers of ranks."""
+    model = new_trunk()
     representation = model.trunk if level == "feature" else None
-    cfg = {"type": name} | ({"seed": 3} if name in ("PCGrad", "GradVac", "RGW") else {})
     backward = MultiTaskBackward(
-        model.parameters(), cfg, level=level, representation=representation, tasks="abcd"
+        model.parameters(), config(name), level=level, representation=representation, tasks="abcd"
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     steps = []
     for _ in range(STEPS):
-        losses = model(batch)
-        losses.pop("d")  # absent everywhere
-        backward.monitor = monitor
-        backward(losses)
+        backward.monitor = not AGGREGATORS[name].needs_gradients
+        backward(losses_of(model, batch))  # d is absent everywhere
         optimizer.step()
         optimizer.zero_grad()
         step = backward.last
-        index = [step.tasks.index(task) for task in "abc"]
-        steps.append((step.losses[index], step.weights[index], step.gramian[index][:, index]))
+        assert step.tasks == ("a", "b", "c")
+        steps.append((step.losses, step.weights, step.gramian))
     return {"steps": steps, "parameters": [p.detach() for p in model.parameters()]}
 
 
-def worker(out: str) -> None:
-    torch.distributed.init_process_group("gloo")
-    rank = torch.distributed.get_rank()
-    half = whole_batch().chunk(2)[rank]
-    results = {}
-    for name in AGGREGATORS:
-        for level in LEVELS:
-            monitor = not AGGREGATORS[name].needs_gradients
-            results[name, level] = train(name, level, half, monitor)
-    results["absent"] = train_with_absent_task(half, rank)
-    if rank == 0:
-        torch.save(results, out)
-    torch.distributed.destroy_process_group()
-
-
-def train_with_absent_task(batch: torch.Tensor, rank: int) -> list[torch.Tensor]:
-    """Rank 1 has no task c: what it owns alone must be averaged all the same, and nobody waits."""
-    torch.manual_seed(0)
-    model = Trunk().double()
-    backward = MultiTaskBackward(model.parameters(), "MGDA", tasks="abcd")
-    losses = model(batch)
-    if rank == 1:
-        losses = {k: losses[k] for k in "abd"}
+def grads_with(model: Trunk, losses: Mapping[str, Tensor], **options: Any) -> dict[str, Any]:
+    """One step of MGDA."""
+    backward = MultiTaskBackward(model.parameters(), "MGDA", tasks="abcd", **options)
     backward(losses)
-    assert model.unused.weight.grad is None
-    return [p.grad for p in model.parameters() if p.grad is not None]
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    return {"grads": grads, "last": backward.last, "unused": model.unused.weight.grad}
 
 
-def test_two_halves_are_the_whole(tmp_path):
-    out = tmp_path / "results.pt"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*command, __file__, str(out)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = torch.load(out, weights_only=False)
-    for name in AGGREGATORS:
-        for level in LEVELS:
-            monitor = not AGGREGATORS[name].needs_gradients
-            expected = train(name, level, whole_batch(), monitor)
-            actual = results[name, level]
-            for got, want in zip(actual["steps"], expected["steps"], strict=True):
-                for g, w in zip(got, want, strict=True):
-                    assert_close(g, w, rtol=1e-5, atol=1e-6)
-            assert_close(actual["parameters"], expected["parameters"])
+class SyncedNorm(nn.Module):
+    """Batch norm over all ranks. PyTorch's own refuses to run without a GPU."""
 
-    # Task c is the mean over half the batch, times one half: rank 1 takes part with zeros.
+    def forward(self, x: Tensor) -> Tensor:
+        sums = torch.cat([x.sum(dim=0), x.square().sum(dim=0), x.new_tensor([len(x)])])
+        if distributed.is_initialized():
+            sums = all_reduce(sums)  # and its backward pass is another all-reduce
+        mean, square = (sums[:-1] / sums[-1]).chunk(2)
+        return (x - mean) / (square - mean.square() + 1e-5).sqrt()
+
+
+def trunk_with_synced_norm() -> Trunk:
+    model = new_trunk()
+    model.trunk.insert(1, SyncedNorm())
+    return model
+
+
+class Wide(nn.Module):
+    """Large enough for the parameters to outweigh the rest of what is sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(40, 100), nn.Tanh(), nn.Linear(100, 100))
+        self.heads = nn.ModuleDict({name: nn.Linear(100, 20) for name in "abc"})
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        z = self.trunk(x)
+        return {name: head(z).square().mean() for name, head in self.heads.items()}
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[list[int]]:
+    """Bytes that this rank hands to a collective of :mod:`torch.distributed`."""
+    sent: list[int] = []
+    with contextlib.ExitStack() as stack:
+        for name, argument in (("all_reduce", 0), ("all_gather", 1), ("broadcast", 0)):
+            real = getattr(distributed, name)
+
+            def spy(*args: Any, real=real, argument=argument, **kwargs: Any) -> Any:
+                sent.append(args[argument].nbytes)
+                return real(*args, **kwargs)
+
+            stack.enter_context(mock.patch.object(distributed, name, spy))
+        yield sent
+
+
+def bytes_of_a_step(name: str, **options: Any) -> int:
+    """Of the second one, behind PyTorch's wrapper, whose own traffic counts as well."""
     torch.manual_seed(0)
-    model = Trunk().double()
-    first, second = (model(half) for half in whole_batch().chunk(2))
-    losses = {k: (first[k] + second[k]) / 2 for k in "abd"} | {"c": first["c"] / 2}
-    MultiTaskBackward(model.parameters(), "MGDA", tasks="abcd")(losses)
-    expected = [p.grad for p in model.parameters() if p.grad is not None]
-    assert_close(results["absent"], expected)
+    model = DistributedDataParallel(Wide())
+    backward = MultiTaskBackward(model.parameters(), name, tasks="abc", **options)
+    for step in range(2):
+        with model.no_sync() if backward.synchronizes() else contextlib.nullcontext():
+            losses = model(torch.ones(4, 40))
+        if step == 0:
+            backward(losses)
+            model.register_comm_hook(None, allreduce_hook)  # in Python, where it can be counted
+            model.zero_grad()
+            continue
+        with counted() as sent:
+            backward(losses)
+    return sum(sent)
+
+
+def find(rank: int) -> dict[str, Any]:
+    half = whole_batch().chunk(2)[rank]
+    found: dict[str, Any] = {
+        f"{name}, {level}": train(name, level, half)
+        for name in AGGREGATORS
+        for level in ("parameter", "feature")
+    }
+    # Rank 1 has no task c: what it owns alone must be averaged all the same, and nobody waits.
+    names = "abd" if rank == 1 else "abcd"
+    model = new_trunk()
+    found["absent"] = grads_with(model, losses_of(model, half, names))
+    model = trunk_with_synced_norm()
+    found["synced norm"] = grads_with(model, losses_of(model, half, names))
+    model = new_trunk()
+    found["nothing on rank 1"] = grads_with(model, losses_of(model, half) if rank == 0 else {})
+    for title, options in ESTIMATES.items():
+        model = new_trunk()
+        found[title] = grads_with(model, losses_of(model, half, names), **options)
+        # heads_ab is shared on rank 0 and task a's alone on rank 1
+        model = new_trunk()
+        less = losses_of(model, half, "acd" if rank == 1 else "abcd")
+        found[f"{title}, shared elsewhere"] = grads_with(model, less, **options)
+    model = new_trunk()
+    less = losses_of(model, half, "acd" if rank == 1 else "abcd")
+    found["shared elsewhere"] = grads_with(model, less)
+
+    for name in ("Sum", "MGDA"):
+        model = new_trunk()
+        losses = losses_of(model, half)
+        losses["b"] = losses["b"] * (torch.nan if rank == 1 else 1.0)
+        backward = MultiTaskBackward(model.parameters(), name, tasks="abcd")
+        backward(losses)
+        found[f"NaN, {name}"] = backward.last.nonfinite, [p.grad for p in model.parameters()]
+
+    for name in RANDOM:
+        model = new_trunk()
+        torch.manual_seed(rank)  # as MMEngine's diff_rank_seed does
+        backward = MultiTaskBackward(model.parameters(), name, tasks="abcd")
+        found[f"draws of {name}"] = []
+        for _ in range(STEPS):
+            backward(losses_of(model, half))
+            found[f"draws of {name}"].append(backward.last.weights)
+
+    found["bytes"] = {
+        "Sum": bytes_of_a_step("Sum"),
+        "exact": bytes_of_a_step("PCGrad"),
+        "gramian": bytes_of_a_step("PCGrad", sync="gramian"),
+        "low memory": bytes_of_a_step("PCGrad", sync="gramian", low_memory=True),
+        "reused": bytes_of_a_step("PCGrad", weights_every=2),
+    }
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the two ranks found."""
+    return results_of_two(__file__, tmp_path_factory.mktemp("two") / "results")
+
+
+@pytest.mark.parametrize("level", ["parameter", "feature"])
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_two_halves_are_the_whole(name, level, found):
+    expected = train(name, level, whole_batch())
+    for rank in range(2):
+        actual = found[rank][f"{name}, {level}"]
+        for got, want in zip(actual["steps"], expected["steps"], strict=True):
+            for g, w in zip(got, want, strict=True):
+                assert_close(g, w, rtol=1e-5, atol=1e-6)
+        assert_close(actual["parameters"], expected["parameters"])
+
+
+def halves(model: Trunk, on_rank_1: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    first, second = whole_batch().chunk(2)
+    return losses_of(model, first, "abcd"), losses_of(model, second, on_rank_1)
+
+
+def mean_of(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Over the ranks: the one that lacks a task takes part with zero."""
+    return {k: (first.get(k, 0.0) + second.get(k, 0.0)) / 2 for k in "abcd"}
+
+
+@pytest.mark.parametrize(("case", "on_rank_1"), [("absent", "abd"), ("shared elsewhere", "acd")])
+def test_absent_on_one_rank(case, on_rank_1, found):
+    model = new_trunk()
+    expected = grads_with(model, mean_of(*halves(model, on_rank_1)))
+    for rank in range(2):
+        assert_close(found[rank][case]["grads"], expected["grads"])
+        assert found[rank][case]["unused"] is None
+
+
+def test_no_task_on_one_rank(found):
+    model = new_trunk()
+    first = losses_of(model, whole_batch().chunk(2)[0])
+    expected = grads_with(model, {k: loss / 2 for k, loss in first.items()})
+    for rank in range(2):
+        assert_close(found[rank]["nothing on rank 1"]["grads"], expected["grads"])
+
+
+def test_synchronised_batch_norm_with_a_task_absent_on_one_rank(found):
+    """The normalisation is that of the whole batch, and no rank waits for another."""
+    model = trunk_with_synced_norm()
+    first, second = (model.losses(z) for z in model.trunk(whole_batch()).chunk(2))
+    del second["c"]
+    expected = grads_with(model, mean_of(first, second))
+    for rank in range(2):
+        assert_close(found[rank]["synced norm"]["grads"], expected["grads"])
+
+
+def grads_of(loss: Tensor | None, params: list[Tensor]) -> list[Tensor]:
+    """Zeros where the loss does not reach, or is none."""
+    if loss is None:
+        return [torch.zeros_like(p) for p in params]
+    grads = torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(params, grads, strict=True)]
+
+
+@pytest.mark.parametrize("case", ESTIMATES)
+@pytest.mark.parametrize(("suffix", "on_rank_1"), [("", "abd"), (", shared elsewhere", "acd")])
+def test_weights_of_the_averaged_gramian(case, suffix, on_rank_1, found):
+    """The mean of the ranks' Gramians decides; the weights apply to the mean gradients."""
+    model = new_trunk()
+    shared = [*model.trunk.parameters(), *model.heads_ab.parameters()]
+    ranks = halves(model, on_rank_1)
+    gramians = []
+    for losses in ranks:
+        rows = [grads_of(losses.get(k), shared) for k in "abc"]
+        jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+        gramians.append(jacobian @ jacobian.T)
+    gramian = (gramians[0] + gramians[1]) / 2
+    weights = AGGREGATORS["MGDA"]().weights(gramian)
+    mean = mean_of(*ranks)
+    total = sum(w * mean[k] for w, k in zip(weights.tolist(), "abc", strict=True))
+    wanted = dict(zip(shared, torch.autograd.grad(total, shared, retain_graph=True), strict=True))
+    alone = [*model.heads.parameters()]
+    wanted |= zip(alone, torch.autograd.grad(sum(mean.values()), alone), strict=True)
+    expected = [wanted[p] for p in model.parameters() if p in wanted]
+    for rank in range(2):
+        actual = found[rank][case + suffix]
+        assert_close(actual["last"].gramian[:3, :3], gramian)
+        assert_close(actual["last"].weights[:3], weights)
+        assert_close(actual["grads"], expected)
+
+
+@pytest.mark.parametrize("name", ["Sum", "MGDA"])
+def test_not_finite_on_one_rank(name, found):
+    """All ranks skip the step together, and know the task."""
+    for rank in range(2):
+        nonfinite, grads = found[rank][f"NaN, {name}"]
+        assert nonfinite == ("b",)
+        assert grads == [None] * len(grads)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_same_draws_on_all_ranks(name, found):
+    """Whatever their seeds are."""
+    first, second = (ranks[f"draws of {name}"] for ranks in found)
+    assert_close(first, second, rtol=0, atol=0)
+
+
+def test_bytes(found):
+    """``T · D_shared + D_rest`` is what exact averages cost, ``D + T²`` what the estimate does."""
+    model = Wide()
+    tasks = len(model.heads)
+    shared = sum(p.nbytes for p in model.trunk.parameters())
+    rest = sum(p.nbytes for p in model.heads.parameters())
+    sent = found[0]["bytes"]
+    assert sent["exact"] == pytest.approx(tasks * shared + rest, rel=0.01)
+    estimate = shared + rest + 4 * tasks**2
+    assert sent["gramian"] == pytest.approx(estimate, rel=0.01)
+    assert sent["low memory"] == pytest.approx(estimate, rel=0.01)
+    assert sent["reused"] == pytest.approx(shared + rest, rel=0.01)
+    assert sent["Sum"] == pytest.approx(shared + rest, rel=0.01)
 
 
 if __name__ == "__main__":
-    worker(sys.argv[1])
+    work(find)
