@@ -1,0 +1,164 @@
+"""The adapter in two real processes: MMEngine's DDP wrapper around Mask R-CNN, and around less.
+
+A detector normalises and samples its losses by the batch. So two ranks with half a batch each equal
+one process that accumulates the same two halves, if nothing is drawn: the normalisation is per
+example, and the samplers are large enough to take everything.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from mmengine.model import MMDistributedDataParallel
+from models import DETECTION_MASK, build_detector, mask_rcnn_config
+from torch import Tensor, nn
+from torch.testing import assert_close
+from toy import TASKS, TwoTasks
+from two_processes import results_of_two, work
+
+from mtl_plugins.aggregation import AGGREGATORS
+from mtl_plugins.mm.optim import MTLOptimWrapper
+
+STEPS = 5
+CASES = [f"{name}, parameter" for name in AGGREGATORS] + ["PCGrad, feature", "MGDA, feature"]
+
+
+def new_detector() -> nn.Module:
+    cfg = mask_rcnn_config()
+    cfg.train_cfg.rpn.sampler.num = cfg.train_cfg.rcnn.sampler.num = 10**6
+    torch.manual_seed(0)
+    return build_detector(cfg)
+
+
+@cache
+def detector_halves() -> list[dict[str, list]]:
+    from mmdet.testing import demo_mm_inputs
+
+    batch = demo_mm_inputs(
+        4, [[3, 64, 64]] * 4, num_items=[2, 3, 1, 2], num_classes=3, with_mask=True
+    )
+    return [{k: v[i : i + 2] for k, v in batch.items()} for i in (0, 2)]
+
+
+def wrapper_for(model: nn.Module, name: str, level: str, **options: Any) -> MTLOptimWrapper:
+    seed = {"seed": 3} if name in ("PCGrad", "GradVac", "RGW") else {}
+    if level == "feature":
+        options |= {"level": "feature", "representation": "neck"}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    return MTLOptimWrapper(
+        optimizer, tasks=DETECTION_MASK, aggregator={"type": name, **seed}, **options
+    )
+
+
+def trained(model: nn.Module, wrapper: MTLOptimWrapper, batches: list[dict]) -> dict[str, Any]:
+    """Losses and weights of five steps over these batches, and the parameters after them."""
+    steps = []
+    for _ in range(STEPS):
+        for batch in batches:
+            model.train_step(batch, wrapper)
+        steps.append((wrapper.multitask.last.losses, wrapper.multitask.last.weights))
+    parameters = {n.removeprefix("module."): p.detach() for n, p in model.named_parameters()}
+    return {"steps": steps, "parameters": parameters}
+
+
+def train_in_one_process(name: str, level: str) -> dict[str, Any]:
+    model = new_detector()
+    wrapper = wrapper_for(model, name, level, accumulative_counts=2)
+    return trained(model, wrapper, detector_halves())
+
+
+class SomeTasks(TwoTasks):
+    """Some layers are used by nobody, and an example with a negative mean has no mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(3, 3)
+
+    def forward(self, inputs: list[Tensor], mode: str = "tensor") -> dict[str, Any]:
+        losses = super().forward(inputs, mode)
+        if torch.stack(inputs).mean() < 0.0:
+            del losses["loss_mask"]
+        return losses
+
+
+def some_batches(rank: int | None) -> list[dict[str, list[Tensor]]]:
+    """Four micro-batches of a rank, or all in turn; the last of rank 1 has no mask."""
+    torch.manual_seed(5)
+    batches = [{"inputs": list(torch.randn(3, 4).abs())} for _ in range(8)]
+    batches[7] = {"inputs": [-x for x in batches[7]["inputs"]]}
+    return batches if rank is None else batches[rank::2]
+
+
+def train_with_accumulation(name: str, rank: int | None) -> dict[str, Any]:
+    """Two steps of two micro-batches on each rank, the second one monitored."""
+    torch.manual_seed(0)
+    model: nn.Module = SomeTasks()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    counts = 2 if rank is not None else 4
+    wrapper = MTLOptimWrapper(
+        optimizer, tasks=TASKS, aggregator=name, accumulative_counts=counts, low_memory=False
+    )
+    if rank is not None:
+        # What Sum leaves to the wrapper needs this, as without us.
+        model = MMDistributedDataParallel(model, find_unused_parameters=name == "Sum")
+    losses = []
+    for i, batch in enumerate(some_batches(rank)):
+        model.train()
+        if wrapper.multitask is not None:
+            wrapper.multitask.monitor = i >= counts
+        model.train_step(batch, wrapper)
+        if (i + 1) % counts == 0:
+            losses.append(wrapper.multitask.last.losses)
+    return {"losses": losses, "parameters": [p.detach() for p in model.parameters()]}
+
+
+def find(rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for case in CASES:
+        name, level = case.split(", ")
+        detector = new_detector()
+        model = MMDistributedDataParallel(detector, broadcast_buffers=False)
+        wrapper = wrapper_for(detector, name, level)
+        found[case] = trained(model, wrapper, [detector_halves()[rank]])
+    for name in ("Sum", "MGDA"):
+        found[f"accumulation, {name}"] = train_with_accumulation(name, rank)
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the two ranks found."""
+    return results_of_two(__file__, tmp_path_factory.mktemp("two") / "results")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_are_one_that_accumulates(case, found):
+    name, level = case.split(", ")
+    if level == "feature":
+        # Every micro-batch is aggregated by itself: the ranks know of each other, they do not.
+        assert_close(found[0][case]["parameters"], found[1][case]["parameters"])
+        return
+    expected = train_in_one_process(name, level)
+    for rank in range(2):
+        actual = found[rank][case]
+        for got, want in zip(actual["steps"], expected["steps"], strict=True):
+            for g, w in zip(got, want, strict=True):
+                assert_close(g, w, rtol=1e-5, atol=1e-5, check_dtype=False)
+        for key, parameter in expected["parameters"].items():
+            assert_close(actual["parameters"][key], parameter, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Sum", "MGDA"])
+def test_accumulation_unused_parameters_and_an_absent_task(name, found):
+    expected = train_with_accumulation(name, None)
+    for rank in range(2):
+        actual = found[rank][f"accumulation, {name}"]
+        assert_close(actual["losses"], expected["losses"])
+        assert_close(actual["parameters"], expected["parameters"])
+
+
+if __name__ == "__main__":
+    work(find)
