@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from mtl_plugins.aggregation.solvers import Matrix, Vector
+from mtl_plugins.aggregation.solvers import Matrix, NotConverged, Vector
 from mtl_plugins.distributed import from_first_rank
 from mtl_plugins.gradients import combine, gramian_of
 from mtl_plugins.registry import Method
+
+logger = logging.getLogger(__name__)
 
 
 class Aggregator(Method, ABC):
@@ -48,7 +51,17 @@ class GramianAggregator(Aggregator):
 
     A subclass implements :meth:`solve`. It works in double precision on the CPU: ``G`` is tiny, and
     fetching it is the only time a step waits for the GPU.
+
+    Attributes:
+        fallbacks: How often :meth:`solve` did not converge. The weights are then those of the plain
+            sum, or of the mean for a mean-scaled method.
     """
+
+    _fallbacks = 0
+
+    @property
+    def fallbacks(self) -> int:
+        return self._fallbacks
 
     def __call__(self, jacobian: Tensor) -> Tensor:
         return combine(self.weights(gramian_of(jacobian)), jacobian)
@@ -86,12 +99,18 @@ class GramianAggregator(Aggregator):
             matrix[t] = [0.0] * len(matrix)
             for row in matrix:
                 row[t] = 0.0
-        weights = self.solve(
-            matrix,
-            eps=dtype.eps,
-            losses=losses,
-            tasks=range(len(matrix)) if tasks is None else tasks,
-        )
+        try:
+            weights = self.solve(
+                matrix,
+                eps=dtype.eps,
+                losses=losses,
+                tasks=range(len(matrix)) if tasks is None else tasks,
+            )
+        except NotConverged as error:
+            self._fallbacks += 1
+            what = "sum" if self.scale == "sum" else "mean"
+            logger.warning("%s; this step takes the plain %s", error, what)
+            weights = [1.0 if what == "sum" else 1.0 / len(matrix)] * len(matrix)
         clamped = [max(dtype.min, min(dtype.max, w)) for w in weights]
         return torch.tensor(clamped, dtype=gramian.dtype, device=gramian.device)
 

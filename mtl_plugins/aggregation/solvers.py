@@ -19,6 +19,10 @@ Vector = list[float]
 Matrix = list[list[float]]
 
 
+class NotConverged(ArithmeticError):
+    """A solver has not found the solution within its bound on steps."""
+
+
 def dot(a: Sequence[float], b: Sequence[float]) -> float:
     """Inner product of two vectors of equal length."""
     return sum(map(mul, a, b))
@@ -111,6 +115,9 @@ def nonnegative_qp(a: Matrix, b: Sequence[float], support: Collection[int] = ())
 
     Returns:
         ``x`` of shape ``[T]``.
+
+    Raises:
+        NotConverged: After ``20 T + 20`` supports; no positive definite matrix did that so far.
     """
     size = len(b)
     # From x = 0, the first step would be to where the gradient is negative.
@@ -142,7 +149,7 @@ def nonnegative_qp(a: Matrix, b: Sequence[float], support: Collection[int] = ())
             wrong = wrong[-1:]
         for i in wrong:
             inside[i] = not inside[i]
-    return [max(x_i, 0.0) for x_i in x]
+    raise NotConverged("nonnegative_qp: too many supports")
 
 
 def nash_bargaining(a: Matrix, tolerance: float = 1e-12, steps: int = 200) -> Vector:
@@ -155,15 +162,19 @@ def nash_bargaining(a: Matrix, tolerance: float = 1e-12, steps: int = 200) -> Ve
     Args:
         a: ``[T, T]``, symmetric positive definite.
         tolerance: On the square of the Newton decrement.
-        steps: Bound on the number of Newton steps, reached by no positive definite matrix so far.
+        steps: Bound on the number of Newton steps.
 
     Returns:
         ``x`` of shape ``[T]``.
+
+    Raises:
+        NotConverged: After these steps; no positive definite matrix did that so far.
     """
     size = len(a)
     # Exact for a matrix with equal row sums.
     start = math.sqrt(size / max(sum(map(sum, a)), 1e-3 * size)) if size else 0.0
     x = [start] * size
+    decrement = math.inf
     for _ in range(steps):
         inverse = [1.0 / x_i for x_i in x]
         gradient = [dot(row, x) - v for row, v in zip(a, inverse, strict=True)]
@@ -175,5 +186,7 @@ def nash_bargaining(a: Matrix, tolerance: float = 1e-12, steps: int = 200) -> Ve
         damping = 1.0 / (1.0 + math.sqrt(max(decrement, 0.0))) if decrement > 0.0625 else 1.0
         x = [x_i - damping * s for x_i, s in zip(x, step, strict=True)]
         if decrement < tolerance:
-            break
-    return x
+            return x
+    if decrement < 1e-6:  # as near as rounding lets it come, where the matrix is almost singular
+        return x
+    raise NotConverged(f"nash_bargaining: {steps} steps")

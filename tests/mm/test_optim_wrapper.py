@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from models import build_detector, mask_rcnn_config
 from torch.testing import assert_close
@@ -145,34 +147,116 @@ def test_feature_level_finds_its_module(tmp_path):
     assert step.gramian.shape == (2, 2)
 
 
-def test_bfloat16_trains_on_a_cpu(tmp_path):
-    cfg = mtl("CAGrad") | dict(type="AmpMTLOptimWrapper")
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_bfloat16_trains_on_a_cpu(name, tmp_path):
+    cfg = mtl(name) | dict(type="AmpMTLOptimWrapper")
+    if name in ("PCGrad", "GradVac", "RGW"):
+        cfg["aggregator"]["seed"] = 3
     runner = make_runner(tmp_path, cfg)
     dtypes = []
     runner.model.box.register_forward_hook(lambda *args: dtypes.append(args[2].dtype))
     runner.train()
     assert set(dtypes) == {torch.bfloat16}
-    exact = train(tmp_path / "exact", mtl("CAGrad"))
+    exact = train(tmp_path / "exact", cfg | dict(type="MTLOptimWrapper"))
     assert_close(parameters(runner), exact, rtol=0.1, atol=0.05)
 
 
-def test_loss_scaler(tmp_path, monkeypatch):
-    """With a real scaler, on a CPU for want of a GPU: steps as without, and an overflow skipped."""
+def amp_runner(work_dir, scaler, **overrides):
+    """Steps as fp16 makes them, with a real scaler, on a CPU for want of a GPU."""
     cfg = mtl("MGDA", clip_grad=dict(max_norm=0.05)) | dict(type="AmpMTLOptimWrapper")
-    runner = make_runner(tmp_path / "a", cfg)
+    runner = make_runner(work_dir, cfg, **overrides)
     runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    wrapper = runner.optim_wrapper
-    wrapper.loss_scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    runner.train()
-    assert wrapper.loss_scaler.get_scale() == 1024.0
-    assert_close(parameters(runner), train(tmp_path / "b", cfg))
+    runner.optim_wrapper.loss_scaler = scaler
+    return runner
 
-    before = parameters(runner)
-    monkeypatch.setattr(runner.model.mask, "bias", torch.nn.Parameter(torch.full((2,), 3e38)))
-    runner.model.train_step(dict(inputs=[torch.ones(4)]), wrapper)
-    assert wrapper.loss_scaler.get_scale() == 512.0
-    for (name, p), q in zip(runner.model.named_parameters(), before, strict=True):
-        assert name == "mask.bias" or torch.equal(p, q)
+
+def test_loss_scaler(tmp_path):
+    """Steps are as without it."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    runner = amp_runner(tmp_path / "a", scaler)
+    runner.train()
+    assert scaler.get_scale() == 1024.0
+    plain = amp_runner(tmp_path / "b", torch.amp.GradScaler("cpu", enabled=False))
+    plain.train()
+    assert_close(parameters(runner), parameters(plain))
+
+
+def test_overflow_lowers_the_scale_and_names_the_task(tmp_path):
+    """Of the scaled gradient, while every loss is finite; it goes on when the scale is low enough."""
+    runner = amp_runner(tmp_path, torch.amp.GradScaler("cpu", init_scale=2.0**121), iters=4)
+    runner.model.mask.register_full_backward_hook(lambda _, grads, __: (grads[0] * 2.0**10,))
+    scales, states = [], [parameters(runner)]
+
+    class Spy(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            scales.append(runner.optim_wrapper.loss_scaler.get_scale())
+            states.append(parameters(runner))
+
+    runner.register_hook(Spy())
+    runner.train()
+    moved = [not torch.equal(a[0], b[0]) for a, b in pairwise(states)]
+    assert moved[0] is False
+    assert moved[-1] is True
+    skipped = moved.index(True)
+    assert scales == [2.0 ** (121 - min(i + 1, skipped)) for i in range(4)]
+    (log,) = tmp_path.rglob("*.log")
+    text = log.read_text()
+    assert text.count("the gradient of task 'mask' is not finite") == skipped
+    assert "task 'box'" not in text
+
+
+def nan_at(step: int, loss: str, monkeypatch) -> None:
+    """Plants it in a loss of the model."""
+    forward, calls = TwoTasks.forward, []
+
+    def broken(self, inputs, mode="tensor"):
+        losses = forward(self, inputs, mode)
+        calls.append(mode)
+        if len(calls) == step:
+            losses[loss] = losses[loss] * torch.nan
+        return losses
+
+    monkeypatch.setattr(TwoTasks, "forward", broken)
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_nan_in_one_loss_skips_the_step(name, amp, tmp_path, monkeypatch):
+    """The run goes on, the step leaves every parameter as it was, the log names the task."""
+    nan_at(3, "loss_mask", monkeypatch)
+    cfg = mtl(name, clip_grad=dict(max_norm=10.0))
+    if amp:
+        cfg["type"] = "AmpMTLOptimWrapper"
+    states = []
+
+    class Spy(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            states.append(parameters(runner))
+
+    runner = make_runner(tmp_path, cfg, [dict(type="TaskInterferenceHook", interval=1)])
+    runner.register_hook(Spy())
+    runner.train()
+    assert len(states) == 6
+    same = [all(torch.equal(p, q) for p, q in zip(a, b, strict=True)) for a, b in pairwise(states)]
+    assert same == [False, True, False, False, False]
+    assert all(p.isfinite().all() for p in states[-1])
+    (log,) = tmp_path.rglob("*.log")
+    assert "step skipped: the loss of task 'mask' is nan; 1 in a row" in log.read_text()
+
+
+def test_nan_can_be_an_error(tmp_path, monkeypatch):
+    nan_at(3, "loss_mask", monkeypatch)
+    with pytest.raises(FloatingPointError, match="the loss of task 'mask' is nan"):
+        train(tmp_path, mtl(on_nonfinite="raise"))
+
+
+@pytest.mark.parametrize("options", [dict(low_memory=True), dict(weights_every=3)])
+def test_options_of_the_core(options, tmp_path):
+    runner = make_runner(tmp_path, mtl(**options))
+    runner.train()
+    plain = train(tmp_path / "plain", mtl())
+    equal = torch.allclose(runner.model.trunk[0].weight, plain[0], atol=1e-6)
+    assert equal == ("low_memory" in options)
 
 
 def test_resume_continues_the_method(tmp_path):
@@ -196,6 +280,8 @@ class TestErrors:
             (mtl(level="feature", representation="truk"), ValueError, "did you mean 'trunk'"),
             (mtl(level="feature"), ValueError, "needs the module"),
             (mtl(level="features"), ValueError, "level: expected one of"),
+            (mtl(sync="exakt"), ValueError, "sync: expected one of"),
+            (mtl(weights_evry=2), TypeError, "weights_evry"),
             (mtl(weighting="Equl"), KeyError, "weighting.type.*did you mean 'Equal'"),
         ],
     )

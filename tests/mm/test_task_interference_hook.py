@@ -7,7 +7,7 @@ import torch
 from mmengine.registry import VISBACKENDS
 from mmengine.visualization import BaseVisBackend
 from test_optim_wrapper import mtl
-from toy import make_runner, parameters
+from toy import TwoTasks, make_runner, parameters
 
 from mtl_plugins.mm.hooks import TaskInterferenceHook
 from mtl_plugins.monitors import gradient_direction_similarity, gradient_magnitude_similarity
@@ -117,3 +117,31 @@ def test_needs_the_mtl_wrapper(tmp_path):
 def test_interval_is_positive():
     with pytest.raises(ValueError, match="TaskInterferenceHook.interval"):
         TaskInterferenceHook(interval=0)
+
+
+@pytest.mark.parametrize("aggregator", ["PCGrad", "Sum"])
+def test_task_missing_for_an_epoch_is_warned_of_once(aggregator, tmp_path, monkeypatch):
+    """An epoch is six iterations. The second and the third have no mask, the first has one."""
+    runner = make_runner(
+        tmp_path,
+        mtl(aggregator),
+        [dict(type="TaskInterferenceHook", interval=100)],
+        iters=18,
+    )
+    forward = TwoTasks.forward
+
+    def some(self, inputs, mode="tensor"):
+        losses = forward(self, inputs, mode)
+        if runner.iter >= 1:
+            del losses["loss_mask"]
+        return losses
+
+    monkeypatch.setattr(TwoTasks, "forward", some)
+    warned: list[tuple[int, str]] = []
+    monkeypatch.setattr(
+        runner.logger, "warning", lambda text, *_: warned.append((runner.iter + 1, text))
+    )
+    runner.train()
+    about_tasks = [(i, text) for i, text in warned if "had no loss" in text]
+    assert [i for i, _ in about_tasks] == [12]
+    assert "the task 'mask'" in about_tasks[0][1]

@@ -17,10 +17,13 @@ from mtl_plugins.monitors import gradient_direction_similarity, gradient_magnitu
 class TaskInterferenceHook(Hook):
     """Writes GDS, GMS, and the loss and weight of each task to every visualizer backend.
 
-    The scalars are ``mtl/gds``, ``mtl/gms``, ``mtl/loss/<task>`` and ``mtl/weight/<task>``; with
-    MMEngine's ``LocalVisBackend`` they are lines of ``vis_data/scalars.json``. What the method has
+    The scalars are ``mtl/gds``, ``mtl/gms``, ``mtl/loss/<task>`` and ``mtl/weight/<task>``, and
+    ``mtl/fallbacks`` once a solver has not converged; with MMEngine's ``LocalVisBackend`` they are
+    lines of ``vis_data/scalars.json``. What the method has
     computed is reused. A method that takes no task gradients (the plain sum) pays one backward pass
     a task on the iterations that are logged, and trains on unchanged.
+
+    A task that had no loss, or no gradient, for a whole epoch is warned of, once.
 
     Args:
         interval: Iterations between two records. With accumulation, the record is of the first
@@ -36,6 +39,9 @@ class TaskInterferenceHook(Hook):
         self.interval = interval
         self._due = False
         self._before: Step | None = None
+        self._last: Step | None = None
+        self._seen: set[str] = set()  # tasks, since the epoch began
+        self._missed: set[str] = set()  # for an epoch, so far
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self._due = self._due or self.every_n_train_iters(runner, self.interval)
@@ -57,6 +63,8 @@ class TaskInterferenceHook(Hook):
         data_batch: Any = None,
         outputs: dict[str, Any] | None = None,
     ) -> None:
+        if isinstance(runner.optim_wrapper, MTLOptimWrapper):
+            self._watch(runner)
         if not self._due:
             return
         step = runner.optim_wrapper.multitask.last
@@ -74,4 +82,25 @@ class TaskInterferenceHook(Hook):
         if step.gramian is not None and not overflow and len(step.tasks) > 1:
             scalars["mtl/gds"] = float(gradient_direction_similarity(step.gramian))
             scalars["mtl/gms"] = float(gradient_magnitude_similarity(step.gramian))
+        if fallbacks := getattr(runner.optim_wrapper.multitask.aggregator, "fallbacks", 0):
+            scalars["mtl/fallbacks"] = fallbacks
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
+
+    def _watch(self, runner: Runner) -> None:
+        """Warns of tasks that did not take part for an epoch of iterations."""
+        multitask = runner.optim_wrapper.multitask
+        if multitask.last is not self._last and multitask.last is not None:
+            self._last = multitask.last
+            gramian = self._last.gramian
+            lengths = [1.0] * len(self._last.tasks) if gramian is None else gramian.diagonal()
+            self._seen |= {t for t, n in zip(self._last.tasks, lengths, strict=True) if n != 0.0}
+        if not self.every_n_train_iters(runner, len(runner.train_dataloader)):
+            return
+        missing = set(multitask.tasks) - self._seen - self._missed
+        self._missed |= missing
+        self._seen = set()
+        for task in sorted(missing):
+            runner.logger.warning(
+                f"the task {task!r} had no loss or no gradient for a whole epoch: does the data "
+                "have examples of it?"
+            )
