@@ -182,7 +182,7 @@ def test_loss_scaler(tmp_path):
 
 
 def test_overflow_lowers_the_scale_and_names_the_task(tmp_path):
-    """Of the scaled gradient, while every loss is finite; it goes on when the scale is low enough."""
+    """Of the scaled gradient, while every loss is finite; when the scale is low, it goes on."""
     runner = amp_runner(tmp_path, torch.amp.GradScaler("cpu", init_scale=2.0**121), iters=4)
     runner.model.mask.register_full_backward_hook(lambda _, grads, __: (grads[0] * 2.0**10,))
     scales, states = [], [parameters(runner)]

@@ -14,6 +14,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mtl_plugins import MultiTaskBackward
 from mtl_plugins.aggregation import build_aggregator
@@ -93,9 +94,15 @@ class MTLOptimWrapper(OptimWrapper):
 
         Raises:
             ValueError: The representation is not a module of the model.
+            TypeError: The model is sharded over the ranks.
         """
         if self.multitask is not None:
             return
+        if isinstance(model, FullyShardedDataParallel):
+            raise TypeError(
+                "model_wrapper_cfg: FSDP leaves no rank with a whole gradient to aggregate; use "
+                "MMDistributedDataParallel"
+            )
         if is_model_wrapper(model):
             model = model.module
         self.multitask = MultiTaskBackward(
