@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -30,7 +30,8 @@ class Step:
     """What one step computed, for hooks. All tensors are on the CPU.
 
     Attributes:
-        tasks: The ``T`` tasks that took part, on any rank.
+        tasks: The ``T`` tasks that took part, on any rank; where every micro-batch is aggregated by
+            itself, in the last one.
         losses: ``[T]``, as given; the mean over the ranks.
         weights: ``[T]``, the factor of each loss in the update of what the tasks share; None if the
             aggregator combines the gradients in another way.
@@ -71,14 +72,16 @@ class MultiTaskBackward:
             It makes no difference at the feature level, where both need that little.
         low_memory: Takes the Gramian without keeping the ``T`` gradients of the shared parameters,
             and then runs the weighted sum back: ``T + 1`` passes through the shared part instead of
-            ``T``, and twice through the heads. Every micro-batch is aggregated by itself.
+            ``T``, and twice through the heads. Every micro-batch is aggregated by itself. It does
+            not go with activation checkpointing; with several ranks it takes ``sync="gramian"``,
+            and where a rank lacks a task no synchronised batch norm.
         weights_every: The weights are found at every ``weights_every``-th step, and the steps in
             between are plain ones with one backward pass. A task without a gradient when they were
             found takes the mean weight of the others until the next time.
         on_nonfinite: What happens when a loss or a gradient is NaN or infinite. ``"skip"``: every
             ``.grad`` is dropped, so that the optimizer changes nothing (with a loss scaler: becomes
-            NaN, so that it skips the step and lowers its scale). ``"raise"``: an error. Methods
-            that take no task gradients look at the losses alone.
+            NaN, so that it skips the step and lowers its scale). ``"raise"``: an error. Looked at
+            are the losses, and where they are taken, the gradients of what the tasks share.
         max_skips: So many skipped steps in a row are an error. A loss scaler needs about 16 to
             come down from its first scale.
 
@@ -128,7 +131,7 @@ class MultiTaskBackward:
         self.representation = None if representation is None else Representation(representation)
         self.last: Step | None = None
         self.monitor = False
-        self._rows = TaskRows()
+        self._rows = TaskRows(self.params[0].device)
         # Task that alone reached a parameter so far. What was shared once stays in the buffer: a
         # batch without some task is no reason to lay it out anew.
         self._owner = [NOBODY] * len(self.params)
@@ -155,8 +158,9 @@ class MultiTaskBackward:
                 + " whose output the tasks share"
             )
         for key in ("weights_every", "max_skips"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}: expected at least 1, got {getattr(self, key)}")
+            value = getattr(self, key)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{key}: expected an integer of at least 1, got {value!r}")
         saving = {"low_memory": self.low_memory, "weights_every": self.weights_every > 1}
         by_weights = saving | {"sync='gramian'": self.sync == "gramian"}
         for key in [key for key, used in by_weights.items() if used]:
@@ -187,8 +191,8 @@ class MultiTaskBackward:
                 features of its own and is aggregated by itself.
 
         Raises:
-            ValueError: No loss requires a gradient, a loss is not a scalar, or no representation
-                was computed.
+            ValueError: No loss of the first batch requires a gradient, a loss is not a scalar, or
+                no representation was computed.
             FloatingPointError: A loss or gradient is not finite, and ``on_nonfinite="raise"`` or
                 too many steps in a row had to be skipped.
         """
@@ -233,8 +237,9 @@ class MultiTaskBackward:
                 raise ValueError(
                     f"losses: {name!r} has the shape {tuple(loss.shape)}, expected a scalar"
                 )
-        # Of several ranks, one may have a batch without any task.
-        if world_size() == 1 and not any(loss.requires_grad for loss in losses.values()):
+        # Later on a batch, or that of one rank, may be without any task.
+        first = self.last is None and world_size() == 1
+        if first and not any(loss.requires_grad for loss in losses.values()):
             raise ValueError(
                 f"losses: none of {list(losses)} requires a gradient; is every parameter frozen?"
             )
@@ -264,7 +269,7 @@ class MultiTaskBackward:
             self.representation.backward([leaf.grad for leaf in self.representation.leaves])
         if aggregate and self.synchronizes():
             average_grads(with_grad(self.params))
-        return _Outcome(weights, gramian)
+        return _Outcome(weights, gramian, self._watched(gramian))
 
     def _monitored(self, losses: Mapping[str, Tensor], scale: Tensor | None) -> Tensor:
         """The Gramian alone: no ``.grad`` is touched and the graph stays usable."""
@@ -274,7 +279,7 @@ class MultiTaskBackward:
             found = self._owners_in(LossGraph(list(losses.values())), losses)
             everywhere = map(common_owner, gather(found, self.params[0].device))
             leaves = [p for p, t in zip(self.params, everywhere, strict=True) if t == SEVERAL]
-        rows = TaskRows()
+        rows = TaskRows(self.params[0].device)
         rows.arrange(leaves, len(self.tasks))
         # Not by `inputs=`, which reentrant checkpointing refuses.
         before = [(p, p.grad) for p in self.params]
@@ -285,7 +290,7 @@ class MultiTaskBackward:
         finally:
             for p, grad in before:
                 p.grad = grad
-        return self._gramian(rows.data, self._reports[-1:], scale)[1]
+        return self._gramian(rows.data, self._reports[-1:], scale)
 
     def _feature_level(
         self,
@@ -296,7 +301,9 @@ class MultiTaskBackward:
     ) -> _Outcome:
         if self.last is None:
             self._check_cut(representation, losses)
-        rows = TaskRows()  # not kept: the next forward pass makes other features
+        rows = TaskRows(
+            self.params[0].device
+        )  # not kept: the next forward pass makes other features
         rows.arrange(representation.leaves, len(self.tasks))
         self._fill(rows, losses, scale)
         outcome, update = self._aggregate(rows.data, self._reports[-1:], scale)
@@ -337,7 +344,7 @@ class MultiTaskBackward:
         self._lay_out(before)
         self._fill(self._rows, losses, scale)
         if not aggregate:
-            return _Outcome()
+            return _Outcome(None, None, self._reports)
         before = self._owner
         if self._agree(self._reports):
             self._lay_out(before, filled=True)
@@ -349,7 +356,7 @@ class MultiTaskBackward:
                 p.grad = grad if p.grad is None else p.grad.add_(grad)
         averaged = {id(p) for p in self._rows.leaves} if self.sync == "exact" else set()
         if self._steps_left:  # without rows
-            self._rows = TaskRows()
+            self._rows = TaskRows(self.params[0].device)
         average_grads([p for p in reached_params if id(p) not in averaged])
         return outcome
 
@@ -372,11 +379,15 @@ class MultiTaskBackward:
         if self._steps_left:
             mean = sum(self._weights.values()) / len(self._weights)
             weights = {name: self._weights.get(name, mean) for name in self.tasks}
-            gramian = self._monitored(losses, scale) if self.monitor and aggregate else None
-            outcome = _Outcome(weights, gramian)
+            gramian = None
+            if self.monitor and aggregate and self.low_memory:
+                gramian = self._gramian_alone(graph, losses, report, scale)
+            elif self.monitor and aggregate:
+                gramian = self._monitored(losses, scale)
+            outcome = _Outcome(weights, gramian, self._watched(gramian))
             self._steps_left -= aggregate
         else:
-            gramian = self._gramian_alone(graph, losses, report)
+            gramian = self._gramian_alone(graph, losses, report, scale)
             outcome = self._solve(gramian, [report], keep=aggregate)
         assert outcome.weights is not None
         if losses:
@@ -438,7 +449,7 @@ class MultiTaskBackward:
         if not (self._collecting or filled):
             self._rows.arrange(shared, len(self.tasks))
         elif len(shared) > len(self._rows.leaves) or len(self.tasks) > len(self._rows.data):
-            held, self._rows = self._rows, TaskRows()
+            held, self._rows = self._rows, TaskRows(self.params[0].device)
             self._rows.arrange(shared, len(self.tasks))
             self._rows.add(held)
             # What a task had alone until now lies in .grad, and moves to its row.
@@ -452,22 +463,19 @@ class MultiTaskBackward:
         self, rows: Tensor, reports: Sequence[_Report], scale: Tensor | None
     ) -> tuple[_Outcome, Tensor]:
         """The weights of the rows, and the update ``[D]``."""
-        rows, gramian = self._gramian(rows, reports, scale)
+        gramian = self._gramian(rows, reports, scale)
+        present = [self.tasks.index(name) for name in self._totals(reports)]
         if not isinstance(self.aggregator, GramianAggregator):
             self._note_nonfinite(gramian, reports)
-            return _Outcome(None, gramian), self.aggregator(rows)
+            return _Outcome(None, gramian, reports), self.aggregator(rows[present])
         outcome = self._solve(gramian, reports)
         assert outcome.weights is not None
-        weights = torch.tensor(list(outcome.weights.values()), dtype=gramian.dtype)
-        return outcome, combine(weights, rows)
+        # The rows of absent tasks are zero.
+        weights = [outcome.weights.get(name, 0.0) for name in self.tasks]
+        return outcome, combine(torch.tensor(weights, dtype=gramian.dtype), rows)
 
-    def _gramian(
-        self, rows: Tensor, reports: Sequence[_Report], scale: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The rows of the tasks that take part, and their Gramian over all ranks."""
-        present = [self.tasks.index(name) for name in self._totals(reports)]
-        if len(present) < len(rows):
-            rows = rows[present]
+    def _gramian(self, rows: Tensor, reports: Sequence[_Report], scale: Tensor | None) -> Tensor:
+        """That of the tasks that take part, over all ranks. Exact averages are left in the rows."""
         if self.representation is not None:
             # Every rank has features of its own, and its share of the mean loss.
             gramian = gramian_of(rows, averaged=True) / world_size()
@@ -475,16 +483,33 @@ class MultiTaskBackward:
             gramian = gramian_of(average(rows))
         else:
             gramian = gramian_of(rows, averaged=True)
-        return rows, gramian if scale is None else gramian / float(scale) ** 2
+        return self._of_present(gramian, reports, scale)
 
-    def _gramian_alone(self, graph: LossGraph, losses: Iterable[str], report: _Report) -> Tensor:
-        """That of the tasks that take part, over all ranks, without any rows."""
-        gramian = graph.gramian(self._shared_params())
-        everyone = gramian.new_zeros(len(self.tasks), len(self.tasks))
-        here = torch.tensor([self.tasks.index(name) for name in losses], device=gramian.device)
-        everyone[here[:, None], here] = gramian
-        present = [self.tasks.index(name) for name in self._totals([report])]
-        exact = average(everyone).cpu()[present][:, present]
+    def _of_present(
+        self, gramian: Tensor, reports: Sequence[_Report], scale: Tensor | None
+    ) -> Tensor:
+        present = [self.tasks.index(name) for name in self._totals(reports)]
+        gramian = gramian[present][:, present]
+        return gramian if scale is None else gramian / float(scale) ** 2
+
+    def _watched(self, gramian: Tensor | None) -> list[_Report]:
+        """What a pass is about whose Gramian, if any, is that of the last micro-batch."""
+        return self._reports if gramian is None else self._reports[-1:]
+
+    def _gramian_alone(
+        self,
+        graph: LossGraph,
+        losses: Collection[str],
+        report: _Report,
+        scale: Tensor | None,
+    ) -> Tensor:
+        """As :meth:`_gramian`, without any rows."""
+        device = self.params[0].device
+        everyone = torch.zeros(len(self.tasks), len(self.tasks), dtype=torch.float64, device=device)
+        if losses:
+            here = torch.tensor([self.tasks.index(name) for name in losses], device=device)
+            everyone[here[:, None], here] = graph.gramian(self._shared_params(), scale)
+        exact = self._of_present(average(everyone).cpu(), [report], scale)
         # Its dtype tells a method how accurate it is, unless it is beyond that dtype.
         rounded = exact.to(torch.promote_types(torch.float32, self.params[0].dtype))
         return rounded if rounded.isfinite().all() else exact
@@ -494,7 +519,7 @@ class MultiTaskBackward:
         assert isinstance(self.aggregator, GramianAggregator)
         losses = self._totals(reports)
         if self._note_nonfinite(gramian, reports):
-            return _Outcome(dict.fromkeys(losses, 1.0), gramian)
+            return _Outcome(dict.fromkeys(losses, 1.0), gramian, reports)
         # A task without a gradient, for want of examples in this batch, has no say.
         active = [i for i in range(len(losses)) if gramian[i, i] > 0.0]
         names = [name for i, name in enumerate(losses) if i in active]
@@ -508,7 +533,7 @@ class MultiTaskBackward:
             found = dict(zip(names, weights.tolist(), strict=True))
             if keep and self.weights_every > 1:
                 self._weights, self._steps_left = found, self.weights_every - 1
-        return _Outcome(dict.fromkeys(losses, 0.0) | found, gramian)
+        return _Outcome(dict.fromkeys(losses, 0.0) | found, gramian, reports)
 
     def _note_nonfinite(self, gramian: Tensor, reports: Sequence[_Report]) -> bool:
         losses = self._totals(reports)
@@ -529,15 +554,16 @@ class MultiTaskBackward:
     def _finish(self, outcome: _Outcome, factors: Mapping[str, Any], scale: Tensor | None) -> None:
         losses = self._totals(self._reports)
         self._nonfinite |= {name for name, loss in losses.items() if not math.isfinite(loss)}
+        names = tuple(self._totals(outcome.reports))
         weights = None
         if outcome.weights is not None:
             weights = torch.tensor(
-                [outcome.weights[n] * float(factors.get(n, 1.0)) for n in losses],
+                [outcome.weights[n] * float(factors.get(n, 1.0)) for n in names],
                 dtype=None if outcome.gramian is None else outcome.gramian.dtype,
             )
         self.last = Step(
-            tuple(losses),
-            torch.tensor(list(losses.values())),
+            names,
+            torch.tensor([losses[name] for name in names]),
             weights,
             outcome.gramian,
             tuple(name for name in losses if name in self._nonfinite),
@@ -625,10 +651,17 @@ class MultiTaskBackward:
 
 @dataclass
 class _Outcome:
-    """The weight of each task, where there is one, and the Gramian, where it was computed."""
+    """What a pass found.
 
-    weights: Mapping[str, float] | None = None
-    gramian: Tensor | None = None
+    Attributes:
+        weights: Of each task, and perhaps of absent ones; None if there are none.
+        gramian: Of the tasks of ``reports``; None if not computed.
+        reports: Of the calls that it is about.
+    """
+
+    weights: Mapping[str, float] | None
+    gramian: Tensor | None
+    reports: Sequence[_Report]
 
 
 class _Report:

@@ -75,11 +75,14 @@ class TaskRows:
         leaves: The tensors whose gradients are collected; ``D`` is the sum of their sizes.
         data: ``[T, D]``.
         views: For each task, its row in the shapes of the leaves.
+
+    Args:
+        device: Of the buffer while there are no leaves.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.leaves: list[Tensor] = []
-        self.data = torch.empty(0, 0)
+        self.data = torch.empty(0, 0, device=device)
         self.views: list[tuple[Tensor, ...]] = []
 
     def arrange(self, leaves: Sequence[Tensor], tasks: int) -> None:
@@ -102,7 +105,8 @@ class TaskRows:
             return
         self.leaves = list(leaves)
         width = sum(leaf.numel() for leaf in leaves)
-        self.views, self.data = [], torch.empty(0, 0)  # freed before the new one is allocated
+        # Freed before the new one is allocated.
+        self.views, self.data = [], self.data.new_empty(0, 0)
         self.data = (leaves[0] if leaves else self.data).new_zeros(tasks, width)
         self.views = [self.split(row) for row in self.data]
 

@@ -99,7 +99,7 @@ class LossGraph:
             for handle in handles:
                 handle.remove()
 
-    def gramian(self, leaves: Collection[Tensor]) -> Tensor:
+    def gramian(self, leaves: Collection[Tensor], scale: Tensor | None = None) -> Tensor:
         """``J Jᵀ`` of the gradients on the shared leaves, without ever holding ``J``.
 
         All tasks go down the graph together, slice by slice in topological order; a slice has no
@@ -109,8 +109,12 @@ class LossGraph:
         two slices and of the parameters of one slice. No ``.grad`` is touched, and the graph stays
         usable.
 
+        A hook on an activation that lies between two slices is called twice, and one that scales
+        its gradient scales it twice.
+
         Args:
             leaves: Those of them that are shared are counted.
+            scale: Of all gradients, for a loss scaler.
 
         Returns:
             ``[T, T]`` in double precision on the device of the losses, as accurate as the dtype of
@@ -121,10 +125,10 @@ class LossGraph:
         """
         if self._opaque:
             raise RuntimeError(
-                "low_memory: reentrant activation checkpointing hides a part of the graph; use "
-                "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+                "low_memory: it does not go with activation checkpointing, which hides a part of "
+                "the graph or computes it again for every slice; use one of the two"
             )
-        return _LockStep(self, leaves).run()
+        return _LockStep(self, leaves).run(scale)
 
 
 class _LockStep:
@@ -143,11 +147,13 @@ class _LockStep:
             len(self._losses), len(self._losses), dtype=torch.float64, device=self._losses[0].device
         )
 
-    def run(self) -> Tensor:
+    def run(self, scale: Tensor | None) -> Tensor:
         for t, (slot, loss) in enumerate(zip(self._roots, self._losses, strict=True)):
-            self._arrive(slot, t, torch.ones_like(loss))
+            one = torch.ones_like(loss)
+            self._arrive(slot, t, one if scale is None else (one * scale).to(loss))
         alone = {node for node, t in self._owner.items() if t != SEVERAL}
-        ready = [n for n, _ in self._arrived if self._is_shared(n) and not self._missing[n]]
+        roots = dict.fromkeys(node for node, _ in self._arrived)
+        ready = [node for node in roots if self._is_shared(node) and not self._missing[node]]
         ready += [child for node in alone for child in self._children_in_turn(node)]
         self._descend(alone)
         while ready:

@@ -256,6 +256,42 @@ def test_micro_batches_aggregate_once(name, order, trunk, x):
     )
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(aggregator="MGDA", low_memory=True),
+        dict(aggregator="MGDA", weights_every=2),
+        dict(aggregator="MGDA", level="feature"),
+        dict(aggregator="Sum"),
+        dict(aggregator="Sum", level="feature"),
+    ],
+)
+def test_task_absent_from_the_last_micro_batch(options, trunk, x):
+    """Where the last one is aggregated, or monitored, by itself."""
+    if options.get("level") == "feature":
+        options = options | {"representation": trunk.trunk}
+    backward = MultiTaskBackward(trunk.parameters(), **options)
+    for _ in range(2):
+        backward(trunk(x[:3]), aggregate=False)
+        backward.monitor = True
+        backward({k: v for k, v in trunk(x[3:]).items() if k in "ab"})
+        step = backward.last
+        assert step.gramian.shape == (len(step.tasks), len(step.tasks))
+        assert len(step.weights) == len(step.losses) == len(step.tasks)
+        assert trunk.trunk[0].weight.grad.any()
+        trunk.zero_grad()
+
+
+def test_later_batch_without_any_loss(trunk, x):
+    for name in ("Sum", "MGDA"):
+        backward = MultiTaskBackward(trunk.parameters(), name)
+        backward(trunk(x))
+        trunk.zero_grad()
+        backward({})
+        assert backward.last.tasks == ()
+        assert all(p.grad is None or not p.grad.any() for p in trunk.parameters())
+
+
 def test_adds_to_grad_like_backward(trunk, x):
     backward = MultiTaskBackward(trunk.parameters(), "AlignedMTL")
     backward(trunk(x))
@@ -414,6 +450,30 @@ class TestLowMemory:
         assert_close(frugal.last.gramian, plain.last.gramian)
         check_grads(params, expected)
 
+    def test_losses_from_one_node(self):
+        """Two nodes with two losses each, one behind the other."""
+        torch.manual_seed(0)
+        layer = nn.Linear(2, 2).double()
+        params = list(layer.parameters())
+
+        def losses() -> dict[str, Tensor]:
+            v = layer(torch.ones(2, dtype=torch.float64)).tanh()
+            deep = v.sin() * v.sum()
+            c, d = deep.unbind()
+            a, b = v.unbind()
+            return {"c": c, "d": d, "a": a, "b": b}
+
+        rows = torch.stack([flat(row, params) for row in per_task(losses(), params)])
+        assert_close(LossGraph(list(losses().values())).gramian(params), rows @ rows.T)
+
+    def test_scaled_in_half_precision(self):
+        """A gradient below the smallest number of half precision, but for the scale."""
+        half = nn.Parameter(torch.ones(4, dtype=torch.float16))
+        losses = {"a": (half * 1e-4).sum() * 1e-4, "b": (half * half).sum()}
+        backward = MultiTaskBackward([half], "IMTLG", low_memory=True)
+        backward({k: v.float() for k, v in losses.items()}, torch.tensor(1024.0))
+        assert backward.last.gramian[0, 0] == pytest.approx(4e-16, rel=0.01)
+
     def test_gramian_beyond_single_precision(self):
         p = nn.Parameter(torch.ones(3))
         backward = MultiTaskBackward([p], "MGDA", low_memory=True)
@@ -453,7 +513,7 @@ class TestLowMemory:
         frugal = MultiTaskBackward(trunk.parameters(), "MGDA", low_memory=True)
         losses = trunk(x.clone().requires_grad_())
         if reentrant:
-            with pytest.raises(RuntimeError, match="low_memory: reentrant"):
+            with pytest.raises(RuntimeError, match="low_memory: it does not go with activation checkp"):
                 frugal(losses)
         else:
             frugal(losses)
@@ -705,8 +765,9 @@ class TestErrors:
         [
             (dict(sync="exakt"), "sync: expected one of"),
             (dict(on_nonfinite="ignore"), "on_nonfinite: expected one of"),
-            (dict(weights_every=0), "weights_every: expected at least 1, got 0"),
-            (dict(max_skips=0), "max_skips: expected at least 1, got 0"),
+            (dict(weights_every=0), "weights_every: expected an integer of at least 1, got 0"),
+            (dict(weights_every=2.5), "weights_every: expected an integer of at least 1, got 2.5"),
+            (dict(max_skips="20"), "max_skips: expected an integer of at least 1, got '20'"),
             (dict(low_memory=True, level="feature"), "low_memory is for level='parameter'"),
             (dict(weights_every=2, level="feature"), "weights_every is for level='parameter'"),
             (dict(low_memory=True, aggregator=Signs()), "low_memory needs an aggregator that"),

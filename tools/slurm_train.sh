@@ -23,7 +23,7 @@ fi
 PYTHONPATH="$ROOT:${PYTHONPATH:-}" \
 srun -p "$PARTITION" \
     --job-name="$JOB_NAME" \
-    "${PER_NODE[@]}" \
+    ${PER_NODE[@]+"${PER_NODE[@]}"} \
     --ntasks="$GPUS" \
     --cpus-per-task="$CPUS_PER_TASK" \
     --kill-on-bad-exit=1 \

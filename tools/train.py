@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -117,9 +117,11 @@ def main() -> None:
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
 
     # The same arguments, and one that a kill cannot break.
-    checkpoint = cfg.get("default_hooks", {}).get("checkpoint", {})
-    if is_mtl and checkpoint.get("type") == "CheckpointHook":
-        checkpoint.type = "MTLCheckpointHook"
+    if is_mtl:
+        plain = {"checkpoint": {"type": "CheckpointHook", "interval": 1}}
+        cfg.default_hooks = ConfigDict(plain | cfg.get("default_hooks", {}))
+        if cfg.default_hooks.checkpoint and cfg.default_hooks.checkpoint.type == "CheckpointHook":
+            cfg.default_hooks.checkpoint.type = "MTLCheckpointHook"
 
     if args.auto_scale_lr:
         if "base_batch_size" not in cfg.get("auto_scale_lr", {}):

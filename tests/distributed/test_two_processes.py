@@ -152,8 +152,10 @@ def find(rank: int) -> dict[str, Any]:
     found["absent"] = grads_with(model, losses_of(model, half, names))
     model = trunk_with_synced_norm()
     found["synced norm"] = grads_with(model, losses_of(model, half, names))
-    model = new_trunk()
-    found["nothing on rank 1"] = grads_with(model, losses_of(model, half) if rank == 0 else {})
+    for title, options in {"": {}, ", low memory": dict(sync="gramian", low_memory=True)}.items():
+        model = new_trunk()
+        losses = losses_of(model, half) if rank == 0 else {}
+        found[f"nothing on rank 1{title}"] = grads_with(model, losses, **options)
     for title, options in ESTIMATES.items():
         model = new_trunk()
         found[title] = grads_with(model, losses_of(model, half, names), **options)
@@ -229,12 +231,14 @@ def test_absent_on_one_rank(case, on_rank_1, found):
         assert found[rank][case]["unused"] is None
 
 
-def test_no_task_on_one_rank(found):
+@pytest.mark.parametrize("title", ["", ", low memory"])
+def test_no_task_on_one_rank(title, found):
+    """The shortest vector is the same by the Gramian of one rank as by that of both."""
     model = new_trunk()
     first = losses_of(model, whole_batch().chunk(2)[0])
     expected = grads_with(model, {k: loss / 2 for k, loss in first.items()})
     for rank in range(2):
-        assert_close(found[rank]["nothing on rank 1"]["grads"], expected["grads"])
+        assert_close(found[rank][f"nothing on rank 1{title}"]["grads"], expected["grads"])
 
 
 def test_synchronised_batch_norm_with_a_task_absent_on_one_rank(found):

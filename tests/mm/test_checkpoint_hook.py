@@ -133,10 +133,17 @@ def assert_equal(actual: list, expected: list) -> None:
 
 @pytest.mark.parametrize("aggregator", ["Sum", "MGDA", "GradVac", "PCGrad", "NashMTL"])
 def test_resume_equals_an_uninterrupted_run(aggregator, tmp_path):
-    straight = build(tmp_path / "a", 8, aggregator)
+    schedule = dict(
+        param_scheduler=[
+            dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=6),
+            dict(type="CosineAnnealingLR", T_max=8, by_epoch=False),
+        ]
+    )
+    straight = build(tmp_path / "a", 8, aggregator, **schedule)
     straight.train()
-    build(tmp_path / "b", 4, aggregator).train()
-    resumed = build(tmp_path / "b", 8, aggregator, resume=True)
+    halfway = str(tmp_path / "a" / "iter_4.pth")
+    options = schedule | dict(resume=True, load_from=halfway)
+    resumed = build(tmp_path / "b", 8, aggregator, **options)
     resumed.train()
     assert resumed.iter == 8
     assert_equal(everything(resumed), everything(straight))
