@@ -19,11 +19,12 @@ from mtl_plugins.aggregation.mgda import MGDA
 from mtl_plugins.aggregation.nash_mtl import NashMTL
 from mtl_plugins.aggregation.pcgrad import PCGrad
 from mtl_plugins.aggregation.rgw import RGW
+from mtl_plugins.aggregation.upgrad import UPGrad
 from mtl_plugins.registry import build
 
 AGGREGATORS: dict[str, type[Aggregator]] = {
     cls.__name__: cls
-    for cls in (Sum, Mean, MGDA, PCGrad, GradVac, RGW, CAGrad, NashMTL, AlignedMTL, IMTLG)
+    for cls in (Sum, Mean, MGDA, PCGrad, GradVac, RGW, CAGrad, NashMTL, AlignedMTL, IMTLG, UPGrad)
 }
 
 
