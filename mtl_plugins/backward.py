@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 
 from mtl_plugins.aggregation import Aggregator, GramianAggregator, build_aggregator
 from mtl_plugins.distributed import average, average_grads, gather, with_grad, world_size
-from mtl_plugins.gradients import HostCopy, Representation, TaskRows, combine, gramian_of
+from mtl_plugins.gradients import Representation, TaskRows, combine, gramian_of
 from mtl_plugins.graph import NOBODY, SEVERAL, LossGraph, common_owner
+from mtl_plugins.report import Report
 from mtl_plugins.weighting import Weighting, build_weighting
 
 Level = Literal["parameter", "feature"]
@@ -118,6 +118,7 @@ class MultiTaskBackward:
         self.params = list(params)
         if not any(p.requires_grad for p in self.params):
             raise ValueError("params: no parameter requires a gradient")
+        self._device = self.params[0].device  # of all that ranks exchange
         self.aggregator = build_aggregator(aggregator)
         self.weighting = None if weighting is None else build_weighting(weighting)
         self.level = level
@@ -131,13 +132,13 @@ class MultiTaskBackward:
         self.representation = None if representation is None else Representation(representation)
         self.last: Step | None = None
         self.monitor = False
-        self._rows = TaskRows(self.params[0].device)
+        self._rows = TaskRows(self._device)
         # Task that alone reached a parameter so far. What was shared once stays in the buffer: a
         # batch without some task is no reason to lay it out anew.
         self._owner = [NOBODY] * len(self.params)
         self._reached = [False] * len(self.params)  # since the last aggregation
         self._agreed: tuple[list[int], list[bool]] | None = None  # with the other ranks
-        self._reports: list[_Report] = []  # of the calls since the last aggregation
+        self._reports: list[Report] = []  # of the calls since the last aggregation
         self._nonfinite: set[str] = set()  # tasks, since then
         self._collecting = False
         # With weights_every: those found last, and for how many steps they still hold.
@@ -207,7 +208,7 @@ class MultiTaskBackward:
         if not self._collecting:
             self._reports, self._nonfinite = [], set()
         # Under autocast the Gramian and the weighted sum would be taken in half precision.
-        with torch.autocast(self.params[0].device.type, enabled=False):
+        with torch.autocast(self._device.type, enabled=False):
             if not self.aggregator.needs_gradients:
                 self._report(raw)
                 outcome = self._one_pass(weighted, scale, aggregate)
@@ -249,8 +250,8 @@ class MultiTaskBackward:
                 "or nothing before it requires a gradient"
             )
 
-    def _report(self, losses: Mapping[str, Tensor], changed: bool = False) -> _Report:
-        report = _Report(losses, self.tasks, self.params[0].device, changed)
+    def _report(self, losses: Mapping[str, Tensor], changed: bool = False) -> Report:
+        report = Report(losses, self.tasks, self._device, changed)
         self._reports.append(report)
         return report
 
@@ -277,9 +278,9 @@ class MultiTaskBackward:
             leaves: list[Tensor] = list(self.representation.leaves)
         else:
             found = self._owners_in(LossGraph(list(losses.values())), losses)
-            everywhere = map(common_owner, gather(found, self.params[0].device))
+            everywhere = map(common_owner, gather(found, self._device))
             leaves = [p for p, t in zip(self.params, everywhere, strict=True) if t == SEVERAL]
-        rows = TaskRows(self.params[0].device)
+        rows = TaskRows(self._device)
         rows.arrange(leaves, len(self.tasks))
         # Not by `inputs=`, which reentrant checkpointing refuses.
         before = [(p, p.grad) for p in self.params]
@@ -301,9 +302,7 @@ class MultiTaskBackward:
     ) -> _Outcome:
         if self.last is None:
             self._check_cut(representation, losses)
-        rows = TaskRows(
-            self.params[0].device
-        )  # not kept: the next forward pass makes other features
+        rows = TaskRows(self._device)  # not kept: the next forward pass makes other features
         rows.arrange(representation.leaves, len(self.tasks))
         self._fill(rows, losses, scale)
         outcome, update = self._aggregate(rows.data, self._reports[-1:], scale)
@@ -356,7 +355,7 @@ class MultiTaskBackward:
                 p.grad = grad if p.grad is None else p.grad.add_(grad)
         averaged = {id(p) for p in self._rows.leaves} if self.sync == "exact" else set()
         if self._steps_left:  # without rows
-            self._rows = TaskRows(self.params[0].device)
+            self._rows = TaskRows(self._device)
         average_grads([p for p in reached_params if id(p) not in averaged])
         return outcome
 
@@ -364,7 +363,7 @@ class MultiTaskBackward:
         self,
         graph: LossGraph,
         losses: Mapping[str, Tensor],
-        report: _Report,
+        report: Report,
         scale: Tensor | None,
         aggregate: bool,
     ) -> _Outcome:
@@ -421,11 +420,11 @@ class MultiTaskBackward:
         index = [self.tasks.index(name) for name in losses]
         return [index[t] if t >= 0 else t for t in graph.owners(self.params)]
 
-    def _agree(self, reports: Sequence[_Report]) -> bool:
+    def _agree(self, reports: Sequence[Report]) -> bool:
         """Learns from the other ranks what is shared and reached, if on one that has changed."""
         if world_size() == 1 or not any(report.changed for report in reports):
             return False
-        everyone = gather([*self._owner, *self._reached], self.params[0].device)
+        everyone = gather([*self._owner, *self._reached], self._device)
         count = len(self.params)
         self._owner = [common_owner(ranks) for ranks in everyone[:count]]
         self._reached = [any(ranks) for ranks in everyone[count:]]
@@ -449,7 +448,7 @@ class MultiTaskBackward:
         if not (self._collecting or filled):
             self._rows.arrange(shared, len(self.tasks))
         elif len(shared) > len(self._rows.leaves) or len(self.tasks) > len(self._rows.data):
-            held, self._rows = self._rows, TaskRows(self.params[0].device)
+            held, self._rows = self._rows, TaskRows(self._device)
             self._rows.arrange(shared, len(self.tasks))
             self._rows.add(held)
             # What a task had alone until now lies in .grad, and moves to its row.
@@ -460,7 +459,7 @@ class MultiTaskBackward:
                     p.grad = None
 
     def _aggregate(
-        self, rows: Tensor, reports: Sequence[_Report], scale: Tensor | None
+        self, rows: Tensor, reports: Sequence[Report], scale: Tensor | None
     ) -> tuple[_Outcome, Tensor]:
         """The weights of the rows, and the update ``[D]``."""
         gramian = self._gramian(rows, reports, scale)
@@ -474,7 +473,7 @@ class MultiTaskBackward:
         weights = [outcome.weights.get(name, 0.0) for name in self.tasks]
         return outcome, combine(torch.tensor(weights, dtype=gramian.dtype), rows)
 
-    def _gramian(self, rows: Tensor, reports: Sequence[_Report], scale: Tensor | None) -> Tensor:
+    def _gramian(self, rows: Tensor, reports: Sequence[Report], scale: Tensor | None) -> Tensor:
         """That of the tasks that take part, over all ranks. Exact averages are left in the rows."""
         if self.representation is not None:
             # Every rank has features of its own, and its share of the mean loss.
@@ -486,13 +485,13 @@ class MultiTaskBackward:
         return self._of_present(gramian, reports, scale)
 
     def _of_present(
-        self, gramian: Tensor, reports: Sequence[_Report], scale: Tensor | None
+        self, gramian: Tensor, reports: Sequence[Report], scale: Tensor | None
     ) -> Tensor:
         present = [self.tasks.index(name) for name in self._totals(reports)]
         gramian = gramian[present][:, present]
         return gramian if scale is None else gramian / float(scale) ** 2
 
-    def _watched(self, gramian: Tensor | None) -> list[_Report]:
+    def _watched(self, gramian: Tensor | None) -> list[Report]:
         """What a pass is about whose Gramian, if any, is that of the last micro-batch."""
         return self._reports if gramian is None else self._reports[-1:]
 
@@ -500,21 +499,21 @@ class MultiTaskBackward:
         self,
         graph: LossGraph,
         losses: Collection[str],
-        report: _Report,
+        report: Report,
         scale: Tensor | None,
     ) -> Tensor:
         """As :meth:`_gramian`, without any rows."""
-        device = self.params[0].device
-        everyone = torch.zeros(len(self.tasks), len(self.tasks), dtype=torch.float64, device=device)
+        count = len(self.tasks)
+        everyone = torch.zeros(count, count, dtype=torch.float64, device=self._device)
         if losses:
-            here = torch.tensor([self.tasks.index(name) for name in losses], device=device)
+            here = torch.tensor([self.tasks.index(name) for name in losses], device=self._device)
             everyone[here[:, None], here] = graph.gramian(self._shared_params(), scale)
         exact = self._of_present(average(everyone).cpu(), [report], scale)
         # Its dtype tells a method how accurate it is, unless it is beyond that dtype.
         rounded = exact.to(torch.promote_types(torch.float32, self.params[0].dtype))
         return rounded if rounded.isfinite().all() else exact
 
-    def _solve(self, gramian: Tensor, reports: Sequence[_Report], keep: bool = True) -> _Outcome:
+    def _solve(self, gramian: Tensor, reports: Sequence[Report], keep: bool = True) -> _Outcome:
         """The weights of the tasks that take part."""
         assert isinstance(self.aggregator, GramianAggregator)
         losses = self._totals(reports)
@@ -535,14 +534,14 @@ class MultiTaskBackward:
                 self._weights, self._steps_left = found, self.weights_every - 1
         return _Outcome(dict.fromkeys(losses, 0.0) | found, gramian, reports)
 
-    def _note_nonfinite(self, gramian: Tensor, reports: Sequence[_Report]) -> bool:
+    def _note_nonfinite(self, gramian: Tensor, reports: Sequence[Report]) -> bool:
         losses = self._totals(reports)
         lengths = dict(zip(losses, gramian.diagonal().tolist(), strict=True))
         found = {n for n in losses if not math.isfinite(losses[n] + lengths[n])}
         self._nonfinite |= found
         return bool(found)
 
-    def _totals(self, reports: Sequence[_Report]) -> dict[str, float]:
+    def _totals(self, reports: Sequence[Report]) -> dict[str, float]:
         """The losses of the tasks that take part, summed over micro-batches."""
         each = [report.losses for report in reports]
         return {
@@ -661,53 +660,7 @@ class _Outcome:
 
     weights: Mapping[str, float] | None
     gramian: Tensor | None
-    reports: Sequence[_Report]
-
-
-class _Report:
-    """The losses of one call: the mean over the ranks, on its way to the CPU.
-
-    Args:
-        losses: Those of this rank.
-        tasks: Names of all tasks, in the same order on every rank.
-        device: Of the losses.
-        changed: Whether something else is shared or reached than the ranks have agreed on.
-    """
-
-    def __init__(
-        self,
-        losses: Mapping[str, Tensor],
-        tasks: Sequence[str],
-        device: torch.device,
-        changed: bool,
-    ) -> None:
-        # Another rank may have a task that this one lacks: all take part with all.
-        self._tasks = list(tasks) if world_size() > 1 else list(losses)
-        zero = torch.zeros((), device=device)
-        one = zero + 1.0
-        values = [
-            losses[name].detach().float().reshape(()) if name in losses else zero
-            for name in self._tasks
-        ]
-        there = [one if name in losses else zero for name in self._tasks]
-        numbers = torch.stack([*values, *there, one if changed else zero])
-        self._copy = HostCopy(average(numbers))
-
-    @cached_property
-    def _numbers(self) -> list[float]:
-        return self._copy.read().tolist()
-
-    @property
-    def losses(self) -> dict[str, float]:
-        """Of the tasks that take part on some rank."""
-        count = len(self._tasks)
-        found = zip(self._tasks, self._numbers[:count], self._numbers[count:-1], strict=True)
-        return {name: loss for name, loss, there in found if there > 0.0}
-
-    @property
-    def changed(self) -> bool:
-        """On some rank."""
-        return self._numbers[-1] > 0.0
+    reports: Sequence[Report]
 
 
 def _backward(loss: Tensor, scale: Tensor | None, retain_graph: bool = False) -> None:

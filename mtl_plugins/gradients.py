@@ -36,30 +36,6 @@ def gramian_of(rows: Tensor, averaged: bool = False) -> Tensor:
     return (average(exact) if averaged else exact).cpu()
 
 
-class HostCopy:
-    """A copy on the CPU that is started now and waited for when it is read.
-
-    Args:
-        tensor: What to copy; small.
-    """
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._done: torch.cuda.Event | None = None
-        if tensor.is_cuda:
-            self._copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
-            self._copy.copy_(tensor, non_blocking=True)
-            self._done = torch.cuda.Event()
-            self._done.record(torch.cuda.current_stream(tensor.device))
-        else:
-            self._copy = tensor.cpu()
-
-    def read(self) -> Tensor:
-        """The copy; waits for what the device had to do up to then, and for nothing later."""
-        if self._done is not None:
-            self._done.synchronize()
-        return self._copy
-
-
 def dense_strides(leaf: Tensor) -> tuple[int, ...]:
     """The strides that autograd gives the gradient of a leaf: fused optimizers rely on them."""
     return torch.empty_like(leaf, device="meta").stride()

@@ -1,10 +1,13 @@
-"""Settings of all tests, and the data set that the tests of the command line share."""
+"""Settings of all tests, and the models and data that several of them share."""
 
 from pathlib import Path
 
 import pytest
+import torch
 from commands import run
 from hypothesis import settings
+from models import Trunk, build_detector, mask_rcnn_config
+from torch import Tensor, nn
 
 # The machine may be slow and busy; a failure has to be the same one the next time.
 settings.register_profile("mtl", deadline=None, derandomize=True)
@@ -18,3 +21,20 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ["--train", "4", "--val", "2", "--size", "160", "120"]
     run("tools/make_demo_data.py", "--layout", "coco", "--out", str(out), *options, coco=out)
     return out
+
+
+@pytest.fixture
+def trunk() -> Trunk:
+    torch.manual_seed(0)
+    return Trunk().double()
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def detector() -> nn.Module:
+    torch.manual_seed(0)
+    return build_detector(mask_rcnn_config()).double()

@@ -1,4 +1,4 @@
-"""Small models for the tests: a real detector, and a trunk with heads."""
+"""Small models for the tests: a real detector, and a trunk with heads. And a method for them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,21 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 import mtl_plugins.mm  # noqa: F401
+from mtl_plugins.aggregation import AGGREGATORS, RandomAggregator
 from mtl_plugins.tasks import TaskGroups
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "mask_rcnn" / "mask-rcnn_r18-small_fpn_coco.py"
 DETECTION_MASK = {"detection": ["loss_rpn_*", "loss_cls", "loss_bbox"], "mask": "loss_mask"}
+
+
+GRADIENT_METHODS = [name for name, cls in AGGREGATORS.items() if cls.needs_gradients]
+RANDOM = [name for name, cls in AGGREGATORS.items() if issubclass(cls, RandomAggregator)]
+
+
+def method(name: str) -> dict[str, object]:
+    """The config of an aggregator, with the same draws each time."""
+    return {"type": name} | ({"seed": 3} if name in RANDOM else {})
 
 
 class Trunk(nn.Module):

@@ -3,89 +3,29 @@
 from __future__ import annotations
 
 import copy
-import re
-import weakref
 
 import pytest
 import torch
-from models import Trunk, build_detector, mask_rcnn_config, task_losses
+from by_autograd import check_grads, expected_grads, flat, per_task
+from models import GRADIENT_METHODS, method, task_losses
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from mtl_plugins import MultiTaskBackward
 from mtl_plugins.aggregation import AGGREGATORS, Aggregator, GramianAggregator, build_aggregator
-from mtl_plugins.graph import LossGraph
 
-GRADIENT_METHODS = [name for name, cls in AGGREGATORS.items() if cls.needs_gradients]
 every_method = pytest.mark.parametrize("name", GRADIENT_METHODS)
-
-
-def config(name: str) -> dict[str, object]:
-    return {"type": name} | ({"seed": 7} if name in ("PCGrad", "GradVac", "RGW") else {})
-
-
-def per_task(losses: dict[str, Tensor], params: list[Tensor]) -> list[list[Tensor | None]]:
-    """One ``autograd.grad`` a task: the definition of a task gradient."""
-    return [
-        list(torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True))
-        for loss in losses.values()
-    ]
-
-
-def flat(grads, params) -> Tensor:
-    """One row of the Jacobian; what a task does not reach is zero."""
-    filled = (torch.zeros_like(p) if g is None else g for g, p in zip(grads, params, strict=True))
-    return torch.cat([g.flatten() for g in filled])
-
-
-def expected_grads(aggregator, losses, params) -> list[Tensor | None]:
-    """Stacks the task gradients of what is shared, aggregates, and leaves the rest alone."""
-    grads = per_task(losses, params)
-    reached = [[g[i] for g in grads if g[i] is not None] for i in range(len(params))]
-    shared = [i for i, found in enumerate(reached) if len(found) > 1]
-    rows = [flat([g[i] for i in shared], [params[i] for i in shared]) for g in grads]
-    jacobian = torch.stack([row for row in rows if row.any()])
-    update = iter(aggregator(jacobian).split([params[i].numel() for i in shared]))
-    return [
-        next(update).view_as(params[i]) if i in shared else (found[0] if found else None)
-        for i, found in enumerate(reached)
-    ]
-
-
-def check_grads(params, expected, **tolerance) -> None:
-    for p, e in zip(params, expected, strict=True):
-        if e is None:
-            assert p.grad is None
-        else:
-            assert_close(p.grad, e, **tolerance)
-
-
-@pytest.fixture
-def trunk() -> Trunk:
-    torch.manual_seed(0)
-    return Trunk().double()
-
-
-@pytest.fixture
-def x() -> Tensor:
-    return torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 @every_method
 def test_agrees_with_autograd(name, trunk, x):
     """Shared by all, shared by two of four, reached by one, reached by none: all as they should."""
     params = list(trunk.parameters())
-    expected = expected_grads(build_aggregator(config(name)), trunk(x), params)
-    MultiTaskBackward(params, config(name))(trunk(x))
+    expected = expected_grads(build_aggregator(method(name)), trunk(x), params)
+    MultiTaskBackward(params, method(name))(trunk(x))
     check_grads(params, expected)
     assert trunk.unused.weight.grad is None
-
-
-@pytest.fixture(scope="module")
-def detector() -> nn.Module:
-    torch.manual_seed(0)
-    return build_detector(mask_rcnn_config()).double()
 
 
 @pytest.mark.parametrize("name", ["PCGrad", "CAGrad"])
@@ -96,8 +36,8 @@ def test_agrees_with_autograd_on_a_detector(name, detector):
         p.requires_grad_(False)
     params = list(model.parameters())
     trained = [p for p in params if p.requires_grad]
-    expected = expected_grads(build_aggregator(config(name)), task_losses(model), trained)
-    MultiTaskBackward(params, config(name))(task_losses(model))
+    expected = expected_grads(build_aggregator(method(name)), task_losses(model), trained)
+    MultiTaskBackward(params, method(name))(task_losses(model))
     check_grads(trained, expected, rtol=1e-6, atol=1e-9)
     assert all(p.grad is None for p in params if not p.requires_grad)
     assert model.roi_head.mask_head.conv_logits.weight.grad.any()
@@ -146,13 +86,13 @@ def test_feature_level(name, trunk, x):
         torch.autograd.grad(loss, z, retain_graph=True)[0].flatten()
         for loss in (losses["a"], losses["b"], losses["c"])
     ]
-    update = build_aggregator(config(name))(torch.stack(rows)).view_as(z)
+    update = build_aggregator(method(name))(torch.stack(rows)).view_as(z)
     expected = torch.autograd.grad(z, list(trunk.trunk.parameters()), update, retain_graph=True)
     heads = [*trunk.heads.parameters(), *trunk.heads_ab.parameters()]
     expected_heads = torch.autograd.grad(sum(losses.values()), heads)
 
     backward = MultiTaskBackward(
-        trunk.parameters(), config(name), level="feature", representation=trunk.trunk
+        trunk.parameters(), method(name), level="feature", representation=trunk.trunk
     )
     backward(trunk(x))
     check_grads(trunk.trunk.parameters(), expected)
@@ -246,8 +186,8 @@ def test_micro_batches_aggregate_once(name, order, trunk, x):
     total = {k: sum(losses[k] for losses in both if k in losses) for k in "abcd"}
     if order == "abcd last":  # tasks are numbered as they appear
         total = {k: total[k] for k in "adbc"}
-    expected = expected_grads(build_aggregator(config(name)), total, params)
-    backward = MultiTaskBackward(params, config(name))
+    expected = expected_grads(build_aggregator(method(name)), total, params)
+    backward = MultiTaskBackward(params, method(name))
     backward(calls[0](x[:3]), aggregate=False)
     backward(calls[1](x[3:]))
     check_grads(params, expected)
@@ -304,283 +244,14 @@ def test_adds_to_grad_like_backward(trunk, x):
 @every_method
 def test_loss_scale_reaches_grad_but_not_the_method(name, trunk, x):
     twin = copy.deepcopy(trunk)
-    plain = MultiTaskBackward(trunk.parameters(), config(name))
-    scaled = MultiTaskBackward(twin.parameters(), config(name))
+    plain = MultiTaskBackward(trunk.parameters(), method(name))
+    scaled = MultiTaskBackward(twin.parameters(), method(name))
     plain(trunk(x))
     scaled(twin(x), scale=torch.tensor(1024.0))
     assert_close(scaled.last.weights, plain.last.weights)
     for p, q in zip(trunk.parameters(), twin.parameters(), strict=True):
         if p.grad is not None:
             assert_close(q.grad, 1024.0 * p.grad)
-
-
-class TestNonfinite:
-    """A loss or gradient that is NaN or infinite."""
-
-    @pytest.mark.parametrize("name", AGGREGATORS)
-    @pytest.mark.parametrize("level", ["parameter", "feature"])
-    @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
-    def test_skipped_by_the_optimizer(self, name, level, broken, trunk, x, caplog):
-        """SGD with momentum and weight decay: any gradient at all, even 0, would be a step."""
-        representation = trunk.trunk if level == "feature" else None
-        backward = MultiTaskBackward(
-            trunk.parameters(), config(name), level=level, representation=representation
-        )
-        optimizer = torch.optim.SGD(trunk.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
-
-        def step(factor: float) -> list[Tensor]:
-            optimizer.zero_grad()
-            losses = trunk(x)
-            backward(losses | {"c": factor * losses["c"]})
-            optimizer.step()
-            return [p.detach().clone() for p in trunk.parameters()]
-
-        before, after = step(1.0), step(broken)
-        assert all(torch.equal(p, q) for p, q in zip(before, after, strict=True))
-        assert backward.last.nonfinite == ("c",)
-        assert re.search(f"the loss of task 'c' is -?{broken}; 1 in a row", caplog.text)
-        later = step(1.0)
-        assert backward.last.nonfinite == ()
-        assert all(p.isfinite().all() for p in later)
-        assert not torch.equal(later[0], after[0])
-
-    @pytest.mark.parametrize("low_memory", [False, True])
-    def test_gradient_alone(self, low_memory, trunk, x, caplog):
-        """The loss is 0, its gradient 0 · inf."""
-        losses = trunk(x)
-        losses["b"] = (losses["b"] * 0.0).sqrt()
-        backward = MultiTaskBackward(trunk.parameters(), "MGDA", low_memory=low_memory)
-        backward(losses)
-        assert all(p.grad is None for p in trunk.parameters())
-        assert "the gradient of task 'b' is not finite" in caplog.text
-
-    @pytest.mark.parametrize("low_memory", [False, True])
-    @pytest.mark.parametrize("name", ["Sum", "PCGrad"])
-    def test_first_of_two_micro_batches(self, name, low_memory, trunk, x):
-        backward = MultiTaskBackward(trunk.parameters(), name, low_memory=low_memory)
-        backward({k: loss * torch.nan for k, loss in trunk(x).items()}, aggregate=False)
-        backward(trunk(x))
-        assert all(p.grad is None for p in trunk.parameters())
-
-    @pytest.mark.parametrize("name", ["Sum", "PCGrad"])
-    def test_visible_for_the_loss_scaler(self, name, trunk, x):
-        losses = trunk(x)
-        losses["c"] = losses["c"] * torch.inf
-        MultiTaskBackward(trunk.parameters(), name)(losses, scale=torch.tensor(8.0))
-        assert all(p.grad.isnan().all() for p in trunk.parameters())
-
-    def test_raise(self, trunk, x):
-        backward = MultiTaskBackward(trunk.parameters(), on_nonfinite="raise")
-        with pytest.raises(FloatingPointError, match="loss of task 'a' is nan"):
-            backward(trunk(x * torch.nan))
-
-    def test_too_many_in_a_row(self, trunk, x):
-        backward = MultiTaskBackward(trunk.parameters(), "MGDA", max_skips=3)
-        for _ in range(2):
-            for _ in range(2):
-                backward(trunk(x * torch.nan))
-            backward(trunk(x))  # starts the count anew
-        backward(trunk(x * torch.nan))
-        backward(trunk(x * torch.nan))
-        with pytest.raises(FloatingPointError, match="3 steps in a row"):
-            backward(trunk(x * torch.nan))
-
-    def test_memory_of_the_method_is_left_alone(self, trunk, x):
-        backward = MultiTaskBackward(trunk.parameters(), config("GradVac"))
-        backward(trunk(x))
-        before = backward.state_dict()["aggregator"]["state"]
-        backward(trunk(x * torch.nan))
-        after = backward.state_dict()["aggregator"]["state"]
-        assert torch.equal(before["generator"], after["generator"])
-        assert torch.equal(before["target"], after["target"])
-
-
-def grads_of(model: nn.Module) -> list[Tensor | None]:
-    """The gradients, which the model forgets."""
-    grads = [p.grad for p in model.parameters()]
-    model.zero_grad()
-    return grads
-
-
-class TestLowMemory:
-    @every_method
-    def test_same_as_with_rows(self, name, trunk, x):
-        """Shared by all, by two, owned by one, reached by none, scaled, and with an absent task."""
-        plain = MultiTaskBackward(trunk.parameters(), config(name))
-        frugal = MultiTaskBackward(trunk.parameters(), config(name), low_memory=True)
-        for names, scale in (("abcd", None), ("acd", torch.tensor(64.0)), ("abd", None)):
-            plain({k: v for k, v in trunk(x).items() if k in names}, scale)
-            expected = grads_of(trunk)
-            frugal({k: v for k, v in trunk(x).items() if k in names}, scale)
-            assert_close(frugal.last.gramian, plain.last.gramian)
-            assert_close(frugal.last.weights, plain.last.weights)
-            check_grads(trunk.parameters(), expected)
-            trunk.zero_grad()
-        assert not frugal._rows.leaves
-
-    def test_same_as_with_rows_on_a_detector(self, detector):
-        model = copy.deepcopy(detector)
-        plain = MultiTaskBackward(model.parameters(), "PCGrad")
-        plain(task_losses(model))
-        expected = grads_of(model)
-        frugal = MultiTaskBackward(model.parameters(), "PCGrad", low_memory=True)
-        frugal(task_losses(model))
-        assert_close(frugal.last.gramian, plain.last.gramian)
-        check_grads(model.parameters(), expected)
-
-    def test_losses_of_losses_and_reused_parameters(self):
-        """One loss contains another, and a layer is used twice."""
-        torch.manual_seed(0)
-        layer = nn.Linear(3, 3).double()
-        scale = nn.Parameter(torch.ones((), dtype=torch.float64))
-        params = [*layer.parameters(), scale]
-
-        def losses() -> dict[str, Tensor]:
-            z = layer(layer(torch.ones(2, 3, dtype=torch.float64)).tanh())
-            a = (scale * z).square().mean()
-            return {"a": a, "b": a.exp() + z.sin().sum(), "c": a}
-
-        plain = MultiTaskBackward(params, "CAGrad")
-        plain(losses())
-        expected = [p.grad for p in params]
-        for p in params:
-            p.grad = None
-        frugal = MultiTaskBackward(params, "CAGrad", low_memory=True)
-        frugal(losses())
-        assert_close(frugal.last.gramian, plain.last.gramian)
-        check_grads(params, expected)
-
-    def test_losses_from_one_node(self):
-        """Two nodes with two losses each, one behind the other."""
-        torch.manual_seed(0)
-        layer = nn.Linear(2, 2).double()
-        params = list(layer.parameters())
-
-        def losses() -> dict[str, Tensor]:
-            v = layer(torch.ones(2, dtype=torch.float64)).tanh()
-            deep = v.sin() * v.sum()
-            c, d = deep.unbind()
-            a, b = v.unbind()
-            return {"c": c, "d": d, "a": a, "b": b}
-
-        rows = torch.stack([flat(row, params) for row in per_task(losses(), params)])
-        assert_close(LossGraph(list(losses().values())).gramian(params), rows @ rows.T)
-
-    def test_scaled_in_half_precision(self):
-        """A gradient below the smallest number of half precision, but for the scale."""
-        half = nn.Parameter(torch.ones(4, dtype=torch.float16))
-        losses = {"a": (half * 1e-4).sum() * 1e-4, "b": (half * half).sum()}
-        backward = MultiTaskBackward([half], "IMTLG", low_memory=True)
-        backward({k: v.float() for k, v in losses.items()}, torch.tensor(1024.0))
-        assert backward.last.gramian[0, 0] == pytest.approx(4e-16, rel=0.01)
-
-    def test_gramian_beyond_single_precision(self):
-        p = nn.Parameter(torch.ones(3))
-        backward = MultiTaskBackward([p], "MGDA", low_memory=True)
-        a, b = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])
-        backward({"a": (p * a * 1e25).sum(), "b": (p * b * 1e25).sum()})
-        assert_close(p.grad, (a + b) * 0.5e25)
-
-    def test_holds_no_row(self):
-        """Of ten equal layers, one at a time: saved tensors aside, far less than T x D."""
-        torch.manual_seed(0)
-        layers = nn.Sequential(*[nn.Linear(64, 64) for _ in range(10)])
-        heads = nn.Linear(64, 4)
-        z = layers(torch.randn(2, 64))
-        graph = LossGraph(list(heads(z).square().mean(dim=0)))
-        held: list[int] = []
-        multiply = torch.Tensor.__matmul__
-        alive: list[weakref.ref] = []
-
-        def spy(rows: Tensor, other: Tensor) -> Tensor:
-            alive.append(weakref.ref(rows))
-            held.append(sum(r().numel() for r in alive if r() is not None))
-            return multiply(rows, other)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.Tensor, "__matmul__", spy)
-            graph.gramian(list(layers.parameters()))
-        assert len(held) == 20
-        assert max(held) <= 4 * 64 * 64 < 4 * sum(p.numel() for p in layers.parameters()) / 9
-
-    @pytest.mark.parametrize("reentrant", [True, False])
-    def test_activation_checkpointing(self, reentrant, trunk, x):
-        plain = MultiTaskBackward(trunk.parameters(), "MGDA")
-        plain(trunk(x))
-        expected = grads_of(trunk)
-        inner = trunk.trunk.forward
-        trunk.trunk.forward = lambda x: checkpoint(inner, x, use_reentrant=reentrant)
-        frugal = MultiTaskBackward(trunk.parameters(), "MGDA", low_memory=True)
-        losses = trunk(x.clone().requires_grad_())
-        if reentrant:
-            with pytest.raises(RuntimeError, match="low_memory: it does not go with activation"):
-                frugal(losses)
-        else:
-            frugal(losses)
-            check_grads(trunk.parameters(), expected)
-
-
-class TestWeightsEvery:
-    @pytest.mark.parametrize("low_memory", [False, True])
-    def test_weights_hold_for_plain_steps(self, low_memory, trunk, x):
-        """One backward pass then, with the weights found before, for what is shared alone."""
-        params = list(trunk.parameters())
-        backward = MultiTaskBackward(params, "CAGrad", weights_every=3, low_memory=low_memory)
-        batches = torch.randn(7, 5, 6, dtype=torch.float64)
-        for step, batch in enumerate(batches):
-            losses = trunk(batch)
-            grads = per_task(losses, params)
-            if step % 3 == 0:
-                fresh = MultiTaskBackward(params, "CAGrad")
-                fresh(trunk(batch))
-                grads_of(trunk)
-                weights = dict(zip("abcd", fresh.last.weights.tolist(), strict=True))
-            backward(losses)
-            assert (backward.last.gramian is None) == (step % 3 > 0)
-            # d reaches nothing that is shared, so it got the weight 0, which means nothing
-            shared = weights["a"], weights["b"], weights["c"], 0.0
-            for p, row in zip(params, zip(*grads, strict=True), strict=True):
-                found = [(w, g) for w, g in zip(shared, row, strict=True) if g is not None]
-                if len(found) > 1:
-                    assert_close(p.grad, sum(w * g for w, g in found))
-                elif found:
-                    assert_close(p.grad, found[0][1])
-            grads_of(trunk)
-
-    def test_task_that_was_absent_takes_the_mean(self, trunk, x):
-        backward = MultiTaskBackward(trunk.parameters(), "CAGrad", weights_every=2)
-        backward({k: v for k, v in trunk(x).items() if k in "ab"})
-        backward(trunk(x))
-        weights = dict(zip(backward.last.tasks, backward.last.weights.tolist(), strict=True))
-        assert weights["c"] == pytest.approx((weights["a"] + weights["b"]) / 2)
-
-    def test_survives_a_restart(self, trunk, x):
-        first = MultiTaskBackward(trunk.parameters(), "CAGrad", weights_every=3)
-        first(trunk(x))
-        second = MultiTaskBackward(trunk.parameters(), "CAGrad", weights_every=3)
-        second.load_state_dict(first.state_dict())
-        for gramian in (False, False, True):
-            second(trunk(x))
-            assert (second.last.gramian is not None) == gramian
-
-    def test_micro_batches(self, trunk, x):
-        """All micro-batches of a step are of one kind."""
-        backward = MultiTaskBackward(trunk.parameters(), "CAGrad", weights_every=2)
-        for step in range(4):
-            trunk.zero_grad()
-            backward(trunk(x[:3]), aggregate=False)
-            backward(trunk(x[3:]))
-            assert (backward.last.gramian is None) == bool(step % 2)
-            losses = torch.stack([*trunk(x[:3]).values()]) + torch.stack([*trunk(x[3:]).values()])
-            assert_close(backward.last.losses, losses.detach().float())
-
-    def test_monitored_in_between(self, trunk, x):
-        backward = MultiTaskBackward(trunk.parameters(), "CAGrad", weights_every=2)
-        backward(trunk(x))
-        expected = backward.last.gramian
-        backward.monitor = True
-        backward(trunk(x))
-        assert_close(backward.last.gramian, expected)
 
 
 def test_gramian_beyond_single_precision():

@@ -108,9 +108,8 @@ class GramianAggregator(Aggregator):
             )
         except NotConverged as error:
             self._fallbacks += 1
-            what = "sum" if self.scale == "sum" else "mean"
-            logger.warning("%s; this step takes the plain %s", error, what)
-            weights = [1.0 if what == "sum" else 1.0 / len(matrix)] * len(matrix)
+            logger.warning("%s; this step takes the plain %s", error, self.scale)
+            weights = [1.0 if self.scale == "sum" else 1.0 / len(matrix)] * len(matrix)
         clamped = [max(dtype.min, min(dtype.max, w)) for w in weights]
         return torch.tensor(clamped, dtype=gramian.dtype, device=gramian.device)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from mmengine.model import MMDistributedDataParallel
-from models import DETECTION_MASK, build_detector, mask_rcnn_config
+from models import DETECTION_MASK, build_detector, mask_rcnn_config, method
 from torch import Tensor, nn
 from torch.testing import assert_close
 from toy import TASKS, TwoTasks
@@ -45,13 +45,10 @@ def detector_halves() -> list[dict[str, list]]:
 
 
 def wrapper_for(model: nn.Module, name: str, level: str, **options: Any) -> MTLOptimWrapper:
-    seed = {"seed": 3} if name in ("PCGrad", "GradVac", "RGW") else {}
     if level == "feature":
         options |= {"level": "feature", "representation": "neck"}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    return MTLOptimWrapper(
-        optimizer, tasks=DETECTION_MASK, aggregator={"type": name, **seed}, **options
-    )
+    return MTLOptimWrapper(optimizer, tasks=DETECTION_MASK, aggregator=method(name), **options)
 
 
 def trained(model: nn.Module, wrapper: MTLOptimWrapper, batches: list[dict]) -> dict[str, Any]:
@@ -99,9 +96,7 @@ def train_with_accumulation(name: str, rank: int | None) -> dict[str, Any]:
     model: nn.Module = SomeTasks()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     counts = 2 if rank is not None else 4
-    wrapper = MTLOptimWrapper(
-        optimizer, tasks=TASKS, aggregator=name, accumulative_counts=counts, low_memory=False
-    )
+    wrapper = MTLOptimWrapper(optimizer, tasks=TASKS, aggregator=name, accumulative_counts=counts)
     if rank is not None:
         # What Sum leaves to the wrapper needs this, as without us.
         model = MMDistributedDataParallel(model, find_unused_parameters=name == "Sum")

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from models import Trunk
+from models import RANDOM, Trunk, method
 from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.nn.functional import all_reduce
@@ -21,7 +21,6 @@ from mtl_plugins import MultiTaskBackward
 from mtl_plugins.aggregation import AGGREGATORS
 
 STEPS = 5
-RANDOM = ("PCGrad", "GradVac", "RGW")
 TAKE_GRADIENTS = [name for name in AGGREGATORS if AGGREGATORS[name].needs_gradients]
 # Options that take the weights from the Gramian averaged over the ranks.
 ESTIMATES = {
@@ -43,16 +42,12 @@ def losses_of(model: Trunk, batch: Tensor, names: str = "abc") -> dict[str, Tens
     return {name: loss for name, loss in model(batch).items() if name in names}
 
 
-def config(name: str) -> dict[str, Any]:
-    return {"type": name} | ({"seed": 3} if name in RANDOM else {})
-
-
 def train(name: str, level: str, batch: Tensor) -> dict[str, Any]:
     """Trains on one batch; what it returns is comparable across numbers of ranks."""
     model = new_trunk()
     representation = model.trunk if level == "feature" else None
     backward = MultiTaskBackward(
-        model.parameters(), config(name), level=level, representation=representation, tasks="abcd"
+        model.parameters(), method(name), level=level, representation=representation, tasks="abcd"
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     steps = []

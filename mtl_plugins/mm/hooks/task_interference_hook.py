@@ -38,7 +38,6 @@ class TaskInterferenceHook(Hook):
             raise ValueError(f"TaskInterferenceHook.interval is at least 1, got {interval}")
         self.interval = interval
         self._due = False
-        self._before: Step | None = None
         self._last: Step | None = None
         self._seen: set[str] = set()  # tasks, since the epoch began
         self._missed: set[str] = set()  # for an epoch, so far
@@ -54,7 +53,6 @@ class TaskInterferenceHook(Hook):
                 f"'AmpMTLOptimWrapper', found {type(wrapper).__name__!r}"
             )
         wrapper.multitask.monitor = True
-        self._before = wrapper.multitask.last
 
     def after_train_iter(
         self,
@@ -63,12 +61,13 @@ class TaskInterferenceHook(Hook):
         data_batch: Any = None,
         outputs: dict[str, Any] | None = None,
     ) -> None:
-        if isinstance(runner.optim_wrapper, MTLOptimWrapper):
-            self._watch(runner)
-        if not self._due:
-            return
+        if not isinstance(runner.optim_wrapper, MTLOptimWrapper):
+            return  # an error as soon as something is due
         step = runner.optim_wrapper.multitask.last
-        if step is None or step is self._before:  # in the middle of an accumulation
+        new = step is not self._last  # not in the middle of an accumulation
+        self._last = step
+        self._watch(runner, step if new else None)
+        if step is None or not (new and self._due):
             return
         self._due = False
         scalars = {
@@ -86,17 +85,14 @@ class TaskInterferenceHook(Hook):
             scalars["mtl/fallbacks"] = fallbacks
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
 
-    def _watch(self, runner: Runner) -> None:
+    def _watch(self, runner: Runner, step: Step | None) -> None:
         """Warns of tasks that did not take part for an epoch of iterations."""
-        multitask = runner.optim_wrapper.multitask
-        if multitask.last is not self._last and multitask.last is not None:
-            self._last = multitask.last
-            gramian = self._last.gramian
-            lengths = [1.0] * len(self._last.tasks) if gramian is None else gramian.diagonal()
-            self._seen |= {t for t, n in zip(self._last.tasks, lengths, strict=True) if n != 0.0}
+        if step is not None:
+            lengths = [1.0] * len(step.tasks) if step.gramian is None else step.gramian.diagonal()
+            self._seen |= {t for t, n in zip(step.tasks, lengths, strict=True) if n != 0.0}
         if not self.every_n_train_iters(runner, len(runner.train_dataloader)):
             return
-        missing = set(multitask.tasks) - self._seen - self._missed
+        missing = set(runner.optim_wrapper.multitask.tasks) - self._seen - self._missed
         self._missed |= missing
         self._seen = set()
         for task in sorted(missing):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,7 +23,7 @@ from mtl_plugins.registry import suggest
 from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import build_weighting
 
-_OPTIONS = {"level", "sync", "low_memory", "weights_every", "on_nonfinite", "max_skips"}
+_OPTIONS = inspect.signature(MultiTaskBackward).parameters.keys()
 
 
 class _ToMMEngine(logging.Handler):

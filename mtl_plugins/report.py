@@ -1,0 +1,81 @@
+"""What the ranks tell each other about a step, on its way to the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mtl_plugins.distributed import average, world_size
+
+
+class Report:
+    """The losses of one call: the mean over the ranks, on its way to the CPU.
+
+    Args:
+        losses: Those of this rank.
+        tasks: Names of all tasks, in the same order on every rank.
+        device: Of the losses.
+        changed: Whether something else is shared or reached than the ranks have agreed on.
+    """
+
+    def __init__(
+        self,
+        losses: Mapping[str, Tensor],
+        tasks: Sequence[str],
+        device: torch.device,
+        changed: bool,
+    ) -> None:
+        # Another rank may have a task that this one lacks: all take part with all.
+        self._tasks = list(tasks) if world_size() > 1 else list(losses)
+        zero = torch.zeros((), device=device)
+        one = zero + 1.0
+        values = [
+            losses[name].detach().float().reshape(()) if name in losses else zero
+            for name in self._tasks
+        ]
+        there = [one if name in losses else zero for name in self._tasks]
+        numbers = torch.stack([*values, *there, one if changed else zero])
+        self._copy = HostCopy(average(numbers))
+
+    @cached_property
+    def _numbers(self) -> list[float]:
+        return self._copy.read().tolist()
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Of the tasks that take part on some rank."""
+        count = len(self._tasks)
+        found = zip(self._tasks, self._numbers[:count], self._numbers[count:-1], strict=True)
+        return {name: loss for name, loss, there in found if there > 0.0}
+
+    @property
+    def changed(self) -> bool:
+        """On some rank."""
+        return self._numbers[-1] > 0.0
+
+
+class HostCopy:
+    """A copy on the CPU that is started now and waited for when it is read.
+
+    Args:
+        tensor: What to copy; small.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._done: torch.cuda.Event | None = None
+        if tensor.is_cuda:
+            self._copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
+            self._copy.copy_(tensor, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record(torch.cuda.current_stream(tensor.device))
+        else:
+            self._copy = tensor.cpu()
+
+    def read(self) -> Tensor:
+        """The copy; waits for what the device had to do up to then, and for nothing later."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._copy
