@@ -11,7 +11,16 @@ T = TypeVar("T")
 
 
 class Method:
-    """What aggregators and weightings have in common: options, and perhaps a memory."""
+    """What aggregators and weightings have in common: options, and perhaps a memory.
+
+    Attributes:
+        total_steps: How many steps the run takes, for methods with a schedule; set by the run, None
+            if it does not know.
+        steps_per_epoch: Likewise, and None for a run that counts iterations.
+    """
+
+    total_steps: int | None = None
+    steps_per_epoch: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """What has to survive a restart; empty for a method without memory."""

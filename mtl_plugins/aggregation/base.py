@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from mtl_plugins.aggregation.solvers import Matrix, NotConverged, Vector
-from mtl_plugins.distributed import from_first_rank
+from mtl_plugins.draws import RandomMethod
 from mtl_plugins.gradients import combine, gramian_of
 from mtl_plugins.registry import Method
 
@@ -35,15 +35,35 @@ class Aggregator(Method, ABC):
     needs_gradients: ClassVar[bool] = True
 
     @abstractmethod
-    def __call__(self, jacobian: Tensor) -> Tensor:
+    def __call__(self, jacobian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
         """Aggregates.
 
         Args:
             jacobian: ``[T, D]``, any floating dtype and device.
+            tasks: Which task each row belongs to, for methods that know them apart. Defaults to
+                ``0 … T - 1``.
 
         Returns:
             The update, ``[D]``, same dtype and device.
         """
+
+    def on_features(
+        self,
+        jacobian: Tensor,
+        features: Sequence[Tensor],
+        tasks: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Aggregates gradients of features, by default like any others.
+
+        Args:
+            jacobian: ``[T, D]``, the gradients of all elements of ``features`` one after another.
+            features: Tensors ``[N, ...]`` with one entry an example.
+            tasks: As for a call.
+
+        Returns:
+            The update, ``[D]``, same dtype and device as the jacobian.
+        """
+        return self(jacobian, tasks)
 
 
 class GramianAggregator(Aggregator):
@@ -63,8 +83,8 @@ class GramianAggregator(Aggregator):
     def fallbacks(self) -> int:
         return self._fallbacks
 
-    def __call__(self, jacobian: Tensor) -> Tensor:
-        return combine(self.weights(gramian_of(jacobian)), jacobian)
+    def __call__(self, jacobian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
+        return combine(self.weights(gramian_of(jacobian), tasks=tasks), jacobian)
 
     def weights(
         self,
@@ -127,33 +147,8 @@ class GramianAggregator(Aggregator):
         """
 
 
-class RandomAggregator(GramianAggregator):
-    """A Gramian aggregator that draws random numbers, from a generator of its own.
-
-    Args:
-        seed: Of the generator; None takes the seed of the run (:func:`torch.initial_seed`). In a
-            data-parallel run that of the first rank counts, so that all draw the same numbers.
-    """
-
-    def __init__(self, seed: int | None = None) -> None:
-        self._generator = torch.Generator()
-        self._generator.manual_seed(torch.initial_seed() if seed is None else seed)
-        self._agreed = False
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"generator": self._generator.get_state()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        self._generator.set_state(state["generator"].cpu())
-        self._agreed = True
-
-    def generator(self) -> torch.Generator:
-        """The generator, in the same state on every rank."""
-        if not self._agreed:
-            self._generator.manual_seed(from_first_rank(self._generator.initial_seed()))
-            self._agreed = True
-        return self._generator
+class RandomAggregator(RandomMethod, GramianAggregator):
+    """A Gramian aggregator that draws random numbers."""
 
     def orders(self, tasks: int) -> list[list[int]]:
         """For each task, the other tasks in a random order."""

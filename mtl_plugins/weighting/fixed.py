@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
+from collections.abc import Collection, Mapping
 
 from mtl_plugins.registry import suggest
 from mtl_plugins.weighting.base import Weighting
@@ -13,8 +11,10 @@ from mtl_plugins.weighting.base import Weighting
 class Equal(Weighting):
     """Every loss has the weight 1."""
 
-    def weights(self, losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
-        return dict.fromkeys(losses, 1.0)
+    def weights(
+        self, tasks: Collection[str], losses: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
+        return dict.fromkeys(tasks, 1.0)
 
 
 class Fixed(Weighting):
@@ -27,11 +27,21 @@ class Fixed(Weighting):
     def __init__(self, weights: Mapping[str, float]) -> None:
         self._weights = dict(weights)
 
-    def weights(self, losses: Mapping[str, Tensor]) -> dict[str, float | Tensor]:
-        for name in losses:
+    def check(self, tasks: Collection[str]) -> None:
+        self.weights(tasks)
+        for name in self._weights:
+            if name not in tasks:
+                raise KeyError(
+                    f"weighting.weights: no task is called {name!r}; " + suggest(name, tasks)
+                )
+
+    def weights(
+        self, tasks: Collection[str], losses: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
+        for name in tasks:
             if name not in self._weights:
                 raise KeyError(
                     f"weighting.weights: no weight for the task {name!r}; "
                     + suggest(name, self._weights)
                 )
-        return {name: self._weights[name] for name in losses}
+        return {name: self._weights[name] for name in tasks}
