@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,9 +13,14 @@ from torch import Tensor, nn
 
 from mtl_plugins.aggregation import Aggregator, GramianAggregator, build_aggregator
 from mtl_plugins.distributed import average, average_grads, gather, with_grad, world_size
-from mtl_plugins.gradients import Representation, TaskRows, combine, gramian_of
+from mtl_plugins.features import FeatureWatch, Representation
+from mtl_plugins.gradients import LastLayer, TaskRows, combine, gramian_of, rows_of
 from mtl_plugins.graph import NOBODY, SEVERAL, LossGraph, common_owner
-from mtl_plugins.report import Report
+from mtl_plugins.monitors import feature_disentanglement
+from mtl_plugins.registry import Method
+from mtl_plugins.regularization import Penalty, Regularizer, build_regularizer
+from mtl_plugins.report import HostCopy, Report
+from mtl_plugins.step import Batch, Outcome, Step
 from mtl_plugins.weighting import Weighting, build_weighting
 
 Level = Literal["parameter", "feature"]
@@ -23,28 +28,6 @@ Sync = Literal["exact", "gramian"]
 OnNonfinite = Literal["skip", "raise"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step computed, for hooks. All tensors are on the CPU.
-
-    Attributes:
-        tasks: The ``T`` tasks that took part, on any rank; where every micro-batch is aggregated by
-            itself, in the last one.
-        losses: ``[T]``, as given; the mean over the ranks.
-        weights: ``[T]``, the factor of each loss in the update of what the tasks share; None if the
-            aggregator combines the gradients in another way.
-        gramian: ``[T, T]`` of the (weighted) losses' gradients; None if not computed.
-        nonfinite: Those of the tasks whose loss or gradient is not finite. If there are any, the
-            step was skipped.
-    """
-
-    tasks: tuple[str, ...]
-    losses: Tensor
-    weights: Tensor | None
-    gramian: Tensor | None
-    nonfinite: tuple[str, ...] = ()
 
 
 class MultiTaskBackward:
@@ -59,6 +42,9 @@ class MultiTaskBackward:
         aggregator: Name, ``dict(type=name, ...)`` or an :class:`Aggregator`.
         weighting: Name, ``dict(type=name, ...)`` or a :class:`Weighting` of the losses, before
             anything else; None for none.
+        regularizer: Name, ``dict(type=name, ...)`` or a :class:`Regularizer`, whose term is added
+            to the loss; None for none. In a data-parallel run each rank's term is about the
+            gradients of its own batch.
         level: ``"parameter"`` aggregates the gradients of the shared parameters, at the cost of
             one backward pass through the shared part a task; ``"feature"`` aggregates those of
             ``representation`` and then runs what lies before it back once.
@@ -84,6 +70,8 @@ class MultiTaskBackward:
             are the losses, and where they are taken, the gradients of what the tasks share.
         max_skips: So many skipped steps in a row are an error. A loss scaler needs about 16 to
             come down from its first scale.
+        total_steps: How often the losses are aggregated in the run, for a method with a schedule.
+        steps_per_epoch: The same of an epoch; None for a run that counts iterations.
 
     In a data-parallel run (:mod:`torch.distributed` with several ranks) call the model without the
     synchronisation of its wrapper (``no_sync()``): averages are taken here. Only a method that
@@ -93,6 +81,8 @@ class MultiTaskBackward:
         last: The :class:`Step` taken last; None before the first.
         monitor: Set it to have the next step compute the Gramian even where the method does not
             need it. That costs a backward pass per task, and changes no ``.grad``.
+        monitor_features: Set it to have the next step compute the feature disentanglement: of the
+            representation, or of the module given to :meth:`watch`.
 
     Examples:
         >>> backward = MultiTaskBackward(model.parameters(), aggregator="PCGrad")
@@ -106,6 +96,7 @@ class MultiTaskBackward:
         params: Iterable[nn.Parameter],
         aggregator: str | Mapping[str, Any] | Aggregator = "Sum",
         weighting: str | Mapping[str, Any] | Weighting | None = None,
+        regularizer: str | Mapping[str, Any] | Regularizer | None = None,
         level: Level = "parameter",
         representation: nn.Module | None = None,
         tasks: Sequence[str] = (),
@@ -114,6 +105,8 @@ class MultiTaskBackward:
         weights_every: int = 1,
         on_nonfinite: OnNonfinite = "skip",
         max_skips: int = 20,
+        total_steps: int | None = None,
+        steps_per_epoch: int | None = None,
     ) -> None:
         self.params = list(params)
         if not any(p.requires_grad for p in self.params):
@@ -121,6 +114,7 @@ class MultiTaskBackward:
         self._device = self.params[0].device  # of all that ranks exchange
         self.aggregator = build_aggregator(aggregator)
         self.weighting = None if weighting is None else build_weighting(weighting)
+        self.regularizer = None if regularizer is None else build_regularizer(regularizer)
         self.level = level
         self.tasks = list(tasks)
         self.sync = sync
@@ -130,8 +124,13 @@ class MultiTaskBackward:
         self.max_skips = max_skips
         self._check_options(representation)
         self.representation = None if representation is None else Representation(representation)
+        if self.weighting is not None and tasks:
+            self.weighting.check(tasks)
+        self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.last: Step | None = None
         self.monitor = False
+        self.monitor_features = False
+        self._watch: FeatureWatch | None = None
         self._rows = TaskRows(self._device)
         # Task that alone reached a parameter so far. What was shared once stays in the buffer: a
         # batch without some task is no reason to lay it out anew.
@@ -141,10 +140,18 @@ class MultiTaskBackward:
         self._reports: list[Report] = []  # of the calls since the last aggregation
         self._nonfinite: set[str] = set()  # tasks, since then
         self._collecting = False
+        self._held: list[Tensor | None] = []  # the .grad from before the collection
         # With weights_every: those found last, and for how many steps they still hold.
         self._weights: dict[str, float] = {}
+        self._own: dict[str, float] = {}
         self._steps_left = 0
         self._skipped = 0  # steps in a row
+        self._last_layer = LastLayer(self.params)
+        self._penalty = None if self.regularizer is None else Penalty(self.regularizer, self.params)
+        # Of the step that is under way, on their way to the CPU.
+        self._norms: HostCopy | None = None
+        self._disentanglement: HostCopy | None = None
+        self._awaits_new_losses = False
 
     def _check_options(self, representation: nn.Module | None) -> None:
         choices = (("level", Level), ("sync", Sync), ("on_nonfinite", OnNonfinite))
@@ -175,6 +182,22 @@ class MultiTaskBackward:
                     f"{key} is for level='parameter': at the feature level a step costs about as "
                     "much as a plain one anyway"
                 )
+        if getattr(self.aggregator, "scales_own", False) and self.level == "feature":
+            raise ValueError(
+                f"level: {type(self.aggregator).__name__} weighs what a task has alone too, which "
+                "level='feature' leaves as it is; use level='parameter'"
+            )
+
+    def watch(self, module: nn.Module) -> None:
+        """Chooses the module whose output :attr:`monitor_features` is about.
+
+        Args:
+            module: Its output is a tensor, or lists, tuples and dicts of tensors. Of no account at
+                the feature level, where it is that of the representation.
+        """
+        if self._watch is not None:
+            self._watch.remove()
+        self._watch = None if self.representation is not None else FeatureWatch(module)
 
     def __call__(
         self, losses: Mapping[str, Tensor], scale: Tensor | None = None, aggregate: bool = True
@@ -203,25 +226,47 @@ class MultiTaskBackward:
         ]
         # In the same order on every rank.
         raw = {n: losses[n] for n in self.tasks if n in losses and losses[n].requires_grad}
-        factors = {} if self.weighting is None else self.weighting.weights(raw)
-        weighted = {name: factors[name] * loss for name, loss in raw.items()} if factors else raw
         if not self._collecting:
-            self._reports, self._nonfinite = [], set()
+            self._begin()
         # Under autocast the Gramian and the weighted sum would be taken in half precision.
         with torch.autocast(self._device.type, enabled=False):
+            before = self._owner
+            graph, changed = self._look_at(raw)
+            report = Report(raw, self.tasks, self._device, changed)
+            self._reports.append(report)
+            batch = Batch(raw, self._factors(report), scale, aggregate, report, graph)
+            if self._penalty is not None:
+                features = () if self.representation is None else self.representation.leaves
+                self._penalty.take(batch, self._shared_params(), features)
+            if aggregate and self.weighting is not None and self.weighting.needs_norms:
+                self._norms = self._norms_of(batch)
             if not self.aggregator.needs_gradients:
-                self._report(raw)
-                outcome = self._one_pass(weighted, scale, aggregate)
+                outcome = self._one_pass(batch)
             elif self.representation is not None:
-                self._report(raw)
-                outcome = self._feature_level(self.representation, weighted, scale, aggregate)
+                outcome = self._feature_level(self.representation, batch)
+            elif self.low_memory or self._steps_left:
+                outcome = self._weighted_pass(batch)
             else:
-                outcome = self._parameter_level(raw, weighted, scale, aggregate)
+                outcome = self._parameter_level(batch, before)
+        if self._watch is not None:
+            self._watch.clear()
         self._collecting = not aggregate
-        if not aggregate:
+        if aggregate:
+            self._finish(outcome, batch)
+
+    def after_step(self, losses: Mapping[str, Tensor]) -> None:
+        """Tells the weighting what the step did to the losses, if it needs that (FAMO).
+
+        Args:
+            losses: Of the same batch, after the step of the optimizer.
+        """
+        if self.weighting is None or self.last is None:
             return
-        self.monitor = False
-        self._finish(outcome, factors, scale)
+        self._awaits_new_losses = False
+        report = Report(losses, self.tasks, self._device, changed=False)
+        if not self.last.nonfinite:
+            old = dict(zip(self.last.tasks, self.last.losses.tolist(), strict=True))
+            self.weighting.update_after(old, report.losses)
 
     def synchronizes(self, aggregate: bool = True) -> bool:
         """Whether a call averages ``.grad`` over the ranks, so that the model's wrapper must not.
@@ -250,64 +295,143 @@ class MultiTaskBackward:
                 "or nothing before it requires a gradient"
             )
 
-    def _report(self, losses: Mapping[str, Tensor], changed: bool = False) -> Report:
-        report = Report(losses, self.tasks, self._device, changed)
-        self._reports.append(report)
-        return report
+    def _begin(self) -> None:
+        """Prepares for what is aggregated next."""
+        if self._awaits_new_losses:
+            raise RuntimeError(
+                f"weighting: {type(self.weighting).__name__} learns from the losses after each "
+                "step; after optimizer.step(), call after_step() with those of the same batch"
+            )
+        self._reports, self._nonfinite = [], set()
+        self._norms = self._disentanglement = None
+        if self._penalty is not None:
+            self._penalty.clear()
+        if getattr(self.aggregator, "scales_own", False):  # not what was there before
+            self._held = [p.grad for p in self.params]
+            for p in self.params:
+                p.grad = None
+        for part in (self.aggregator, self.weighting):
+            if isinstance(part, Method):
+                if part.total_steps is None and self.total_steps is not None:
+                    part.total_steps = math.ceil(self.total_steps / self.weights_every)
+                if part.steps_per_epoch is None:
+                    part.steps_per_epoch = self.steps_per_epoch
 
-    def _one_pass(
-        self, losses: Mapping[str, Tensor], scale: Tensor | None, aggregate: bool
-    ) -> _Outcome:
+    def _factors(self, report: Report) -> dict[str, float]:
+        """Of the weighting: the same on every rank."""
+        if self.weighting is None:
+            return dict.fromkeys(self.tasks, 1.0)
+        if self.weighting.needs_losses:
+            return self.weighting.weights(report.losses, report.losses)
+        return self.weighting.weights(self.tasks)
+
+    def _look_at(self, losses: Mapping[str, Tensor]) -> tuple[LossGraph | None, bool]:
+        """The graph, where one is needed, and whether something new is shared or reached."""
+        by_task = self.aggregator.needs_gradients or self.regularizer is not None
+        if self.representation is not None or not by_task:
+            return None, False
+        graph = LossGraph(list(losses.values()))
+        found = self._owners_in(graph, losses)
+        self._owner = [common_owner(pair) for pair in zip(self._owner, found, strict=True)]
+        reached = self._reached if self._collecting else [False] * len(found)
+        self._reached = [r or t != NOBODY for r, t in zip(reached, found, strict=True)]
+        return graph, (self._owner, self._reached) != self._agreed
+
+    def _one_pass(self, batch: Batch) -> Outcome:
         """A backward pass of the weighted sum, for weights that no gradient decides."""
         assert isinstance(self.aggregator, GramianAggregator)
-        gramian = self._monitored(losses, scale) if self.monitor and aggregate else None
+        gramian = self._monitored(batch)
         constant = self.aggregator.weights(torch.zeros(len(self.tasks), len(self.tasks)))
         weights = dict(zip(self.tasks, constant.tolist(), strict=True))
-        terms = [loss if weights[n] == 1.0 else weights[n] * loss for n, loss in losses.items()]
+        losses = batch.losses.items()
+        terms = [loss if weights[n] == 1.0 else weights[n] * loss for n, loss in losses]
         if terms:
-            _backward(sum(terms[1:], terms[0]), scale)
+            sum(terms[1:], terms[0]).backward()
         if self.representation is not None:
-            self.representation.backward([leaf.grad for leaf in self.representation.leaves])
-        if aggregate and self.synchronizes():
+            self._run_back(self.representation, [z.grad for z in self.representation.leaves])
+        if batch.aggregate and self.synchronizes():
             average_grads(with_grad(self.params))
-        return _Outcome(weights, gramian, self._watched(gramian))
+        return Outcome(weights, gramian, self._watched(gramian))
 
-    def _monitored(self, losses: Mapping[str, Tensor], scale: Tensor | None) -> Tensor:
-        """The Gramian alone: no ``.grad`` is touched and the graph stays usable."""
+    def _monitored(self, batch: Batch) -> Tensor | None:
+        """What is asked for and the method does not need: no ``.grad`` is touched.
+
+        Returns:
+            The Gramian, if that is.
+        """
+        if not batch.aggregate:
+            return None
+        if not self.monitor:
+            if self.monitor_features:
+                turns = dict(self._turns(batch))
+                rows = rows_of([turns.get(name) for name in self.tasks], self._features())
+                self._keep_disentanglement(rows)
+            return None
         if self.representation is not None:
             leaves: list[Tensor] = list(self.representation.leaves)
         else:
-            found = self._owners_in(LossGraph(list(losses.values())), losses)
+            found = self._owners_in(batch.graph, batch.raw)
             everywhere = map(common_owner, gather(found, self._device))
             leaves = [p for p, t in zip(self.params, everywhere, strict=True) if t == SEVERAL]
-        rows = TaskRows(self._device)
-        rows.arrange(leaves, len(self.tasks))
+        held = TaskRows(self._device)
+        held.arrange(leaves, len(self.tasks))
         # Not by `inputs=`, which reentrant checkpointing refuses.
         before = [(p, p.grad) for p in self.params]
         try:
             for p in self.params:
                 p.grad = None
-            self._fill(rows, losses, scale, retain_graph=True)
+            self._fill(held, batch, retain_graph=True)
         finally:
             for p, grad in before:
                 p.grad = grad
-        return self._gramian(rows.data, self._reports[-1:], scale)
+        return self._gramian(held.data, self._reports[-1:], batch.scale)
 
-    def _feature_level(
-        self,
-        representation: Representation,
-        losses: Mapping[str, Tensor],
-        scale: Tensor | None,
-        aggregate: bool,
-    ) -> _Outcome:
+    def _features(self) -> Sequence[Tensor]:
+        """What the feature disentanglement is about."""
+        if self.representation is not None:
+            return self.representation.leaves
+        if self._watch is None or not self._watch.features:
+            raise ValueError(
+                "monitor_features: choose by watch() a module that is called in training mode and "
+                "has something to train before it"
+            )
+        return self._watch.features
+
+    def _keep_disentanglement(self, rows: Tensor) -> None:
+        self._disentanglement = HostCopy(average(feature_disentanglement(rows.float())))
+
+    def _norms_of(self, batch: Batch) -> HostCopy:
+        """Lengths of the tasks' gradients at the last layer that all share, on their way."""
+        turns = dict(self._turns(batch, batch.scaled))
+        losses = [turns.get(name) for name in self.tasks]
+        if self.representation is not None:
+            # Every rank has features of its own, and its share of the mean loss.
+            squares = rows_of(losses, self.representation.leaves).double().square().sum(dim=1)
+            return HostCopy((average(squares) / world_size()).sqrt())
+        rows = rows_of(losses, self._last_layer.weights(batch))
+        if self.sync == "exact":
+            rows = average(rows)
+        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+        return HostCopy(norms if self.sync == "exact" else average(norms.square()).sqrt())
+
+    def _run_back(self, representation: Representation, grads: Sequence[Tensor | None]) -> None:
+        """Runs the trunk back from its outputs, with what the regulariser adds there."""
+        if self._penalty is not None and self._penalty.at_features:
+            grads = [
+                b if a is None else a if b is None else a + b
+                for a, b in zip(grads, self._penalty.at_features, strict=True)
+            ]
+        representation.backward(grads)
+
+    def _feature_level(self, representation: Representation, batch: Batch) -> Outcome:
         if self.last is None:
-            self._check_cut(representation, losses)
+            self._check_cut(representation, batch.raw)
         rows = TaskRows(self._device)  # not kept: the next forward pass makes other features
         rows.arrange(representation.leaves, len(self.tasks))
-        self._fill(rows, losses, scale)
-        outcome, update = self._aggregate(rows.data, self._reports[-1:], scale)
-        representation.backward(rows.split(update))
-        if aggregate and self.synchronizes():
+        self._fill(rows, batch)
+        outcome, update = self._aggregate(rows.data, batch, self._reports[-1:])
+        self._run_back(representation, rows.split(update))
+        if batch.aggregate and self.synchronizes():
             average_grads(with_grad(self.params))
         return outcome
 
@@ -323,31 +447,21 @@ class MultiTaskBackward:
                     "the backbone"
                 )
 
-    def _parameter_level(
-        self,
-        raw: Mapping[str, Tensor],
-        losses: Mapping[str, Tensor],
-        scale: Tensor | None,
-        aggregate: bool,
-    ) -> _Outcome:
-        graph = LossGraph(list(losses.values()))
-        before = self._owner
-        found = self._owners_in(graph, losses)
-        self._owner = [common_owner(pair) for pair in zip(before, found, strict=True)]
-        reached = self._reached if self._collecting else [False] * len(found)
-        self._reached = [r or t != NOBODY for r, t in zip(reached, found, strict=True)]
-        report = self._report(raw, changed=(self._owner, self._reached) != self._agreed)
-        if self.low_memory or self._steps_left:
-            return self._weighted_pass(graph, losses, report, scale, aggregate)
+    def _parameter_level(self, batch: Batch, before: Sequence[int]) -> Outcome:
+        """One pass a task, and the weighted sum of their gradients.
 
+        Args:
+            before: Owner of each parameter before this batch.
+        """
         self._lay_out(before)
-        self._fill(self._rows, losses, scale)
-        if not aggregate:
-            return _Outcome(None, None, self._reports)
+        self._fill(self._rows, batch)
+        if not batch.aggregate:
+            return Outcome(None, None, self._reports)
         before = self._owner
         if self._agree(self._reports):
             self._lay_out(before, filled=True)
-        outcome, update = self._aggregate(self._rows.data, self._reports, scale)
+        outcome, update = self._aggregate(self._rows.data, batch, self._reports)
+        self._scale_own(outcome.own)
         reached_params = self._reached_params()
         used = {id(p) for p in reached_params}
         for p, grad in zip(self._rows.leaves, self._rows.split(update), strict=True):
@@ -359,61 +473,75 @@ class MultiTaskBackward:
         average_grads([p for p in reached_params if id(p) not in averaged])
         return outcome
 
-    def _weighted_pass(
-        self,
-        graph: LossGraph,
-        losses: Mapping[str, Tensor],
-        report: Report,
-        scale: Tensor | None,
-        aggregate: bool,
-    ) -> _Outcome:
+    def _scale_own(self, own: Mapping[str, float]) -> None:
+        """Multiplies the gradient of what each task has alone."""
+        for p, t in zip(self.params, self._owner, strict=True):
+            if own and t >= 0 and p.grad is not None:
+                p.grad.mul_(own[self.tasks[t]])
+
+    def _weighted_pass(self, batch: Batch) -> Outcome:
         """One backward pass of the weighted sum, by weights that are known or cheap in memory."""
         if self.low_memory and self.sync == "exact" and world_size() > 1:
             raise ValueError(
                 "low_memory: no rank holds the gradients of the tasks, so that they cannot be "
                 "averaged; it takes sync='gramian' with several ranks"
             )
-        self._agree([report])
-        graph.share(self._shared_params())
+        self._agree([batch.report])
+        batch.graph.share(self._shared_params())
         if self._steps_left:
-            mean = sum(self._weights.values()) / len(self._weights)
-            weights = {name: self._weights.get(name, mean) for name in self.tasks}
             gramian = None
-            if self.monitor and aggregate and self.low_memory:
-                gramian = self._gramian_alone(graph, losses, report, scale)
-            elif self.monitor and aggregate:
-                gramian = self._monitored(losses, scale)
-            outcome = _Outcome(weights, gramian, self._watched(gramian))
-            self._steps_left -= aggregate
+            if self.monitor and batch.aggregate and self.low_memory:
+                gramian = self._gramian_alone(batch)
+            else:
+                gramian = self._monitored(batch)
+            weights, own = (_for_all(self.tasks, found) for found in (self._weights, self._own))
+            outcome = Outcome(weights, gramian, self._watched(gramian), own)
+            self._steps_left -= batch.aggregate
         else:
-            gramian = self._gramian_alone(graph, losses, report, scale)
-            outcome = self._solve(gramian, [report], keep=aggregate)
+            outcome = self._solve(self._gramian_alone(batch), [batch.report], batch.aggregate)
         assert outcome.weights is not None
-        if losses:
-            graph.weighted_backward([outcome.weights[name] for name in losses], scale)
-        if aggregate:
+        if batch.raw:
+            batch.graph.weighted_backward(
+                batch.seeds,
+                [outcome.weights[name] for name in batch.raw],
+                [outcome.own.get(name, 1.0) for name in batch.raw],
+            )
+        if batch.aggregate:
             average_grads(self._reached_params())
         return outcome
 
-    def _fill(
-        self,
-        rows: TaskRows,
-        losses: Mapping[str, Tensor],
-        scale: Tensor | None,
-        retain_graph: bool = False,
-    ) -> None:
-        """Runs each task back into its row."""
-        todo = list(losses.items())
-        if todo and len(todo) < len(self.tasks) and world_size() > 1:
+    def _turns(
+        self, batch: Batch, losses: Mapping[str, Tensor] | None = None
+    ) -> list[tuple[str, Tensor]]:
+        """The tasks to run back, in the same order on every rank.
+
+        Args:
+            losses: What to run back; by default the weighted and scaled losses.
+        """
+        losses = batch.losses if losses is None else losses
+        turns = list(losses.items())
+        if turns and len(turns) < len(self.tasks) and world_size() > 1:
             # A synchronised batch norm waits in its backward pass for every rank: a task that
             # others have takes its turn here too, with a gradient of zero.
-            nothing = 0.0 * todo[0][1]
-            elsewhere = self._reports[-1].losses
-            todo = [(n, losses.get(n, nothing)) for n in self.tasks if n in elsewhere]
-        with rows.bound() as bind:
-            for t, (name, loss) in enumerate(todo):
-                bind(self.tasks.index(name))
-                _backward(loss, scale, retain_graph=retain_graph or t + 1 < len(todo))
+            nothing = 0.0 * turns[0][1]
+            elsewhere = batch.report.losses
+            turns = [(n, losses.get(n, nothing)) for n in self.tasks if n in elsewhere]
+        return turns
+
+    def _fill(self, rows: TaskRows, batch: Batch, retain_graph: bool = False) -> None:
+        """Runs each task back into its row."""
+        turns = self._turns(batch)
+        looks = self.monitor_features and batch.aggregate
+        watch = self._watch if looks and self._features() else None
+        with rows.bound() as bind, nullcontext() if watch is None else watch.collecting() as turn:
+            for i, (name, loss) in enumerate(turns):
+                t = self.tasks.index(name)
+                bind(t)
+                if turn is not None:
+                    turn(t)
+                loss.backward(retain_graph=retain_graph or i + 1 < len(turns))
+        if looks:
+            self._keep_disentanglement(rows.data if watch is None else watch.rows(len(self.tasks)))
 
     def _owners_in(self, graph: LossGraph, losses: Iterable[str]) -> list[int]:
         """The task that alone reaches each parameter, on this rank and in this batch."""
@@ -459,14 +587,18 @@ class MultiTaskBackward:
                     p.grad = None
 
     def _aggregate(
-        self, rows: Tensor, reports: Sequence[Report], scale: Tensor | None
-    ) -> tuple[_Outcome, Tensor]:
+        self, rows: Tensor, batch: Batch, reports: Sequence[Report]
+    ) -> tuple[Outcome, Tensor]:
         """The weights of the rows, and the update ``[D]``."""
-        gramian = self._gramian(rows, reports, scale)
+        gramian = self._gramian(rows, reports, batch.scale)
         present = [self.tasks.index(name) for name in self._totals(reports)]
         if not isinstance(self.aggregator, GramianAggregator):
             self._note_nonfinite(gramian, reports)
-            return _Outcome(None, gramian, reports), self.aggregator(rows[present])
+            outcome = Outcome(None, gramian, reports)
+            if self.representation is None:
+                return outcome, self.aggregator(rows[present], present)
+            leaves = self.representation.leaves
+            return outcome, self.aggregator.on_features(rows[present], leaves, present)
         outcome = self._solve(gramian, reports)
         assert outcome.weights is not None
         # The rows of absent tasks are zero.
@@ -495,34 +627,32 @@ class MultiTaskBackward:
         """What a pass is about whose Gramian, if any, is that of the last micro-batch."""
         return self._reports if gramian is None else self._reports[-1:]
 
-    def _gramian_alone(
-        self,
-        graph: LossGraph,
-        losses: Collection[str],
-        report: Report,
-        scale: Tensor | None,
-    ) -> Tensor:
+    def _gramian_alone(self, batch: Batch) -> Tensor:
         """As :meth:`_gramian`, without any rows."""
+        if self.monitor_features and not self.monitor:
+            self._monitored(batch)
         count = len(self.tasks)
         everyone = torch.zeros(count, count, dtype=torch.float64, device=self._device)
-        if losses:
-            here = torch.tensor([self.tasks.index(name) for name in losses], device=self._device)
-            everyone[here[:, None], here] = graph.gramian(self._shared_params(), scale)
-        exact = self._of_present(average(everyone).cpu(), [report], scale)
+        if batch.raw:
+            here = torch.tensor([self.tasks.index(name) for name in batch.raw], device=self._device)
+            gramian = batch.graph.gramian(self._shared_params(), batch.seeds)
+            everyone[here[:, None], here] = gramian
+        exact = self._of_present(average(everyone).cpu(), [batch.report], batch.scale)
         # Its dtype tells a method how accurate it is, unless it is beyond that dtype.
         rounded = exact.to(torch.promote_types(torch.float32, self.params[0].dtype))
         return rounded if rounded.isfinite().all() else exact
 
-    def _solve(self, gramian: Tensor, reports: Sequence[Report], keep: bool = True) -> _Outcome:
+    def _solve(self, gramian: Tensor, reports: Sequence[Report], keep: bool = True) -> Outcome:
         """The weights of the tasks that take part."""
         assert isinstance(self.aggregator, GramianAggregator)
         losses = self._totals(reports)
         if self._note_nonfinite(gramian, reports):
-            return _Outcome(dict.fromkeys(losses, 1.0), gramian, reports)
+            return Outcome(dict.fromkeys(losses, 1.0), gramian, reports)
         # A task without a gradient, for want of examples in this batch, has no say.
         active = [i for i in range(len(losses)) if gramian[i, i] > 0.0]
         names = [name for i, name in enumerate(losses) if i in active]
         found: dict[str, float] = {}
+        own: dict[str, float] = {}
         if active:
             weights = self.aggregator.weights(
                 gramian[active][:, active],
@@ -530,9 +660,12 @@ class MultiTaskBackward:
                 tasks=[self.tasks.index(name) for name in names],
             )
             found = dict(zip(names, weights.tolist(), strict=True))
+            if self.aggregator.own_factors is not None:
+                own = dict(zip(names, self.aggregator.own_factors, strict=True))
             if keep and self.weights_every > 1:
-                self._weights, self._steps_left = found, self.weights_every - 1
-        return _Outcome(dict.fromkeys(losses, 0.0) | found, gramian, reports)
+                self._weights, self._own, self._steps_left = found, own, self.weights_every - 1
+        weights_of_all = dict.fromkeys(losses, 0.0) | found
+        return Outcome(weights_of_all, gramian, reports, _for_all(self.tasks, own))
 
     def _note_nonfinite(self, gramian: Tensor, reports: Sequence[Report]) -> bool:
         losses = self._totals(reports)
@@ -550,14 +683,19 @@ class MultiTaskBackward:
             if any(name in losses for losses in each)
         }
 
-    def _finish(self, outcome: _Outcome, factors: Mapping[str, Any], scale: Tensor | None) -> None:
+    def _finish(self, outcome: Outcome, batch: Batch) -> None:
         losses = self._totals(self._reports)
         self._nonfinite |= {name for name, loss in losses.items() if not math.isfinite(loss)}
+        if self._penalty is not None:
+            self._penalty.add()
+        for p, grad in zip(self.params, self._held, strict=False):
+            if grad is not None:
+                p.grad = grad if p.grad is None else p.grad.add_(grad)
         names = tuple(self._totals(outcome.reports))
         weights = None
         if outcome.weights is not None:
             weights = torch.tensor(
-                [outcome.weights[n] * float(factors.get(n, 1.0)) for n in names],
+                [outcome.weights[n] * batch.factors[n] for n in names],
                 dtype=None if outcome.gramian is None else outcome.gramian.dtype,
             )
         self.last = Step(
@@ -565,12 +703,29 @@ class MultiTaskBackward:
             torch.tensor([losses[name] for name in names]),
             weights,
             outcome.gramian,
+            None if self._disentanglement is None else self._disentanglement.read(),
+            None if self._penalty is None else self._penalty.value(),
             tuple(name for name in losses if name in self._nonfinite),
         )
+        self.monitor = self.monitor_features = False
+        if self.weighting is not None and not self.last.nonfinite:
+            self._teach(self.weighting, losses, batch.scale)
         if self.last.nonfinite:
-            self._skip(losses, scale)
+            self._skip(losses, batch.scale)
         else:
             self._skipped = 0
+
+    def _teach(
+        self, weighting: Weighting, losses: Mapping[str, float], scale: Tensor | None
+    ) -> None:
+        self._awaits_new_losses = weighting.needs_new_losses
+        norms: dict[str, float] | None = None
+        if self._norms is not None:
+            found = (self._norms.read() / (1.0 if scale is None else float(scale))).tolist()
+            if not all(map(math.isfinite, found)):  # the loss scaler will skip the step
+                return
+            norms = {n: norm for n, norm in zip(self.tasks, found, strict=True) if n in losses}
+        weighting.update(losses, norms)
 
     def _skip(self, losses: Mapping[str, float], scale: Tensor | None) -> None:
         """Leaves gradients from which the optimizer, or the loss scaler, makes no step."""
@@ -600,8 +755,10 @@ class MultiTaskBackward:
             "tasks": list(self.tasks),
             "owner": list(self._owner),
             "weights": dict(self._weights),
+            "own": dict(self._own),
             "steps_left": self._steps_left,
             "skipped": self._skipped,
+            "last_layer": list(self._last_layer.indices),
             "aggregator": {
                 "type": type(self.aggregator).__name__,
                 "state": self.aggregator.state_dict(),
@@ -641,27 +798,17 @@ class MultiTaskBackward:
             )
         self.tasks = list(state["tasks"])
         self._owner = list(state["owner"])
-        self._weights = dict(state["weights"])
+        self._weights, self._own = dict(state["weights"]), dict(state["own"])
+        self._last_layer.indices = list(state["last_layer"])
         self._steps_left, self._skipped = state["steps_left"], state["skipped"]
         for key, part in parts.items():
             if part is not None:
                 part.load_state_dict(state[key]["state"])
 
 
-@dataclass
-class _Outcome:
-    """What a pass found.
-
-    Attributes:
-        weights: Of each task, and perhaps of absent ones; None if there are none.
-        gramian: Of the tasks of ``reports``; None if not computed.
-        reports: Of the calls that it is about.
-    """
-
-    weights: Mapping[str, float] | None
-    gramian: Tensor | None
-    reports: Sequence[Report]
-
-
-def _backward(loss: Tensor, scale: Tensor | None, retain_graph: bool = False) -> None:
-    (loss if scale is None else loss * scale).backward(retain_graph=retain_graph)
+def _for_all(tasks: Iterable[str], found: Mapping[str, float]) -> dict[str, float]:
+    """What was found for some tasks, and its mean for the others."""
+    if not found:
+        return {}
+    mean = sum(found.values()) / len(found)
+    return {name: found.get(name, mean) for name in tasks}

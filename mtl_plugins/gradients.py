@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
-from mtl_plugins.distributed import average
+from mtl_plugins.distributed import average, gather
+from mtl_plugins.step import Batch
 
 
 def gramian_of(rows: Tensor, averaged: bool = False) -> Tensor:
@@ -131,42 +130,57 @@ def combine(weights: Tensor, rows: Tensor) -> Tensor:
     return (weights.to(wide) @ wide).to(rows)
 
 
-class Representation:
-    """Cuts the graph at the output of a module, so that the trunk can be run back once for all.
-
-    What follows the module gets detached copies of the tensors it returns; their gradients are the
-    feature-level gradients.
+def rows_of(
+    losses: Sequence[Tensor | None], tensors: Sequence[Tensor], create_graph: bool = False
+) -> Tensor:
+    """``[T, D]``, the gradient of each loss. No ``.grad`` is touched and the graph stays usable.
 
     Args:
-        module: Its output is a tensor, or lists, tuples and dicts of tensors. It may be called
-            several times a step.
+        losses: Those that are None have the gradient zero.
+        tensors: What to differentiate by; ``D`` is the sum of their sizes.
+        create_graph: Whether the result can be differentiated.
+    """
+    zero = torch.cat([torch.zeros_like(x).flatten() for x in tensors])
+    rows = []
+    for loss in losses:
+        if loss is None:
+            rows.append(zero)
+            continue
+        grads = torch.autograd.grad(
+            loss, tensors, retain_graph=True, create_graph=create_graph, allow_unused=True
+        )
+        pairs = zip(grads, tensors, strict=True)
+        rows.append(
+            torch.cat([(torch.zeros_like(x) if g is None else g).flatten() for g, x in pairs])
+        )
+    return torch.stack(rows)
+
+
+class LastLayer:
+    """The last layer that all tasks share, found when it is asked for first.
+
+    Args:
+        params: Those that are trained.
+
+    Attributes:
+        indices: The parameters in it; empty until it was found.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        if not isinstance(module, nn.Module):
-            raise TypeError(
-                f"representation: expected a module, got {type(module).__name__} ({module!r})"
-            )
-        self.outputs: list[Tensor] = []
-        self.leaves: list[Tensor] = []
-        module.register_forward_hook(self._cut)
+    def __init__(self, params: Sequence[nn.Parameter]) -> None:
+        self.indices: list[int] = []
+        self._params = params
 
-    def _cut(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        if not (module.training and torch.is_grad_enabled()):
-            return output
-        return tree_map_only(Tensor, self._detach, output)
+    def weights(self, batch: Batch) -> list[nn.Parameter]:
+        """Its weights.
 
-    def _detach(self, output: Tensor) -> Tensor:
-        if not output.requires_grad:
-            return output
-        leaf = output.detach().requires_grad_()
-        self.outputs.append(output)
-        self.leaves.append(leaf)
-        return leaf
-
-    def backward(self, grads: Sequence[Tensor | None]) -> None:
-        """Runs the trunk back from the gradients of its outputs, and forgets them."""
-        pairs = zip(self.outputs, grads, strict=True)
-        used = [(output, grad) for output, grad in pairs if grad is not None]
-        torch.autograd.backward([output for output, _ in used], [grad for _, grad in used])
-        self.outputs, self.leaves = [], []
+        Raises:
+            ValueError: The tasks share none.
+        """
+        if not self.indices:
+            found = batch.graph.last_common(self._params) if batch.raw else []
+            flags = [i in found for i in range(len(self._params))]
+            everyone = gather(flags, self._params[0].device)
+            self.indices = [i for i, ranks in enumerate(everyone) if any(ranks)]
+        if not self.indices:
+            raise ValueError("weighting: it needs a layer that all tasks share, and there is none")
+        return [self._params[i] for i in self.indices]

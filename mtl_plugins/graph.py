@@ -69,37 +69,39 @@ class LossGraph:
             if _is_leaf(node) and id(_variable(node)) in wanted:
                 self._owner[node] = SEVERAL
 
-    def weighted_backward(self, weights: Sequence[float], scale: Tensor | None = None) -> None:
+    def weighted_backward(
+        self, seeds: Sequence[Tensor], weights: Sequence[float], own: Sequence[float]
+    ) -> None:
         """One backward pass: ``Σ w_t g_t`` for what is shared, its own gradient for the rest.
 
         Each gradient is multiplied by the weight of its loss where it crosses the border between
         the two.
 
         Args:
+            seeds: The gradient that each loss starts from, a scalar.
             weights: One a loss.
-            scale: Of all gradients, for a loss scaler.
+            own: The factor of the gradient of what a loss has alone.
         """
-        losses = self._losses if scale is None else [loss * scale for loss in self._losses]
         grads = [
-            torch.full_like(loss, w if self._owner[root.node] == SEVERAL else 1.0)
-            for loss, root, w in zip(losses, self._roots, weights, strict=True)
+            seed * (w if self._is_shared(root.node) else o)
+            for seed, root, w, o in zip(seeds, self._roots, weights, own, strict=True)
         ]
+        at_border = [w / o if o else 0.0 for w, o in zip(weights, own, strict=True)]
         handles = []
         for node, t in self._owner.items():
-            if t != SEVERAL and weights[t] != 1.0:
+            if t != SEVERAL and at_border[t] != 1.0:
                 crosses = [
-                    child is not None and self._owner[child] == SEVERAL
-                    for child, _ in node.next_functions
+                    child is not None and self._is_shared(child) for child, _ in node.next_functions
                 ]
                 if any(crosses):
-                    handles.append(node.register_hook(_weigh(weights[t], crosses)))
+                    handles.append(node.register_hook(_weigh(at_border[t], crosses)))
         try:
-            torch.autograd.backward(losses, grads)
+            torch.autograd.backward(self._losses, grads)
         finally:
             for handle in handles:
                 handle.remove()
 
-    def gramian(self, leaves: Collection[Tensor], scale: Tensor | None = None) -> Tensor:
+    def gramian(self, leaves: Collection[Tensor], seeds: Sequence[Tensor] | None = None) -> Tensor:
         """``J Jᵀ`` of the gradients on the shared leaves, without ever holding ``J``.
 
         All tasks go down the graph together, slice by slice in topological order; a slice has no
@@ -114,7 +116,7 @@ class LossGraph:
 
         Args:
             leaves: Those of them that are shared are counted.
-            scale: Of all gradients, for a loss scaler.
+            seeds: The gradient that each loss starts from, a scalar; 1 by default.
 
         Returns:
             ``[T, T]`` in double precision on the device of the losses, as accurate as the dtype of
@@ -128,7 +130,69 @@ class LossGraph:
                 "low_memory: it does not go with activation checkpointing, which hides a part of "
                 "the graph or computes it again for every slice; use one of the two"
             )
-        return _LockStep(self, leaves).run(scale)
+        seeds = [torch.ones_like(loss) for loss in self._losses] if seeds is None else seeds
+        return _LockStep(self, leaves).run(seeds)
+
+    def last_common(self, leaves: Sequence[Tensor]) -> list[int]:
+        """Where the losses part: the weights that every loss reaches with no other between.
+
+        Counted are weights with two dimensions or more, which are not those of a norm.
+
+        Args:
+            leaves: Parameters.
+
+        Returns:
+            Their indices.
+        """
+        reach = [set(_behind([root.node])) for root in self._roots]
+        common = set.intersection(*reach)
+        index = {id(p): i for i, p in enumerate(leaves) if p.ndim >= 2}
+        found: set[int] = set()
+
+        def goes_on(node: Node) -> bool:
+            here = [
+                index[id(_variable(child))]
+                for child, _ in _edges(node)
+                if child in common and _is_leaf(child) and id(_variable(child)) in index
+            ]
+            found.update(here)
+            return not here
+
+        for _ in _behind([root.node for root in self._roots], goes_on):
+            pass
+        return sorted(found)
+
+    @contextmanager
+    def noting_once_differentiable(self) -> Iterator[list[str]]:
+        """Gives a list to which a pass with ``create_graph`` adds operations that it leaves out.
+
+        Those have no second derivative: their backward pass says so, or computes something that
+        autograd does not see.
+        """
+        found: list[str] = []
+
+        def note(node: Node) -> Callable[..., None]:
+            def hook(grads_in: Sequence[Tensor | None], grads_out: Sequence[Tensor | None]) -> None:
+                results = [g for g in grads_in if g is not None]
+                lost = any(
+                    not g.requires_grad
+                    or (g.grad_fn is not None and g.grad_fn.name() == "torch::autograd::Error")
+                    for g in results
+                )
+                if lost and any(g is not None and g.requires_grad for g in grads_out):
+                    found.append(node.name().removesuffix("Backward"))
+
+            return hook
+
+        handles = [node.register_hook(note(node)) for node in self._owner if not _is_leaf(node)]
+        try:
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _is_shared(self, node: Node) -> bool:
+        return self._owner[node] == SEVERAL
 
 
 class _LockStep:
@@ -147,10 +211,9 @@ class _LockStep:
             len(self._losses), len(self._losses), dtype=torch.float64, device=self._losses[0].device
         )
 
-    def run(self, scale: Tensor | None) -> Tensor:
-        for t, (slot, loss) in enumerate(zip(self._roots, self._losses, strict=True)):
-            one = torch.ones_like(loss)
-            self._arrive(slot, t, one if scale is None else (one * scale).to(loss))
+    def run(self, seeds: Sequence[Tensor]) -> Tensor:
+        for t, (slot, seed) in enumerate(zip(self._roots, seeds, strict=True)):
+            self._arrive(slot, t, seed)
         alone = {node for node, t in self._owner.items() if t != SEVERAL}
         roots = dict.fromkeys(node for node, _ in self._arrived)
         ready = [node for node in roots if self._is_shared(node) and not self._missing[node]]
@@ -230,6 +293,19 @@ class _LockStep:
             largest = rows.abs().amax().clamp(min=torch.finfo(rows.dtype).tiny)
             rows /= largest
             self._gramian += (rows @ rows.T).double() * largest.double() ** 2
+
+
+def _behind(roots: Iterable[Node], goes_on: Callable[[Node], bool] | None = None) -> Iterator[Node]:
+    """The nodes that are reached from these, as long as it goes on."""
+    seen: set[Node] = set()
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            if goes_on is None or goes_on(node):
+                stack += [child for child, _ in _edges(node)]
 
 
 def _edges(node: Node) -> list[Slot]:

@@ -15,10 +15,19 @@ def gradient_direction_similarity(gramian: Tensor) -> Tensor:
     Returns:
         A scalar in [-1, 1], same dtype and device; NaN for fewer than two tasks.
     """
-    norms = gramian.diagonal().clamp(min=0.0).sqrt()
-    # Divided twice: the product of two norms may leave the range of the dtype.
-    cosines = (gramian / norms[:, None] / norms[None, :]).nan_to_num(0.0, 0.0, 0.0)
-    return _mean_off_diagonal(cosines.clamp(-1.0, 1.0))
+    return _mean_off_diagonal(_cosines(gramian))
+
+
+def pairwise_angles(gramian: Tensor) -> Tensor:
+    """Angles between the task gradients (B fig. 1).
+
+    Args:
+        gramian: ``[T, T]``. A zero row is at 90 degrees to all others.
+
+    Returns:
+        ``[T, T]`` in degrees, in [0, 180], same dtype and device.
+    """
+    return _cosines(gramian).arccos().rad2deg()
 
 
 def gradient_magnitude_similarity(gramian: Tensor) -> Tensor:
@@ -51,6 +60,13 @@ def feature_disentanglement(gradients: Tensor) -> Tensor:
     saliency = saliency / saliency.amax(dim=0)  # the sum of tiny numbers could vanish
     share = saliency / saliency.sum(dim=0)
     return torch.special.entr(share).sum(dim=0).mean()
+
+
+def _cosines(gramian: Tensor) -> Tensor:
+    norms = gramian.diagonal().clamp(min=0.0).sqrt()
+    # Divided twice: the product of two norms may leave the range of the dtype.
+    cosines = (gramian / norms[:, None] / norms[None, :]).nan_to_num(0.0, 0.0, 0.0)
+    return cosines.clamp(-1.0, 1.0)
 
 
 def _mean_off_diagonal(matrix: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -388,7 +389,7 @@ class Signs(Aggregator):
 
     scale = "sum"
 
-    def __call__(self, jacobian: Tensor) -> Tensor:
+    def __call__(self, jacobian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
         return jacobian.sum(dim=0).sign()
 
 

@@ -29,8 +29,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--mtl",
         metavar="NAME",
-        help="lay configs/_base_/mtl/NAME.py over the config; "
-        f"one of {', '.join(sorted(p.stem for p in METHODS.glob('*.py')))}",
+        help="lay configs/_base_/mtl/NAME.py over the config, or several as NAME+NAME; "
+        f"of {', '.join(sorted(p.stem for p in METHODS.glob('*.py')))}",
     )
     parser.add_argument("--amp", action="store_true", help="train in mixed precision")
     parser.add_argument("--auto-scale-lr", action="store_true", help="scale the LR by batch size")
@@ -56,27 +56,34 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def lay_over(cfg: Config, name: str) -> Config:
-    """Merges a method's config over ``cfg``, keeping the custom hooks of both."""
-    path = METHODS / f"{name}.py"
-    if not path.is_file():
-        raise SystemExit(
-            f"--mtl: no method is called {name!r}; "
-            + suggest(name, sorted(p.stem for p in METHODS.glob("*.py")))
-        )
-    method = Config.fromfile(path)
-    if str(cfg.optim_wrapper.get("type", "")).startswith("Amp"):
-        method.optim_wrapper.type = "AmpMTLOptimWrapper"
-    hooks = cfg.get("custom_hooks", [])
-    present = {hook["type"] for hook in hooks}
-    method.custom_hooks = hooks + [h for h in method.custom_hooks if h.type not in present]
-    if "custom_imports" in cfg:
-        imports = cfg.custom_imports["imports"]
-        imports = [imports] if isinstance(imports, str) else imports
-        method.custom_imports.imports = [*imports, *method.custom_imports.imports]
-    if "aggregator" in cfg.optim_wrapper:  # its arguments are another method's
-        del cfg.optim_wrapper.aggregator
-    cfg.merge_from_dict(method.to_dict())
+def lay_over(cfg: Config, names: str) -> Config:
+    """Merges the configs of methods over ``cfg``, keeping the custom hooks and imports of all."""
+    for name in names.split("+"):
+        path = METHODS / f"{name}.py"
+        if not path.is_file():
+            raise SystemExit(
+                f"--mtl: no method is called {name!r}; "
+                + suggest(name, sorted(p.stem for p in METHODS.glob("*.py")))
+            )
+        method = Config.fromfile(path)
+        if str(cfg.optim_wrapper.get("type", "")).startswith("Amp"):
+            method.optim_wrapper.type = "AmpMTLOptimWrapper"
+        hooks = cfg.get("custom_hooks", [])
+        present = {hook["type"] for hook in hooks}
+        method.custom_hooks = hooks + [
+            h for h in method.get("custom_hooks", []) if h.type not in present
+        ]
+        if "custom_imports" in cfg:
+            imports = cfg.custom_imports["imports"]
+            imports = [imports] if isinstance(imports, str) else list(imports)
+            method.custom_imports.imports = [
+                *imports,
+                *(i for i in method.custom_imports.imports if i not in imports),
+            ]
+        for part in ("aggregator", "weighting", "regularizer"):
+            if part in method.optim_wrapper:  # the arguments before are another method's
+                cfg.optim_wrapper.pop(part, None)
+        cfg.merge_from_dict(method.to_dict())
     return cfg
 
 

@@ -75,9 +75,13 @@ class GramianAggregator(Aggregator):
     Attributes:
         fallbacks: How often :meth:`solve` did not converge. The weights are then those of the plain
             sum, or of the mean for a mean-scaled method.
+        scales_own: Whether it scales the gradient of what a task has alone, too.
+        own_factors: If so, ``[T]`` factors, found with the last weights.
     """
 
+    scales_own: ClassVar[bool] = False
     _fallbacks = 0
+    own_factors: Vector | None = None
 
     @property
     def fallbacks(self) -> int:

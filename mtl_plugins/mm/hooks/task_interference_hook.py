@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from mtl_plugins.backward import Step
 from mtl_plugins.mm.optim import MTLOptimWrapper
-from mtl_plugins.monitors import gradient_direction_similarity, gradient_magnitude_similarity
+from mtl_plugins.monitors import (
+    gradient_direction_similarity,
+    gradient_magnitude_similarity,
+    pairwise_angles,
+)
+from mtl_plugins.registry import suggest
+from mtl_plugins.step import Step
+
+MONITORS = ("gds", "gms", "angles", "fd")
 
 
 @HOOKS.register_module()
 class TaskInterferenceHook(Hook):
-    """Writes GDS, GMS, and the loss and weight of each task to every visualizer backend.
+    """Writes how the gradients of the tasks get on, and their losses and weights.
 
-    The scalars are ``mtl/gds``, ``mtl/gms``, ``mtl/loss/<task>`` and ``mtl/weight/<task>``, and
-    ``mtl/fallbacks`` once a solver has not converged; with MMEngine's ``LocalVisBackend`` they are
-    lines of ``vis_data/scalars.json``. What the method has
-    computed is reused. A method that takes no task gradients (the plain sum) pays one backward pass
-    a task on the iterations that are logged, and trains on unchanged.
+    The scalars are ``mtl/loss/<task>`` and ``mtl/weight/<task>``, ``mtl/penalty`` with a
+    regulariser, ``mtl/fallbacks`` once a solver has not converged, and the monitors that are asked
+    for. Every visualizer backend gets them; with MMEngine's ``LocalVisBackend`` they are lines of
+    ``vis_data/scalars.json``. What the method has computed is reused. What it has not costs up to
+    one backward pass a task on the iterations that are logged, and the training goes on unchanged.
 
     A task that had no loss, or no gradient, for a whole epoch is warned of, once.
 
@@ -29,18 +38,48 @@ class TaskInterferenceHook(Hook):
         interval: Iterations between two records. With accumulation, the record is of the first
             update after that; its Gramian is that of the last micro-batch if the method itself
             takes no task gradients.
+        monitors: ``"gds"`` and ``"gms"``, similarity of the gradients' directions and magnitudes:
+            ``mtl/gds``, ``mtl/gms``; ``"angles"``, in degrees: ``mtl/angle/<task>|<task>``;
+            ``"fd"``, feature disentanglement: ``mtl/fd``.
+        representation: For ``"fd"``, the path of the module whose output the tasks share, such as
+            ``'neck'``; at the feature level it is that of the optimizer wrapper.
     """
 
     priority = "NORMAL"
 
-    def __init__(self, interval: int = 10) -> None:
+    def __init__(
+        self,
+        interval: int = 10,
+        monitors: Sequence[str] = ("gds", "gms", "angles"),
+        representation: str | None = None,
+    ) -> None:
         if interval < 1:
             raise ValueError(f"TaskInterferenceHook.interval is at least 1, got {interval}")
+        for monitor in monitors:
+            if monitor not in MONITORS:
+                raise ValueError(
+                    f"TaskInterferenceHook.monitors: {monitor!r} is none; "
+                    + suggest(monitor, MONITORS)
+                )
         self.interval = interval
+        self.monitors = tuple(monitors)
+        self.representation = representation
         self._due = False
         self._last: Step | None = None
         self._seen: set[str] = set()  # tasks, since the epoch began
         self._missed: set[str] = set()  # for an epoch, so far
+
+    def before_train(self, runner: Runner) -> None:
+        wrapper = runner.optim_wrapper
+        if "fd" not in self.monitors or not isinstance(wrapper, MTLOptimWrapper):
+            return
+        if self.representation is not None:
+            wrapper.watch(runner.model, self.representation)
+        elif wrapper.multitask.level != "feature":
+            raise ValueError(
+                "TaskInterferenceHook.representation: monitors has 'fd', which needs the path of "
+                "the module whose output the tasks share, such as 'neck'"
+            )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self._due = self._due or self.every_n_train_iters(runner, self.interval)
@@ -52,7 +91,8 @@ class TaskInterferenceHook(Hook):
                 "custom_hooks: TaskInterferenceHook needs optim_wrapper.type='MTLOptimWrapper' or "
                 f"'AmpMTLOptimWrapper', found {type(wrapper).__name__!r}"
             )
-        wrapper.multitask.monitor = True
+        wrapper.multitask.monitor = bool({"gds", "gms", "angles"} & set(self.monitors))
+        wrapper.multitask.monitor_features = "fd" in self.monitors
 
     def after_train_iter(
         self,
@@ -77,13 +117,27 @@ class TaskInterferenceHook(Hook):
         if step.weights is not None:
             for task, value in zip(step.tasks, step.weights.tolist(), strict=True):
                 scalars[f"mtl/weight/{task}"] = value
-        overflow = step.gramian is not None and not step.gramian.isfinite().all()
-        if step.gramian is not None and not overflow and len(step.tasks) > 1:
-            scalars["mtl/gds"] = float(gradient_direction_similarity(step.gramian))
-            scalars["mtl/gms"] = float(gradient_magnitude_similarity(step.gramian))
+        scalars |= {f"mtl/{name}": value for name, value in self._measures(step)}
+        if step.penalty is not None:
+            scalars["mtl/penalty"] = float(step.penalty)
         if fallbacks := getattr(runner.optim_wrapper.multitask.aggregator, "fallbacks", 0):
             scalars["mtl/fallbacks"] = fallbacks
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
+
+    def _measures(self, step: Step) -> Iterator[tuple[str, float]]:
+        if step.disentanglement is not None:
+            yield "fd", float(step.disentanglement)
+        gramian, tasks = step.gramian, step.tasks
+        if gramian is None or not gramian.isfinite().all() or len(tasks) < 2:
+            return
+        if "gds" in self.monitors:
+            yield "gds", float(gradient_direction_similarity(gramian))
+        if "gms" in self.monitors:
+            yield "gms", float(gradient_magnitude_similarity(gramian))
+        if "angles" in self.monitors:
+            angles = pairwise_angles(gramian).tolist()
+            for i, j in combinations(range(len(tasks)), 2):
+                yield f"angle/{tasks[i]}|{tasks[j]}", angles[i][j]
 
     def _watch(self, runner: Runner, step: Step | None) -> None:
         """Warns of tasks that did not take part for an epoch of iterations."""

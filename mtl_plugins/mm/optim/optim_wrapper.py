@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from mmengine.device import get_device
-from mmengine.logging import print_log
+from mmengine.logging import MessageHub, print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
@@ -19,7 +20,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mtl_plugins import MultiTaskBackward
 from mtl_plugins.aggregation import build_aggregator
-from mtl_plugins.registry import suggest
+from mtl_plugins.mm.optim.model import Replay, differentiate_twice, find_module
+from mtl_plugins.regularization import build_regularizer
 from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import build_weighting
 
@@ -50,6 +52,8 @@ class MTLOptimWrapper(OptimWrapper):
             a task of its own.
         aggregator: Name or ``dict(type=name, ...)``, see :mod:`mtl_plugins.aggregation`.
         weighting: Name or ``dict(type=name, ...)``, see :mod:`mtl_plugins.weighting`; or None.
+        regularizer: Name or ``dict(type=name, ...)``, see :mod:`mtl_plugins.regularization`; or
+            None.
         representation: With ``level='feature'``, the path of the module whose output the tasks
             share, such as ``'neck'``.
         **kwargs: Other options of :class:`~mtl_plugins.MultiTaskBackward` (``level``, ``sync``,
@@ -74,6 +78,7 @@ class MTLOptimWrapper(OptimWrapper):
         tasks: Mapping[str, str | Sequence[str]] | None = None,
         aggregator: str | Mapping[str, Any] = "Sum",
         weighting: str | Mapping[str, Any] | None = None,
+        regularizer: str | Mapping[str, Any] | None = None,
         representation: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -84,11 +89,15 @@ class MTLOptimWrapper(OptimWrapper):
         self._options = ours | {
             "aggregator": build_aggregator(aggregator),
             "weighting": None if weighting is None else build_weighting(weighting),
+            "regularizer": None if regularizer is None else build_regularizer(regularizer),
         }
+        if self.groups.names and self._options["weighting"] is not None:
+            self._options["weighting"].check(self.groups.names)
         self._representation = representation
         self.multitask: MultiTaskBackward | None = None
         self._terms: dict[str, Tensor] | None = None
         self._resumed: dict[str, Any] | None = None
+        self._replay: Replay | None = None  # for a weighting that wants the losses once more
 
     def attach(self, model: nn.Module) -> None:
         """Meets the model: finds the representation and listens to ``parse_losses``.
@@ -108,12 +117,19 @@ class MTLOptimWrapper(OptimWrapper):
             model = model.module
         self.multitask = MultiTaskBackward(
             (p for group in self.optimizer.param_groups for p in group["params"]),
-            representation=self._find(model),
+            representation=None
+            if self._representation is None
+            else find_module(model, self._representation, "optim_wrapper.representation"),
             tasks=self.groups.names,
             **self._options,
         )
         if self._resumed is not None:
             self.multitask.load_state_dict(self._resumed)
+        if self.multitask.regularizer is not None:
+            differentiate_twice(model)
+        weighting = self.multitask.weighting
+        if weighting is not None and weighting.needs_new_losses:
+            self._replay = Replay(model)
         parse_losses = model.parse_losses
 
         def parse_and_keep(losses: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -124,26 +140,32 @@ class MTLOptimWrapper(OptimWrapper):
 
         model.parse_losses = parse_and_keep
 
-    def _find(self, model: nn.Module) -> nn.Module | None:
-        path = self._representation
-        if path is None:
-            return None
-        modules = dict(model.named_modules())
-        if not path or path not in modules:
-            raise ValueError(
-                f"optim_wrapper.representation: the model has no module {path!r}; "
-                + suggest(path, [name for name in modules if name and name.count(".") < 2])
-            )
-        return modules[path]
-
     def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
         super().initialize_count_status(model, init_counts, max_counts)
         self.attach(model)
+        assert self.multitask is not None
+        # With low_memory every micro-batch is aggregated by itself.
+        calls = 1 if self.multitask.low_memory else self._accumulative_counts
+        self.multitask.total_steps = math.ceil(max_counts / calls)
+
+    def watch(self, model: nn.Module, path: str) -> None:
+        """Chooses the module that feature disentanglement is about.
+
+        Args:
+            path: Of the module in the model, such as ``'neck'``.
+        """
+        self.attach(model)
+        assert self.multitask is not None
+        if is_model_wrapper(model):
+            model = model.module
+        self.multitask.watch(find_module(model, path, "TaskInterferenceHook.representation"))
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         self.attach(model)
         assert self.multitask is not None
+        if self.multitask.steps_per_epoch is None:
+            self.multitask.steps_per_epoch = self._steps_per_epoch()
         own = self.multitask.synchronizes(self.should_sync()) and hasattr(model, "no_sync")
         with super().optim_context(model), model.no_sync() if own else nullcontext():
             yield
@@ -171,6 +193,24 @@ class MTLOptimWrapper(OptimWrapper):
             aggregate=self.should_sync(),
         )
         self._inner_count += 1
+
+    def step(self, **kwargs: Any) -> None:
+        """Makes the step, and shows a weighting that asks for it what that did to the losses."""
+        super().step(**kwargs)
+        if self._replay is not None and self.multitask is not None:
+            losses = self._replay.losses()
+            with torch.no_grad():
+                tasks: dict[str, Tensor] = {}
+                for terms in losses:
+                    for task, loss in self.groups(terms).items():
+                        tasks[task] = tasks.get(task, 0.0) + self.scale_loss(loss)
+            self.multitask.after_step(tasks)
+
+    def _steps_per_epoch(self) -> int | None:
+        """Of the optimizer; None in a run that counts iterations."""
+        hub = MessageHub.get_current_instance()
+        epochs, iters = hub.get_info("max_epochs", 1), hub.get_info("max_iters", 0)
+        return iters // epochs // self._accumulative_counts if epochs > 1 else None
 
     def gradient_scale(self) -> Tensor | None:
         """What the gradients are multiplied by against underflow, if they are."""

@@ -1,0 +1,6 @@
+custom_imports = dict(imports=["mtl_plugins.mm"])
+optim_wrapper = dict(
+    type="MTLOptimWrapper",
+    aggregator=dict(type="MCLGS", a0=120.0, r_t=2.0, base=dict(type="CAGrad", c=0.4)),
+)
+custom_hooks = [dict(type="TaskInterferenceHook", interval=10)]
