@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Literal, get_args
+import math
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, NamedTuple, get_args
 
 Convention = Literal["gain", "loss"]
+Scores = Mapping[str, Mapping[str, float]]  # of each task, its metrics by name
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds, with what is known of its error.
+
+    A format is that of both numbers: ``f"{estimate:.1%}"``.
+
+    Attributes:
+        mean: Over the seeds.
+        standard_error: Of the mean; NaN of one seed.
+    """
+
+    mean: float
+    standard_error: float
+
+    def __str__(self) -> str:
+        return format(self)
+
+    def __format__(self, spec: str) -> str:
+        return " ± ".join(format(number, spec or ".2f") for number in self)
 
 
 def delta_m(
-    metrics: Mapping[str, Mapping[str, float]],
-    baseline: Mapping[str, Mapping[str, float]],
+    metrics: Scores,
+    baseline: Scores,
     lower_is_better: Collection[str] = (),
     convention: Convention = "gain",
 ) -> float:
@@ -20,8 +43,9 @@ def delta_m(
         metrics: For each task, its metrics by name.
         baseline: The same of the baseline.
         lower_is_better: Names of the metrics that count errors.
-        convention: ``"gain"``: in percent, higher is better (papers B and D); ``"loss"``: a
-            fraction, lower is better (paper A).
+        convention: ``"gain"``: in percent, higher is better (paper D, which counts one metric a
+            task); ``"loss"``: a fraction, lower is better (paper A). The tables of paper B hold
+            mean differences, not relative ones.
 
     Returns:
         The score; 0 for the baseline itself.
@@ -32,15 +56,9 @@ def delta_m(
     """
     if convention not in get_args(Convention):
         raise ValueError(f"convention: expected one of {get_args(Convention)}, got {convention!r}")
-    if metrics.keys() != baseline.keys():
-        raise KeyError(f"tasks differ: {sorted(metrics)} and, in the baseline, {sorted(baseline)}")
+    _check_alike(metrics, baseline)
     tasks = []
     for task, scores in metrics.items():
-        if scores.keys() != baseline[task].keys():
-            raise KeyError(
-                f"metrics of {task!r} differ: {sorted(scores)} and, in the baseline, "
-                f"{sorted(baseline[task])}"
-            )
         changes = []
         for name, score in scores.items():
             reference = baseline[task][name]
@@ -51,6 +69,54 @@ def delta_m(
         tasks.append(sum(changes) / len(changes))
     gain = sum(tasks) / len(tasks)
     return 100.0 * gain if convention == "gain" else -gain
+
+
+def delta_m_over_seeds(
+    runs: Sequence[Scores],
+    baselines: Sequence[Scores],
+    lower_is_better: Collection[str] = (),
+    convention: Convention = "gain",
+) -> Estimate:
+    """:func:`delta_m` of each seed against the mean of the baseline's.
+
+    The error is that of the method alone; the baseline counts as known. Those in paper A are
+    larger than the errors of its metrics allow: they seem to have the baseline's in them.
+
+    Args:
+        runs: Metrics of each seed of the method.
+        baselines: The same of the baseline; it may have other seeds, and another number of them.
+        lower_is_better: As for :func:`delta_m`.
+        convention: As for :func:`delta_m`.
+
+    Raises:
+        KeyError: Two seeds do not have the same tasks and metrics.
+        ValueError: No seed is given, or as for :func:`delta_m`.
+    """
+    for name, seeds in (("baselines", baselines), ("runs", runs)):
+        if not seeds:
+            raise ValueError(f"{name}: no seed")
+        for i, seed in enumerate(seeds):
+            _check_alike(seed, baselines[0], f"{name}[{i}]: ")
+    reference = {
+        task: {name: statistics.fmean(seed[task][name] for seed in baselines) for name in scores}
+        for task, scores in baselines[0].items()
+    }
+    scores = [delta_m(run, reference, lower_is_better, convention) for run in runs]
+    spread = statistics.stdev(scores) if len(scores) > 1 else math.nan
+    return Estimate(statistics.fmean(scores), spread / math.sqrt(len(scores)))
+
+
+def _check_alike(metrics: Scores, baseline: Scores, where: str = "") -> None:
+    if metrics.keys() != baseline.keys():
+        raise KeyError(
+            f"{where}tasks differ: {sorted(metrics)} and, in the baseline, {sorted(baseline)}"
+        )
+    for task, scores in metrics.items():
+        if scores.keys() != baseline[task].keys():
+            raise KeyError(
+                f"{where}metrics of {task!r} differ: {sorted(scores)} and, in the baseline, "
+                f"{sorted(baseline[task])}"
+            )
 
 
 def ranking_similarity(first: Mapping[str, float], second: Mapping[str, float]) -> float:

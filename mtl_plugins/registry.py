@@ -81,8 +81,9 @@ def build(
     if name not in registry:
         raise KeyError(f"{key}.type: no method is called {name!r}; {suggest(str(name), registry)}")
     valid = inspect.signature(registry[name]).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in valid.values())
     for argument in arguments:
-        if argument not in valid:
+        if not takes_any and argument not in valid:
             raise TypeError(
                 f"{key}: {name} takes no argument {argument!r}; {suggest(argument, valid)}"
             )

@@ -11,7 +11,8 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 import mtl_plugins.mm  # noqa: F401
-from mtl_plugins.aggregation import AGGREGATORS, RandomAggregator
+from mtl_plugins.aggregation import AGGREGATORS
+from mtl_plugins.draws import RandomMethod
 from mtl_plugins.tasks import TaskGroups
 
 ROOT = Path(__file__).parents[1]
@@ -20,12 +21,14 @@ DETECTION_MASK = {"detection": ["loss_rpn_*", "loss_cls", "loss_bbox"], "mask": 
 
 
 GRADIENT_METHODS = [name for name, cls in AGGREGATORS.items() if cls.needs_gradients]
-RANDOM = [name for name, cls in AGGREGATORS.items() if issubclass(cls, RandomAggregator)]
+RANDOM = [name for name, cls in AGGREGATORS.items() if issubclass(cls, RandomMethod)]
+# What they cannot do without: a method's name, the length of the run.
+NEEDED = {"TorchJD": {"name": "UPGradWeighting"}, "MCLGS": {"total_steps": 100}}
 
 
 def method(name: str) -> dict[str, object]:
     """The config of an aggregator, with the same draws each time."""
-    return {"type": name} | ({"seed": 3} if name in RANDOM else {})
+    return {"type": name} | NEEDED.get(name, {}) | ({"seed": 3} if name in RANDOM else {})
 
 
 class Trunk(nn.Module):

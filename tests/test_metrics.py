@@ -1,15 +1,99 @@
-import pytest
+import math
+from collections.abc import Mapping
 
-from mtl_plugins.metrics import delta_m, ranking_similarity
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtl_plugins.metrics import Estimate, Scores, delta_m, delta_m_over_seeds, ranking_similarity
+
+LOWER = ["rel", "rmse"]
+number = st.floats(0.01, 100.0)
+scores = st.fixed_dictionaries(
+    {
+        "depth": st.fixed_dictionaries({"rel": number, "acc": number}),
+        "seg": st.fixed_dictionaries({"miou": number}),
+    }
+)
+seeds = st.lists(scores, min_size=1, max_size=4)
+
+
+def changed(scores: Scores, factors: Mapping[str, float]) -> Scores:
+    return {
+        task: {name: value * factors.get(name, 1.0) for name, value in metrics.items()}
+        for task, metrics in scores.items()
+    }
+
+
+def flat(**metrics: float) -> Scores:
+    """One metric a task."""
+    return {name: {name: value} for name, value in metrics.items()}
 
 
 def test_delta_m_by_hand():
     baseline = {"depth": {"rel": 0.2, "acc": 0.5}, "seg": {"miou": 0.4}}
     metrics = {"depth": {"rel": 0.1, "acc": 0.6}, "seg": {"miou": 0.3}}
     # depth: (+50 % + 20 %) / 2 = 35 %; seg: -25 %; mean 5 %
-    assert delta_m(metrics, baseline, ["rel"]) == pytest.approx(5.0)
-    assert delta_m(metrics, baseline, ["rel"], convention="loss") == pytest.approx(-0.05)
-    assert delta_m(baseline, baseline, ["rel"]) == 0.0
+    assert delta_m(metrics, baseline, LOWER) == pytest.approx(5.0)
+    assert delta_m(metrics, baseline, LOWER, convention="loss") == pytest.approx(-0.05)
+    assert delta_m(baseline, baseline, LOWER) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("mean_ap", "miou", "published"),
+    [(26.31, 51.82, -4.03), (26.16, 51.43, -3.33), (15.33, 46.61, 22.85)],
+    ids=["MCLGS", "plain", "MGDA"],
+)
+def test_published_by_a_on_bdd100k(mean_ap: float, miou: float, published: float):
+    """Table 4; means of rounded metrics are off by up to a unit of the last digit."""
+    score = delta_m(flat(ap=mean_ap, miou=miou), flat(ap=25.37, miou=49.66), convention="loss")
+    assert 100 * score == pytest.approx(published, abs=0.01)
+
+
+def test_published_by_a_on_nyuv2():
+    """Table 3, CAGrad + MCLGS with equal weights: several metrics a task."""
+
+    def row(*values: float) -> Scores:
+        names = ("miou", "pixels", "abs", "rel", "mean", "median", "11", "22", "30")
+        metrics = dict(zip(names, values, strict=True))
+        tasks = {"seg": names[:2], "depth": names[2:4], "normals": names[4:]}
+        return {task: {name: metrics[name] for name in names} for task, names in tasks.items()}
+
+    single = row(39.33, 64.55, 0.5785, 0.2339, 26.12, 20.44, 28.04, 54.56, 66.84)
+    mclgs = row(41.37, 66.47, 0.5513, 0.2230, 25.50, 20.22, 28.26, 55.16, 67.75)
+    score = delta_m(mclgs, single, ["abs", "rel", "mean", "median"], convention="loss")
+    assert 100 * score == pytest.approx(-3.37, abs=0.01)
+
+
+def test_published_by_d():
+    """Tables 1 and 2; of several metrics, D counts a task's first."""
+    nyud = flat(rmse=0.667, miou=33.18, angle=20.75)
+    for published, row in {
+        9.53: flat(rmse=0.594, miou=38.67, angle=20.52),  # gradient descent
+        15.00: flat(rmse=0.565, miou=41.10, angle=19.54),  # theirs
+    }.items():
+        assert delta_m(row, nyud, ["rmse", "angle"]) == pytest.approx(published, abs=0.01)
+    pascal = flat(seg=60.30, parts=60.56, saliency=67.05, angle=14.76)
+    ours = flat(seg=63.86, parts=63.05, saliency=68.30, angle=14.33)
+    assert delta_m(ours, pascal, ["angle"]) == pytest.approx(3.70, abs=0.01)
+
+
+@given(scores, scores, number)
+def test_delta_m_does_not_depend_on_units(metrics: Scores, baseline: Scores, unit: float):
+    units = {"rel": unit, "miou": 1.0 / unit}
+    score = delta_m(metrics, baseline, LOWER)
+    assert delta_m(changed(metrics, units), changed(baseline, units), LOWER) == pytest.approx(
+        score, rel=1e-6, abs=1e-6
+    )
+
+
+@given(scores, scores, st.sampled_from(["rel", "acc", "miou"]), st.floats(1.01, 2.0))
+def test_delta_m_is_better_where_a_metric_is(
+    metrics: Scores, baseline: Scores, name: str, factor: float
+):
+    better = changed(metrics, {name: 1.0 / factor if name in LOWER else factor})
+    assert delta_m(better, baseline, LOWER) > delta_m(metrics, baseline, LOWER)
+    assert delta_m(better, baseline, LOWER, "loss") < delta_m(metrics, baseline, LOWER, "loss")
 
 
 def test_delta_m_errors():
@@ -21,6 +105,43 @@ def test_delta_m_errors():
         delta_m({"a": {"x": 1.0}}, {"a": {"x": 0.0}})
     with pytest.raises(ValueError, match="convention"):
         delta_m({"a": {"x": 1.0}}, {"a": {"x": 1.0}}, convention="A")
+
+
+def test_over_seeds_by_hand():
+    baselines = [flat(miou=0.3, rmse=2.0), flat(miou=0.5, rmse=2.0)]  # mean 0.4 and 2
+    runs = [flat(miou=0.4, rmse=2.0), flat(miou=0.4, rmse=1.0), flat(miou=0.8, rmse=2.0)]
+    # 0 %, 25 %, 50 %: standard deviation 25 %
+    estimate = delta_m_over_seeds(runs, baselines, LOWER)
+    assert estimate == pytest.approx((25.0, 25.0 / math.sqrt(3)))
+    assert str(estimate) == "25.00 ± 14.43"
+    loss = delta_m_over_seeds(runs, baselines, LOWER, convention="loss")
+    assert f"{loss:.1%}" == "-25.0% ± 14.4%"
+    assert str(delta_m_over_seeds(runs[1:2], baselines, LOWER)) == "25.00 ± nan"
+    assert str(Estimate(-3.37, 0.72)) == "-3.37 ± 0.72"
+
+
+@given(seeds)
+def test_the_baseline_over_seeds_scores_0(baselines: list[Scores]):
+    assert delta_m_over_seeds(baselines, baselines, LOWER).mean == pytest.approx(0.0, abs=1e-9)
+
+
+@given(scores, scores, st.integers(2, 4))
+def test_equal_seeds_have_no_error(run: Scores, baseline: Scores, count: int):
+    score = delta_m(run, baseline, LOWER)
+    estimate = delta_m_over_seeds([run] * count, [baseline], LOWER)
+    assert estimate == pytest.approx((score, 0.0), rel=1e-9, abs=1e-9)
+
+
+def test_over_seeds_errors():
+    good, other = flat(a=1.0), flat(b=1.0)
+    with pytest.raises(ValueError, match="runs: no seed"):
+        delta_m_over_seeds([], [good])
+    with pytest.raises(ValueError, match="baselines: no seed"):
+        delta_m_over_seeds([good], [])
+    with pytest.raises(KeyError, match=r"runs\[1\]: tasks differ"):
+        delta_m_over_seeds([good, other], [good])
+    with pytest.raises(KeyError, match=r"baselines\[1\]: metrics of 'a' differ"):
+        delta_m_over_seeds([good], [good, {"a": {"y": 1.0}}])
 
 
 def test_ranking_similarity_by_hand():

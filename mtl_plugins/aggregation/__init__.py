@@ -13,18 +13,36 @@ from mtl_plugins.aggregation.aligned_mtl import AlignedMTL
 from mtl_plugins.aggregation.base import Aggregator, GramianAggregator, RandomAggregator
 from mtl_plugins.aggregation.cagrad import CAGrad
 from mtl_plugins.aggregation.constant import Mean, Sum
+from mtl_plugins.aggregation.graddrop import GradDrop
 from mtl_plugins.aggregation.gradvac import GradVac
 from mtl_plugins.aggregation.imtl_g import IMTLG
+from mtl_plugins.aggregation.mclgs import MCLGS
 from mtl_plugins.aggregation.mgda import MGDA
 from mtl_plugins.aggregation.nash_mtl import NashMTL
 from mtl_plugins.aggregation.pcgrad import PCGrad
 from mtl_plugins.aggregation.rgw import RGW
+from mtl_plugins.aggregation.torchjd import TorchJD
 from mtl_plugins.aggregation.upgrad import UPGrad
 from mtl_plugins.registry import build
 
 AGGREGATORS: dict[str, type[Aggregator]] = {
     cls.__name__: cls
-    for cls in (Sum, Mean, MGDA, PCGrad, GradVac, RGW, CAGrad, NashMTL, AlignedMTL, IMTLG, UPGrad)
+    for cls in (
+        Sum,
+        Mean,
+        MGDA,
+        PCGrad,
+        GradVac,
+        GradDrop,
+        RGW,
+        CAGrad,
+        NashMTL,
+        AlignedMTL,
+        IMTLG,
+        MCLGS,
+        UPGrad,
+        TorchJD,
+    )
 }
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
-
-import torch
-from torch import nn
 
 from mtl_plugins.registry import Method
 
@@ -72,7 +70,9 @@ class LearnedWeighting(Weighting):
     """A weighting with one learned number a task, and an Adam of its own.
 
     They do not sit in the optimizer of the model, where gradient clipping, weight decay, a loss
-    scaler and the learning rate of the model would act on them, and they on the clipping.
+    scaler and the learning rate of the model would act on them, and they on the clipping. Adam is
+    written out: on a few plain numbers it takes less than the optimizer of torch, and its state
+    knows neither devices nor parameter groups.
 
     Args:
         lr: Learning rate of Adam.
@@ -80,9 +80,11 @@ class LearnedWeighting(Weighting):
 
     Attributes:
         initial: What the numbers are at first.
+        bounds: What they are kept within.
     """
 
     initial: ClassVar[float] = 0.0
+    bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
 
     def __init__(self, lr: float = 0.025, weight_decay: float = 0.0) -> None:
         super().__init__()
@@ -90,44 +92,42 @@ class LearnedWeighting(Weighting):
             raise ValueError(f"lr and weight_decay are not negative, got {lr} and {weight_decay}")
         self.lr = lr
         self.weight_decay = weight_decay
-        self._numbers: dict[str, nn.Parameter] = {}
-        self._adam: torch.optim.Adam | None = None
+        self._numbers: dict[str, float] = {}
+        self._moments: dict[str, tuple[float, float, int]] = {}
 
     def number(self, task: str) -> float:
         """The learned number of a task; the initial one if the task has not been seen."""
-        return self._numbers[task].item() if task in self._numbers else self.initial
+        return self._numbers.get(task, self.initial)
 
     def descend(self, gradients: Mapping[str, float]) -> None:
         """One step of Adam on the numbers of these tasks; those of others stay."""
-        for task in gradients:
-            self._add(task)
-        for task, number in self._numbers.items():
-            gradient = gradients.get(task)
-            number.grad = None if gradient is None else torch.full_like(number, gradient)
-        if self._adam is not None:
-            self._adam.step()
-
-    def _add(self, task: str) -> None:
-        if task in self._numbers:
-            return
-        number = nn.Parameter(torch.tensor(self.initial, dtype=torch.float64))
-        self._numbers[task] = number
-        if self._adam is None:
-            self._adam = torch.optim.Adam([number], self.lr, weight_decay=self.weight_decay)
-        else:
-            self._adam.add_param_group({"params": [number]})
+        low, high = self.bounds
+        for task, gradient in gradients.items():
+            number = self.number(task)
+            mean, square, steps = self._moments.get(task, (0.0, 0.0, 0))
+            gradient += self.weight_decay * number
+            mean = 0.9 * mean + 0.1 * gradient
+            square = 0.999 * square + 0.001 * gradient * gradient
+            steps += 1
+            length = math.sqrt(square / (1.0 - 0.999**steps)) + 1e-8
+            number -= self.lr * mean / (1.0 - 0.9**steps) / length
+            self._numbers[task] = min(max(number, low), high)
+            self._moments[task] = (mean, square, steps)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {
-            "numbers": {task: number.item() for task, number in self._numbers.items()},
-            "adam": None if self._adam is None else self._adam.state_dict(),
+            "numbers": dict(self._numbers),
+            "moments": dict(self._moments),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self._numbers, self._adam = {}, None
-        for task, number in state["numbers"].items():
-            self._add(task)
-            self._numbers[task].data.fill_(number)
-        if self._adam is not None:
-            self._adam.load_state_dict(state["adam"])
+        self._numbers, self._moments = dict(state["numbers"]), dict(state["moments"])
+
+
+def softmax(values: Mapping[str, float]) -> dict[str, float]:
+    """The softmax over the tasks."""
+    top = max(values.values(), default=0.0)
+    powers = {task: math.exp(value - top) for task, value in values.items()}
+    total = sum(powers.values())
+    return {task: power / total for task, power in powers.items()}

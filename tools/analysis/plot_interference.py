@@ -1,34 +1,133 @@
-"""Draws how the tasks of some runs got on: GDS and GMS, task losses and weights over iterations.
+"""Draws how the tasks of some runs got on with each other: a picture, and a page that explains it.
 
-    python tools/analysis/plot_interference.py work_dirs/RUN_A work_dirs/RUN_B --out curves.png
+    python tools/analysis/plot_interference.py work_dirs/RUN [work_dirs/RUN ...] --baseline sum
 
-Reads what TaskInterferenceHook wrote to MMEngine's own ``vis_data/scalars.json``.
+Reads what TaskInterferenceHook wrote to MMEngine's own ``<timestamp>/vis_data/scalars.json``. The
+page stands beside the picture, has everything in it, and can be sent to somebody as it is.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from io import StringIO
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
-
-PANELS = {
-    "mtl/gds": "GDS: mean cosine of task gradients",
-    "mtl/gms": "GMS: similarity of their magnitudes",
-    "mtl/loss/": "task loss",
-    "mtl/weight/": "task weight",
-}
-Curves = dict[str, tuple[list[int], list[float]]]
+Curve = tuple[np.ndarray, np.ndarray]  # iterations, values; NaN where a value was not finite
+Curves = dict[str, Curve]  # by the scalar's name
 
 
-def scalars_file(run: Path) -> Path:
-    """The newest scalar log of a work directory.
+class Panel(NamedTuple):
+    """What is drawn into one panel, and how it is explained."""
+
+    scalars: str  # a name, or the start of names that end in a task
+    title: str
+    axis: str
+    reading: str
+    ratio: bool = False  # to the baseline, where others are the difference from it
+
+
+CURVES = (
+    Panel(
+        "mtl/gds",
+        "Gradient direction similarity (GDS)",
+        "mean cosine",
+        "The cosine of the angle between the gradients of two tasks, averaged over all pairs, from "
+        "−1 to 1: high means that a step for one task helps the others too, 0 that they do not "
+        "care, below 0 that it harms them.",
+    ),
+    Panel(
+        "mtl/gms",
+        "Gradient magnitude similarity (GMS)",
+        "mean similarity of lengths",
+        "How alike the lengths of the task gradients are, averaged over all pairs, from 0 to 1: "
+        "at 1 all tasks pull equally hard, near 0 one of them drowns the others.",
+    ),
+    Panel(
+        "mtl/fd",
+        "Feature disentanglement (FD)",
+        "mean entropy",
+        "How the tasks share the features, as the mean entropy over their locations, from 0 to "
+        "log T for T tasks (0.69 for two): at 0 each location matters to one task only and the "
+        "tasks keep out of each other's way, at log T every location matters to all of them "
+        "equally.",
+    ),
+    Panel(
+        "mtl/loss/",
+        "Task losses",
+        "loss",
+        "The loss of each task, before any weight: lower is better, and tasks are compared with "
+        "themselves in another run, not with each other.",
+        ratio=True,
+    ),
+    Panel(
+        "mtl/weight/",
+        "Task weights",
+        "weight",
+        "The factor with which the gradient of each task enters the update: high means that the "
+        "method listens to this task, and what counts is a task's share, as some methods scale "
+        "all weights.",
+        ratio=True,
+    ),
+)
+ANGLES = Panel(
+    "mtl/angle/",
+    "Angles between task gradients",
+    "density per degree",
+    "How often which angle was seen between the gradients of two tasks, all pairs and iterations "
+    "together, from 0 to 180 degrees: mass right of the line at 90 is conflict, mass left of it "
+    "agreement.",
+)
+PANELS = (*CURVES, ANGLES)
+# Petroff's ten colours, told apart with any kind of colour vision (arXiv 2107.02270).
+COLOURS = (
+    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
+    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
+)
+STYLES = (
+    *("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5))),
+    *((0, (10, 2)), (0, (4, 1, 1, 1, 1, 1)), (0, (1, 3))),
+)
+
+
+def names_of(panel: Panel, names: Iterable[str]) -> list[str]:
+    """The scalars that belong into a panel."""
+    several = panel.scalars.endswith("/")
+    return [n for n in names if n == panel.scalars or several and n.startswith(panel.scalars)]
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def labels(runs: Sequence[Path]) -> list[str]:
+    """Folder names, with as many of the folders above as tell the runs apart.
+
+    Raises:
+        SystemExit: A run is there twice.
+    """
+    parts = [Path(os.path.abspath(run)).parts for run in runs]
+    found = []
+    for run, own in zip(runs, parts, strict=True):
+        if parts.count(own) > 1:
+            raise SystemExit(f"RUN: {run} is given twice")
+        ends = (own[-length:] for length in range(1, len(own) + 1))
+        end = next(e for e in ends if sum(other[-len(e) :] == e for other in parts) == 1)
+        found.append(str(Path(*end)))
+    return found
+
+
+def scalars_files(run: Path) -> list[Path]:
+    """The scalar logs of a work directory, oldest first: one for each start and resume.
 
     Raises:
         SystemExit: There is none.
@@ -36,67 +135,400 @@ def scalars_file(run: Path) -> Path:
     files = sorted(run.glob("*/vis_data/scalars.json"))
     if not files:
         raise SystemExit(f"{run}: no */vis_data/scalars.json in it; is it the work_dir of a run?")
-    return files[-1]
+    return files
+
+
+def scalars_file(run: Path) -> Path:
+    """The newest scalar log of a work directory."""
+    return scalars_files(run)[-1]
+
+
+def read_records(file: Path) -> list[tuple[int, dict[str, float]]]:
+    """Iterations of a log, and the scalars that the hook wrote then.
+
+    Raises:
+        SystemExit: A line is no JSON, and it is not the last one, as a kill leaves it.
+    """
+    records = []
+    lines = file.read_text(errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise SystemExit(f"{file}, line {number}: expected JSON, found {error}") from None
+            continue
+        scalars = {name: value for name, value in record.items() if name.startswith("mtl/")}
+        if scalars:
+            records.append((record["step"], scalars))
+    return records
 
 
 def read_curves(run: Path) -> Curves:
-    """Steps and values of every scalar of the hook.
+    """Every scalar of the hook over the iterations, through all resumes of the run.
 
     Raises:
-        SystemExit: The hook wrote nothing.
+        SystemExit: There is no log, or the hook wrote nothing to it.
     """
-    curves: Curves = {}
-    for line in scalars_file(run).read_text().splitlines():
-        record = json.loads(line)
-        for name, value in record.items():
-            if name.startswith("mtl/"):
-                steps, values = curves.setdefault(name, ([], []))
-                steps.append(record["step"])
-                values.append(value)
+    points: dict[str, dict[int, float]] = {}
+    for file in scalars_files(run):
+        records = read_records(file)
+        first = min((step for step, _ in records), default=float("inf"))
+        for name, curve in points.items():
+            # What came after the checkpoint that was resumed from is no part of this training.
+            points[name] = {step: value for step, value in curve.items() if step < first}
+        for step, scalars in records:
+            for name, value in scalars.items():
+                points.setdefault(name, {})[step] = value
+    curves = {}
+    for name in [name for panel in PANELS for name in names_of(panel, points)]:
+        curve = sorted(points[name].items())
+        steps, values = np.array(curve, dtype=float).reshape(-1, 2).T
+        there = np.isfinite(values)
+        if there.any():
+            curves[name] = steps.astype(int), np.where(there, values, np.nan)
     if not curves:
-        raise SystemExit(f"{run}: nothing from TaskInterferenceHook; add it to custom_hooks")
+        raise SystemExit(f"{run}: no mtl/ scalars in it; add TaskInterferenceHook to custom_hooks")
     return curves
 
 
-def smooth(values: Sequence[float]) -> np.ndarray:
-    """Moving average over a tenth of the curve (paper C section 5.1), shorter at its ends."""
-    reach = max(1, len(values) // 10) // 2
-    return np.array(
-        [np.mean(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))]
+def span(curves: Curves) -> tuple[int, int]:
+    """The first and the last iteration."""
+    steps = np.concatenate([steps for steps, _ in curves.values()])
+    return int(steps.min()), int(steps.max())
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Moving average over a tenth of the curve (paper C section 5.1), shorter at its ends.
+
+    A gap stays one, and its neighbours are averages of what there is.
+    """
+    values = np.asarray(values, dtype=float)
+    window = np.ones(len(values) // 10 // 2 * 2 + 1)
+    there = np.isfinite(values)
+    total = np.convolve(np.where(there, values, 0.0), window, "same")
+    count = np.convolve(there, window, "same")
+    return np.where(there, total / np.maximum(count, 1.0), np.nan)
+
+
+def relative(curve: Curve, baseline: Curve, ratio: bool) -> Curve:
+    """A curve's difference from the smoothed baseline, or its ratio to it, at the same iteration.
+
+    Between two values of the baseline it is interpolated, outside of their range a gap.
+    """
+    steps, values = curve
+    smoothed = smooth(baseline[1])
+    there = np.isfinite(smoothed)
+    reference = np.interp(steps, baseline[0][there], smoothed[there], left=np.nan, right=np.nan)
+    if not ratio:
+        return steps, values - reference
+    return steps, values / np.where(reference == 0.0, np.nan, reference)
+
+
+def last_tenth(curves: Iterable[Curve]) -> float:
+    """The mean over the last tenth of each curve, NaN if nothing is there."""
+    ends = [values[-max(1, len(values) // 10) :] for _, values in curves]
+    there = [value for end in ends for value in end if np.isfinite(value)]
+    return float(np.mean(there)) if there else float("nan")
+
+
+# --- the picture ----------------------------------------------------------------------------------
+
+
+def colours(count: int) -> Sequence[Any]:
+    """A colour for each run; of more than ten runs only an order is seen."""
+    if count <= len(COLOURS):
+        return COLOURS[:count]
+    scale = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.95, count))
+    return [matplotlib.colors.to_hex(colour) for colour in scale]
+
+
+def is_relative(panel: Panel, runs: Mapping[str, Curves], baseline: str | None) -> bool:
+    """Whether the baseline has everything that the panel shows of the other runs."""
+    return baseline is not None and all(
+        name in runs[baseline] for curves in runs.values() for name in names_of(panel, curves)
     )
 
 
-def draw(runs: dict[str, Curves], out: Path) -> None:
-    """Draws one panel a kind of scalar, one colour a run, one line style a task."""
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(5 * len(PANELS), 3.6))
-    for axis, (prefix, title) in zip(axes, PANELS.items(), strict=True):
-        for colour, (run, curves) in enumerate(runs.items()):
-            names = [name for name in curves if name.startswith(prefix)]
-            for style, name in enumerate(names):
-                steps, values = curves[name]
-                task = name.removeprefix(prefix)
-                axis.plot(steps, values, color=f"C{colour}", alpha=0.15)
-                axis.plot(
-                    steps,
-                    smooth(values),
-                    color=f"C{colour}",
-                    linestyle=("-", "--", ":", "-.")[style % 4],
-                    label=f"{run} {task}".strip(),
-                )
-        axis.set(title=title, xlabel="iteration")
-        axis.legend(fontsize="small")
-    figure.tight_layout()
+def tasks_of(runs: Mapping[str, Curves]) -> list[str]:
+    """The tasks that have curves of their own, as the runs name them, first come first."""
+    return list(
+        dict.fromkeys(
+            name.removeprefix(panel.scalars)
+            for panel in CURVES
+            if panel.scalars.endswith("/")
+            for curves in runs.values()
+            for name in names_of(panel, curves)
+        )
+    )
+
+
+def panels_of(runs: Mapping[str, Curves]) -> list[Panel]:
+    """The panels that some run has data for."""
+    return [p for p in PANELS if any(names_of(p, curves) for curves in runs.values())]
+
+
+def draw_curves(axis: Axes, panel: Panel, runs: Mapping[str, Curves], baseline: str | None) -> None:
+    """One colour a run, one line style a task, and the logged values in pale behind."""
+    tasks = tasks_of(runs)
+    compared = is_relative(panel, runs, baseline)
+    pale = []
+    many = sum(len(names_of(panel, curves)) for curves in runs.values())
+    for colour, (run, curves) in zip(colours(len(runs)), runs.items(), strict=True):
+        if compared and run == baseline:
+            axis.axhline(1.0 if panel.ratio else 0.0, color=colour, linestyle="--")
+            continue
+        for name in names_of(panel, curves):
+            steps, values = curves[name]
+            raw, line = (steps, values), (steps, smooth(values))
+            if compared:
+                raw, line = (relative(c, runs[baseline][name], panel.ratio) for c in (raw, line))
+            task = name.removeprefix(panel.scalars)
+            line = thin(line)
+            axis.plot(
+                *line,
+                color=colour,
+                linestyle=STYLES[tasks.index(task) % len(STYLES)] if task else "-",
+                linewidth=1.6 if many <= 10 else 1.0,
+                marker=".",
+                markevery=alone(line[1]),
+            )
+            if many <= 10:  # more of them are a fog, however pale
+                alpha = min(0.3, 0.5 / many)
+                pale.append(Line2D(*raw, color=colour, alpha=alpha, linewidth=0.7, zorder=1))
+    # The smoothed curves fill most of the height, however far single values stray.
+    axis.margins(y=0.3)
+    axis.set_ylim(axis.get_ylim())
+    for logged in pale:
+        axis.add_line(logged)
+    axis.set_rasterization_zorder(1.2)  # as one image a panel, the page stays small
+    compare = "ratio to the baseline" if panel.ratio else "difference from the baseline"
+    axis.set(title=panel.title, xlabel="iteration", ylabel=compare if compared else panel.axis)
+
+
+def thin(curve: Curve) -> Curve:
+    """A smooth curve with a few hundred points at most, the last one among them."""
+    every = -(-len(curve[0]) // 200)
+    start = (len(curve[0]) - 1) % every
+    return curve[0][start::every], curve[1][start::every]
+
+
+def alone(values: np.ndarray) -> np.ndarray:
+    """Where a value has a gap on both sides, so that no line shows it."""
+    there = np.pad(np.isfinite(values), 1)
+    return there[1:-1] & ~there[:-2] & ~there[2:]
+
+
+def draw_angles(axis: Axes, runs: Mapping[str, Curves]) -> None:
+    """A histogram a run, of all pairs of tasks together (paper B fig. 1)."""
+    for colour, curves in zip(colours(len(runs)), runs.values(), strict=True):
+        if names := names_of(ANGLES, curves):
+            angles = np.concatenate([curves[name][1] for name in names])
+            axis.hist(
+                angles[np.isfinite(angles)],
+                bins=np.linspace(0.0, 180.0, 37),
+                density=True,
+                histtype="step",
+                linewidth=1.5,
+                color=colour,
+            )
+    axis.axvline(90.0, color="0.3", linestyle="--", linewidth=1.0)
+    axis.set(title=ANGLES.title, ylabel=ANGLES.axis, xlim=(0, 180), xticks=range(0, 181, 30))
+    axis.set_xlabel("angle in degrees (beyond 90: conflict)")
+
+
+def legend_of(runs: Iterable[str], tasks: Iterable[str], baseline: str | None) -> list[Line2D]:
+    """What stands for a run and for a task; an entry without a line is a heading."""
+    runs = list(runs)
+    entries = [Line2D([], [], linestyle="none", label="Run")]
+    for colour, run in zip(colours(len(runs)), runs, strict=True):
+        label, style = (f"{run} (baseline)", "--") if run == baseline else (run, "-")
+        entries.append(Line2D([], [], color=colour, linestyle=style, label=label))
+    lines = [
+        Line2D([], [], color="0.2", linestyle=STYLES[i % len(STYLES)], label=task)
+        for i, task in enumerate(tasks)
+    ]
+    return entries + [Line2D([], [], linestyle="none", label="Task")] * bool(lines) + lines
+
+
+def draw(runs: Mapping[str, Curves], out: Path, baseline: str | None = None) -> Figure:
+    """Draws one panel for each measure that some run has, and writes them as a PNG."""
+    panels = panels_of(runs)
+    rows = -(-len(panels) // 3)
+    columns = -(-len(panels) // rows)
+    entries = legend_of(runs, tasks_of(runs), baseline)
+    longest = max(len(str(entry.get_label())) for entry in entries)
+    figure = Figure(
+        figsize=(4.2 * columns + 0.9 + 0.085 * longest, max(3.2 * rows, 0.4 + 0.22 * len(entries))),
+        layout="constrained",
+    )
+    for i, panel in enumerate(panels, 1):
+        axis = figure.add_subplot(rows, columns, i)
+        if panel is ANGLES:
+            draw_angles(axis, runs)
+        else:
+            draw_curves(axis, panel, runs, baseline)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    legend = figure.legend(
+        handles=entries, loc="outside right upper", frameon=False, handlelength=3.5
+    )
+    for entry, text in zip(entries, legend.get_texts(), strict=True):
+        text.set_parse_math(False)  # a name may have dollars
+        text.set_weight("bold" if entry.get_linestyle() == "None" else "normal")
     figure.savefig(out, dpi=110)
-    plt.close(figure)
+    return figure
 
 
-def main() -> None:
+# --- the page -------------------------------------------------------------------------------------
+
+CSS = """
+body { font: 16px/1.5 sans-serif; color: #222; background: #fff }
+body { max-width: 90rem; margin: 2rem auto; padding: 0 1rem }
+svg { width: 100%; height: auto }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; font-size: .9rem }
+th, td { padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: left }
+th { white-space: nowrap }
+.numbers td, .numbers th + th { text-align: right; white-space: nowrap }
+td { font-variant-numeric: tabular-nums }
+small { color: #666; font-size: .8rem }
+dt { font-weight: bold }
+dd { margin: 0 0 .6rem 0; max-width: 50rem }
+"""
+
+
+def svg(figure: Figure) -> str:
+    """The picture as an element of a page, its text as text."""
+    buffer = StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mtl"}):
+        figure.savefig(buffer, format="svg", dpi=110, metadata=nothing)
+    content = buffer.getvalue()
+    return content[content.index("<svg") :]
+
+
+def table(kind: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table whose first row and column are headings."""
+    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
+    for first, *others in rows:
+        lines.append(f"<tr><th>{first}</th>{''.join(f'<td>{cell}</td>' for cell in others)}</tr>")
+    return f'<div class="wide"><table class="{kind}">' + "\n".join(lines) + "</table></div>"
+
+
+def measures_of(runs: Mapping[str, Curves]) -> dict[str, list[str]]:
+    """Which scalars are one line of the table: a measure, a task's loss or weight, all angles."""
+    measures: dict[str, list[str]] = {}
+    names = dict.fromkeys(name for curves in runs.values() for name in curves)
+    for panel in panels_of(runs):
+        for name in names_of(panel, names):
+            task = "" if panel is ANGLES else name.removeprefix(panel.scalars)
+            measures.setdefault(f"{panel.title}: {task}" if task else panel.title, []).append(name)
+    return measures
+
+
+def page(
+    figure: Figure,
+    runs: Mapping[str, Curves],
+    folders: Mapping[str, Path],
+    baseline: str | None = None,
+) -> str:
+    """A page of HTML that needs nothing but itself: runs, picture, numbers, and how to read them.
+
+    Args:
+        figure: What ``draw`` gave.
+        runs: The curves of each run.
+        folders: Where each run lies.
+        baseline: The run that the others are compared with.
+    """
+    head = []
+    about = []
+    for colour, (run, curves) in zip(colours(len(runs)), runs.items(), strict=True):
+        square = f'<span style="color:{colour}">&#9632;</span>'
+        head.append(f"{square} {escape(run)}{' (baseline)' * (run == baseline)}")
+        about.append([head[-1], escape(str(folders[run])), "{} – {}".format(*span(curves))])
+
+    numbers = []
+    for measure, names in measures_of(runs).items():
+        means = {run: last_tenth(c[n] for n in names if n in c) for run, c in runs.items()}
+        cells = ["–" if np.isnan(mean) else f"{mean:#.4g}" for mean in means.values()]
+        if baseline is not None:
+            for i, (run, mean) in enumerate(means.items()):
+                if run != baseline and np.isfinite(difference := mean - means[baseline]):
+                    cells[i] += f" <small>({difference:+#.3g})</small>"
+        numbers.append([escape(measure), *cells])
+
+    reading = []
+    for panel in panels_of(runs):
+        drawn = ""
+        if baseline is not None and panel is not ANGLES:
+            drawn = (
+                f" Drawn {'divided by' if panel.ratio else 'minus'} that of {escape(baseline)}, "
+                f"which is the dashed line at {'1' if panel.ratio else '0'}."
+                if is_relative(panel, runs, baseline)
+                else f" Drawn as it is, because {escape(baseline)} lacks some of it."
+            )
+        reading.append(f"<dt>{panel.title}</dt><dd>{panel.reading}{drawn}</dd>")
+
+    title = "How the tasks get on with each other"
+    against = "" if baseline is None else f", in brackets the difference from {escape(baseline)}"
+    parts = [
+        f"<h1>{title}</h1>",
+        "<p>Several tasks train one network, and each pulls at it with a gradient of its own. "
+        "This is how far they agreed, and what the method made of it.</p>",
+        "<h2>Runs</h2>",
+        table("runs", ["run", "folder", "iterations"], about),
+        "<h2>Over the training</h2>",
+        "<p>Lines are moving averages over a tenth of the training. Where there are not too many, "
+        "what was logged is pale behind them.</p>",
+        f'<div class="wide">{svg(figure)}</div>',
+        f"<h2>At the end</h2><p>Means over the last tenth of each run{against}.</p>",
+        table("numbers", ["measure", *head], numbers),
+        f"<h2>How to read this</h2><dl>{''.join(reading)}</dl>",
+    ]
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{CSS}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="work directories")
-    parser.add_argument("--out", type=Path, default=Path("interference.png"), help="PNG to write")
-    args = parser.parse_args()
-    draw({run.name: read_curves(run) for run in args.runs}, args.out)
-    print(f"wrote {args.out}")
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="the run to draw the others relative to, by its name"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("interference.png"),
+        help="PNG to write; the page goes beside it, as .html (default: %(default)s)",
+    )
+    args = parser.parse_args(arguments)
+    if args.out.suffix.lower() != ".png":
+        raise SystemExit(f"--out: expected a name that ends in .png, got {str(args.out)!r}")
+    folders = dict(zip(labels(args.runs), args.runs, strict=True))
+    if args.baseline is not None and args.baseline not in folders:
+        names = ", ".join(repr(name) for name in folders)
+        raise SystemExit(f"--baseline: no run is called {args.baseline!r}; valid are {names}")
+    runs = {name: read_curves(folder) for name, folder in folders.items()}
+    if args.baseline is not None:
+        first, last = span(runs[args.baseline])
+        for name, (start, end) in {name: span(curves) for name, curves in runs.items()}.items():
+            if end < first or last < start:
+                raise SystemExit(
+                    f"--baseline: {args.baseline!r} has the iterations {first} to {last} and "
+                    f"{name!r} {start} to {end}; none are common to both"
+                )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    figure = draw(runs, args.out, args.baseline)
+    html = args.out.with_suffix(".html")
+    html.write_text(page(figure, runs, folders, args.baseline), encoding="utf-8")
+    print(f"wrote {args.out} and {html}")
 
 
 if __name__ == "__main__":

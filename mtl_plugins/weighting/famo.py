@@ -1,0 +1,101 @@
+"""FAMO: all losses fall at the same rate, seen from the losses alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+
+from mtl_plugins.registry import suggest
+from mtl_plugins.weighting.base import LearnedWeighting, softmax
+
+
+class FAMO(LearnedWeighting):
+    r"""Fast adaptive multitask optimisation (`Liu et al. 2023, algorithm 1
+    <https://arxiv.org/abs/2306.03792>`_).
+
+    With :math:`D_t = L_t - m_t + \epsilon` and :math:`z = \operatorname{softmax}(\xi)` over the
+    tasks taking part, the model descends :math:`\sum_t z_t \log D_t / c`, where
+    :math:`c = \sum_t z_t / D_t` is held constant. The factor of :math:`\nabla L_t` is thus
+    :math:`z_t / (c D_t)`, and the factors sum to 1. After the step, which has lowered
+    :math:`\log D_t` by :math:`\delta_t`, Adam descends :math:`J^\top \delta` with the Jacobian
+    :math:`J` of the softmax: what fell fast gets less.
+
+    A loss at its lower bound, such as the 0 of a batch without an example, has no gradient. It
+    takes no part in the step, in which its :math:`1 / D_t` would leave nothing to the other tasks.
+
+    Args:
+        lr: Learning rate of the logits.
+        weight_decay: L2 penalty on the logits.
+        eps: :math:`\epsilon`.
+        min_losses: :math:`m_t`, a lower bound of the losses: one for all, or by name, 0 for a task
+            not named.
+    """
+
+    needs_losses = True
+    needs_new_losses = True
+
+    def __init__(
+        self,
+        lr: float = 0.025,
+        weight_decay: float = 0.01,
+        eps: float = 1e-8,
+        min_losses: float | Mapping[str, float] = 0.0,
+    ) -> None:
+        super().__init__(lr, weight_decay)
+        if eps < 0.0:
+            raise ValueError(f"eps is not negative, got {eps}")
+        self.eps = eps
+        self.min_losses = min_losses
+
+    def check(self, tasks: Collection[str]) -> None:
+        for name in self.min_losses if isinstance(self.min_losses, Mapping) else ():
+            if name not in tasks:
+                raise KeyError(
+                    f"weighting: FAMO.min_losses: no task is called {name!r}; "
+                    + suggest(name, tasks)
+                )
+
+    def weights(
+        self, tasks: Collection[str], losses: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
+        if losses is None:
+            raise ValueError("FAMO needs the losses of the step")
+        distances = self._distances({task: losses[task] for task in tasks})
+        if not distances:
+            return self._shares(tasks)
+        slopes = {t: z / distances[t] for t, z in self._shares(distances).items()}
+        total = sum(slopes.values())
+        return {task: slopes.get(task, 0.0) / total for task in tasks}
+
+    def gradient(
+        self, losses: Mapping[str, float], new_losses: Mapping[str, float]
+    ) -> dict[str, float]:
+        r""":math:`(J^\top \delta)_t = z_t (\delta_t - \sum_k z_k \delta_k)`."""
+        old, new = self._distances(losses), self._distances(new_losses)
+        delta = {t: math.log(old[t]) - math.log(new[t]) for t in old if t in new}
+        z = self._shares(delta)
+        mean = sum(z[t] * delta[t] for t in delta)
+        return {t: z[t] * (delta[t] - mean) for t in delta}
+
+    def update_after(self, losses: Mapping[str, float], new_losses: Mapping[str, float]) -> None:
+        self.descend(self.gradient(losses, new_losses))
+
+    def _shares(self, tasks: Iterable[str]) -> dict[str, float]:
+        return softmax({task: self.number(task) for task in tasks})
+
+    def _distances(self, losses: Mapping[str, float]) -> dict[str, float]:
+        """``D_t`` of the tasks whose loss is finite and above its bound."""
+        distances = {}
+        for task, loss in losses.items():
+            low = self.min_losses
+            low = low.get(task, 0.0) if isinstance(low, Mapping) else low
+            if not math.isfinite(loss):  # the owner of the step deals with that
+                continue
+            if loss < low:
+                raise ValueError(
+                    f"weighting: FAMO.min_losses: the loss of the task {task!r} is {loss:g}, below "
+                    f"its bound of {low:g}"
+                )
+            if loss > low:
+                distances[task] = loss - low + self.eps
+        return distances
