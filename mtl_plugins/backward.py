@@ -362,10 +362,7 @@ class MultiTaskBackward:
         if not batch.aggregate:
             return None
         if not self.monitor:
-            if self.monitor_features:
-                turns = dict(self._turns(batch))
-                rows = rows_of([turns.get(name) for name in self.tasks], self._features())
-                self._keep_disentanglement(rows)
+            self._look_at_features(batch)
             return None
         if self.representation is not None:
             leaves: list[Tensor] = list(self.representation.leaves)
@@ -385,6 +382,13 @@ class MultiTaskBackward:
             for p, grad in before:
                 p.grad = grad
         return self._gramian(held.data, self._reports[-1:], batch.scale)
+
+    def _look_at_features(self, batch: Batch) -> None:
+        """The feature disentanglement, where no pass of each task is to be made anyway."""
+        if self.monitor_features and batch.aggregate:
+            turns = dict(self._turns(batch))
+            rows = rows_of([turns.get(name) for name in self.tasks], self._features())
+            self._keep_disentanglement(rows)
 
     def _features(self) -> Sequence[Tensor]:
         """What the feature disentanglement is about."""
@@ -629,8 +633,7 @@ class MultiTaskBackward:
 
     def _gramian_alone(self, batch: Batch) -> Tensor:
         """As :meth:`_gramian`, without any rows."""
-        if self.monitor_features and not self.monitor:
-            self._monitored(batch)
+        self._look_at_features(batch)
         count = len(self.tasks)
         everyone = torch.zeros(count, count, dtype=torch.float64, device=self._device)
         if batch.raw:

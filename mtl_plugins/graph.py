@@ -144,16 +144,19 @@ class LossGraph:
         Returns:
             Their indices.
         """
-        reach = [set(_behind([root.node])) for root in self._roots]
-        common = set.intersection(*reach)
         index = {id(p): i for i, p in enumerate(leaves) if p.ndim >= 2}
+        reach = [set(_behind([root.node])) for root in self._roots]
+        # A loss that shares nothing parts with nobody.
+        shares = [r for r in reach if any(_is_leaf(n) and self._is_shared(n) for n in r)]
+        common = set.intersection(*shares) if shares else set()
         found: set[int] = set()
 
         def goes_on(node: Node) -> bool:
+            ends = [_end(child) for child, _ in _edges(node)]
             here = [
-                index[id(_variable(child))]
-                for child, _ in _edges(node)
-                if child in common and _is_leaf(child) and id(_variable(child)) in index
+                index[id(_variable(end))]
+                for end in ends
+                if _is_leaf(end) and end in common and id(_variable(end)) in index
             ]
             found.update(here)
             return not here
@@ -310,6 +313,13 @@ def _behind(roots: Iterable[Node], goes_on: Callable[[Node], bool] | None = None
 
 def _edges(node: Node) -> list[Slot]:
     return [(child, slot) for child, slot in node.next_functions if child is not None]
+
+
+def _end(node: Node) -> Node:
+    """Where a chain ends: weights are transposed or cast before they are used."""
+    while len(edges := _edges(node)) == 1:
+        node = edges[0][0]
+    return node
 
 
 def _is_leaf(node: Node) -> bool:

@@ -22,16 +22,28 @@ def flat(grads, params) -> Tensor:
 
 
 def expected_grads(aggregator, losses, params) -> list[Tensor | None]:
-    """Stacks the task gradients of what is shared, aggregates, and leaves the rest alone."""
+    """Stacks the task gradients of what is shared, aggregates, and leaves the rest alone.
+
+    But for the factors that the aggregator has for that; without any for a task, their mean.
+    """
     grads = per_task(losses, params)
-    reached = [[g[i] for g in grads if g[i] is not None] for i in range(len(params))]
-    shared = [i for i, found in enumerate(reached) if len(found) > 1]
+    reached = [[t for t, g in enumerate(grads) if g[i] is not None] for i in range(len(params))]
+    shared = [i for i, tasks in enumerate(reached) if len(tasks) > 1]
     rows = [flat([g[i] for i in shared], [params[i] for i in shared]) for g in grads]
-    jacobian = torch.stack([row for row in rows if row.any()])
-    update = iter(aggregator(jacobian).split([params[i].numel() for i in shared]))
+    active = [t for t, row in enumerate(rows) if row.any()]
+    update = aggregator(torch.stack([rows[t] for t in active]))
+    parts = iter(update.split([params[i].numel() for i in shared]))
+    own = dict.fromkeys(range(len(grads)), 1.0)
+    if (factors := getattr(aggregator, "own_factors", None)) is not None:
+        own = dict.fromkeys(own, sum(factors) / len(factors))
+        own |= dict(zip(active, factors, strict=True))
     return [
-        next(update).view_as(params[i]) if i in shared else (found[0] if found else None)
-        for i, found in enumerate(reached)
+        next(parts).view_as(p)
+        if i in shared
+        else own[tasks[0]] * grads[tasks[0]][i]
+        if tasks
+        else None
+        for i, (p, tasks) in enumerate(zip(params, reached, strict=True))
     ]
 
 

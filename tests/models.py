@@ -11,7 +11,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 import mtl_plugins.mm  # noqa: F401
-from mtl_plugins.aggregation import AGGREGATORS
+from mtl_plugins.aggregation import AGGREGATORS, GramianAggregator, build_aggregator
 from mtl_plugins.draws import RandomMethod
 from mtl_plugins.tasks import TaskGroups
 
@@ -23,12 +23,23 @@ DETECTION_MASK = {"detection": ["loss_rpn_*", "loss_cls", "loss_bbox"], "mask": 
 GRADIENT_METHODS = [name for name, cls in AGGREGATORS.items() if cls.needs_gradients]
 RANDOM = [name for name, cls in AGGREGATORS.items() if issubclass(cls, RandomMethod)]
 # What they cannot do without: a method's name, the length of the run.
-NEEDED = {"TorchJD": {"name": "UPGradWeighting"}, "MCLGS": {"total_steps": 100}}
+NEEDED = {"TorchJD": {"name": "UPGradWeighting"}, "MCLGS": {"total_steps": 100, "a0": 1.0}}
 
 
 def method(name: str) -> dict[str, object]:
     """The config of an aggregator, with the same draws each time."""
     return {"type": name} | NEEDED.get(name, {}) | ({"seed": 3} if name in RANDOM else {})
+
+
+GRAMIAN_METHODS = [
+    name
+    for name in GRADIENT_METHODS
+    if isinstance(build_aggregator(method(name)), GramianAggregator)
+]
+# Not those that weigh what a task has alone, too.
+FEATURE_METHODS = [
+    name for name in GRADIENT_METHODS if not getattr(AGGREGATORS[name], "scales_own", False)
+]
 
 
 class Trunk(nn.Module):

@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 from by_autograd import check_grads, flat, grads_of, per_task
-from models import GRADIENT_METHODS, method, task_losses
+from models import GRAMIAN_METHODS, method, task_losses
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
@@ -18,7 +18,7 @@ from mtl_plugins.graph import LossGraph
 
 
 class TestLowMemory:
-    @pytest.mark.parametrize("name", GRADIENT_METHODS)
+    @pytest.mark.parametrize("name", GRAMIAN_METHODS)
     def test_same_as_with_rows(self, name, trunk, x):
         """Shared by all, by two, owned by one, reached by none, scaled, and with an absent task."""
         plain = MultiTaskBackward(trunk.parameters(), method(name))

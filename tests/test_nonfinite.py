@@ -6,15 +6,17 @@ import re
 
 import pytest
 import torch
-from models import method
+from models import FEATURE_METHODS, method
 from torch import Tensor
 
 from mtl_plugins import MultiTaskBackward
 from mtl_plugins.aggregation import AGGREGATORS
 
 
-@pytest.mark.parametrize("name", AGGREGATORS)
-@pytest.mark.parametrize("level", ["parameter", "feature"])
+@pytest.mark.parametrize(
+    "name, level",
+    [(name, "parameter") for name in AGGREGATORS] + [(name, "feature") for name in FEATURE_METHODS],
+)
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
 def test_skipped_by_the_optimizer(name, level, broken, trunk, x, caplog):
     """SGD with momentum and weight decay: any gradient at all, even 0, would be a step."""

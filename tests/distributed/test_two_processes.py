@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from models import RANDOM, Trunk, method
+from models import FEATURE_METHODS, RANDOM, Trunk, method
 from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.nn.functional import all_reduce
@@ -42,12 +42,35 @@ def losses_of(model: Trunk, batch: Tensor, names: str = "abc") -> dict[str, Tens
     return {name: loss for name, loss in model(batch).items() if name in names}
 
 
-def train(name: str, level: str, batch: Tensor) -> dict[str, Any]:
+# At the feature level GradDrop decides by the examples of the rank.
+CASES = [(name, "parameter") for name in AGGREGATORS]
+CASES += [(name, "feature") for name in ["Sum", "Mean", *FEATURE_METHODS] if name != "GradDrop"]
+WEIGHTING_OPTIONS: dict[str, dict[str, Any]] = {
+    "Uncertainty": {},
+    "GradNorm": {},
+    "IMTLL": {},
+    "DWA": {"window": 1},
+    "RLW": {"seed": 3},
+    "FAMO": {"min_losses": -2.0},
+}
+WEIGHTED = [
+    (name, aggregator, level)
+    for name in WEIGHTING_OPTIONS
+    for aggregator, level in (("Sum", "parameter"), ("CAGrad", "parameter"), ("MGDA", "feature"))
+]
+
+
+def train(name: str, level: str, batch: Tensor, **options: Any) -> dict[str, Any]:
     """Trains on one batch; what it returns is comparable across numbers of ranks."""
     model = new_trunk()
     representation = model.trunk if level == "feature" else None
     backward = MultiTaskBackward(
-        model.parameters(), method(name), level=level, representation=representation, tasks="abcd"
+        model.parameters(),
+        method(name),
+        level=level,
+        representation=representation,
+        tasks="abcd",
+        **options,
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     steps = []
@@ -56,6 +79,9 @@ def train(name: str, level: str, batch: Tensor) -> dict[str, Any]:
         backward(losses_of(model, batch))  # d is absent everywhere
         optimizer.step()
         optimizer.zero_grad()
+        if backward.weighting is not None and backward.weighting.needs_new_losses:
+            with torch.no_grad():
+                backward.after_step(losses_of(model, batch))
         step = backward.last
         assert step.tasks == ("a", "b", "c")
         steps.append((step.losses, step.weights, step.gramian))
@@ -136,11 +162,14 @@ def bytes_of_a_step(name: str, **options: Any) -> int:
 
 def find(rank: int) -> dict[str, Any]:
     half = whole_batch().chunk(2)[rank]
-    found: dict[str, Any] = {
-        f"{name}, {level}": train(name, level, half)
-        for name in AGGREGATORS
-        for level in ("parameter", "feature")
-    }
+    found: dict[str, Any] = {f"{name}, {level}": train(name, level, half) for name, level in CASES}
+    for name, aggregator, level in WEIGHTED:
+        weighting = {"type": name, **WEIGHTING_OPTIONS[name]}
+        found[f"{name}, {aggregator}, {level}"] = train(
+            aggregator, level, half, weighting=weighting
+        )
+    model = new_trunk()
+    found["CosReg"] = grads_with(model, losses_of(model, half, "abc"), regularizer="CosReg")
     # Rank 1 has no task c: what it owns alone must be averaged all the same, and nobody waits.
     names = "abd" if rank == 1 else "abcd"
     model = new_trunk()
@@ -173,11 +202,12 @@ def find(rank: int) -> dict[str, Any]:
     for name in RANDOM:
         model = new_trunk()
         torch.manual_seed(rank)  # as MMEngine's diff_rank_seed does
-        backward = MultiTaskBackward(model.parameters(), name, tasks="abcd")
+        cfg = {key: value for key, value in method(name).items() if key != "seed"}
+        backward = MultiTaskBackward(model.parameters(), cfg, tasks="abcd")
         found[f"draws of {name}"] = []
         for _ in range(STEPS):
             backward(losses_of(model, half))
-            found[f"draws of {name}"].append(backward.last.weights)
+            found[f"draws of {name}"].append(model.trunk[0].weight.grad.clone())
 
     found["bytes"] = {
         "Sum": bytes_of_a_step("Sum"),
@@ -195,16 +225,39 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return results_of_two(__file__, tmp_path_factory.mktemp("two") / "results")
 
 
-@pytest.mark.parametrize("level", ["parameter", "feature"])
-@pytest.mark.parametrize("name", AGGREGATORS)
-def test_two_halves_are_the_whole(name, level, found):
-    expected = train(name, level, whole_batch())
+def check_same_training(key: str, expected: dict[str, Any], found: list[dict[str, Any]]) -> None:
     for rank in range(2):
-        actual = found[rank][f"{name}, {level}"]
+        actual = found[rank][key]
         for got, want in zip(actual["steps"], expected["steps"], strict=True):
             for g, w in zip(got, want, strict=True):
                 assert_close(g, w, rtol=1e-5, atol=1e-6)
         assert_close(actual["parameters"], expected["parameters"])
+
+
+@pytest.mark.parametrize("name, level", CASES)
+def test_two_halves_are_the_whole(name, level, found):
+    check_same_training(f"{name}, {level}", train(name, level, whole_batch()), found)
+
+
+@pytest.mark.parametrize("name, aggregator, level", WEIGHTED)
+def test_weightings_see_the_whole_batch(name, aggregator, level, found):
+    weighting = {"type": name, **WEIGHTING_OPTIONS[name]}
+    expected = train(aggregator, level, whole_batch(), weighting=weighting)
+    check_same_training(f"{name}, {aggregator}, {level}", expected, found)
+
+
+def test_regulariser_is_the_mean_of_the_ranks(found):
+    """As in one process that accumulates the two halves."""
+    model = new_trunk()
+    backward = MultiTaskBackward(model.parameters(), "MGDA", regularizer="CosReg", tasks="abcd")
+    for half, last in zip(whole_batch().chunk(2), (False, True), strict=True):
+        losses = losses_of(model, half, "abc")
+        backward({name: loss / 2.0 for name, loss in losses.items()}, aggregate=last)
+    expected = [p.grad for p in model.parameters() if p.grad is not None]
+    for rank in range(2):
+        grads = [g for g in found[rank]["CosReg"]["grads"] if g.any()]
+        assert_close(grads, expected)
+        assert_close(found[rank]["CosReg"]["last"].penalty, backward.last.penalty)
 
 
 def halves(model: Trunk, on_rank_1: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

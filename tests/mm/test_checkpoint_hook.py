@@ -70,7 +70,16 @@ class Nothing(BaseMetric):
         return {"nothing": 0.0}
 
 
-def build(work_dir, iters: int, aggregator="PCGrad", interval=4, keep=-1, ballast=0, **overrides):
+def build(
+    work_dir,
+    iters: int,
+    aggregator="PCGrad",
+    interval=4,
+    keep=-1,
+    ballast=0,
+    weighting=None,
+    **overrides,
+):
     """A runner with shuffled, augmented data and dropout, that validates after iteration 4."""
     validation = dict(
         val_dataloader=dict(batch_size=2, dataset=Augmented(), sampler=dict(type="DefaultSampler")),
@@ -92,7 +101,8 @@ def build(work_dir, iters: int, aggregator="PCGrad", interval=4, keep=-1, ballas
         ),
         **validation,
     )
-    return make_runner(work_dir, mtl(aggregator), iters=iters, **options | overrides)
+    method = mtl("MGDA", weighting=weighting) if weighting else mtl(aggregator)
+    return make_runner(work_dir, method, iters=iters, **options | overrides)
 
 
 def by_epoch(epochs: int) -> dict:
@@ -131,19 +141,28 @@ def assert_equal(actual: list, expected: list) -> None:
         assert torch.equal(a, e) if isinstance(a, Tensor) else a == e
 
 
-@pytest.mark.parametrize("aggregator", ["Sum", "MGDA", "GradVac", "PCGrad", "NashMTL"])
-def test_resume_equals_an_uninterrupted_run(aggregator, tmp_path):
+WITH_A_MEMORY = ["GradVac", "PCGrad", "NashMTL", "GradDrop", "MCLGS"]
+LEARNED = ["Uncertainty", "GradNorm", "IMTLL", "FAMO", "RLW", {"type": "DWA", "window": 2}]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [dict(aggregator=name) for name in ["Sum", "MGDA", *WITH_A_MEMORY]]
+    + [dict(weighting=name) for name in LEARNED],
+    ids=str,
+)
+def test_resume_equals_an_uninterrupted_run(method, tmp_path):
     schedule = dict(
         param_scheduler=[
             dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=6),
             dict(type="CosineAnnealingLR", T_max=8, by_epoch=False),
         ]
     )
-    straight = build(tmp_path / "a", 8, aggregator, **schedule)
+    straight = build(tmp_path / "a", 8, **method, **schedule)
     straight.train()
     halfway = str(tmp_path / "a" / "iter_4.pth")
     options = schedule | dict(resume=True, load_from=halfway)
-    resumed = build(tmp_path / "b", 8, aggregator, **options)
+    resumed = build(tmp_path / "b", 8, **method, **options)
     resumed.train()
     assert resumed.iter == 8
     assert_equal(everything(resumed), everything(straight))

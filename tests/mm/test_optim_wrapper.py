@@ -10,14 +10,16 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.model import MMFullyShardedDataParallel
 from mmengine.optim import OptimWrapper
-from models import build_detector, mask_rcnn_config, method
+from models import DETECTION_MASK, build_detector, detector_losses, mask_rcnn_config, method
 from torch.testing import assert_close
 from toy import TASKS, TwoTasks, make_data, make_runner, parameters
 
 from mtl_plugins import MultiTaskBackward
 from mtl_plugins.aggregation import AGGREGATORS
 from mtl_plugins.mm.optim import MTLOptimWrapper
+from mtl_plugins.mm.optim.model import Replay
 from mtl_plugins.tasks import TaskGroups
+from mtl_plugins.weighting import DWA, FAMO
 
 
 def mtl(aggregator="MGDA", **options):
@@ -257,6 +259,128 @@ def test_options_of_the_core(options, tmp_path):
     assert equal == ("low_memory" in options)
 
 
+def steps_of(tmp_path, aggregator, **options):
+    """Paces that MCLGS takes in a run, one a call."""
+    overrides = {
+        key: options.pop(key) for key in ("train_cfg", "train_dataloader") if key in options
+    }
+    runner = make_runner(tmp_path, mtl(aggregator, **options), **overrides)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    seen = []
+    mclgs = runner.optim_wrapper._options["aggregator"]
+    pace = mclgs.pace
+    mclgs.pace = lambda step: seen.append(pace(step)) or seen[-1]
+    mclgs.total_steps = None
+    runner.train()
+    return seen
+
+
+@pytest.mark.parametrize(
+    "options, steps",
+    [
+        ({}, 6),
+        ({"accumulative_counts": 3}, 2),
+        ({"accumulative_counts": 4}, 2),
+        ({"accumulative_counts": 3, "low_memory": True}, 6),
+        ({"weights_every": 2}, 3),
+    ],
+)
+def test_mclgs_learns_the_length_of_the_run(options, steps, tmp_path):
+    """Linear from 1, and at the end of the run at half of it."""
+    seen = steps_of(tmp_path, "MCLGS", **options)
+    assert seen == pytest.approx([1.0 - t / (2.0 * steps) for t in range(steps)])
+
+
+def by_epochs(**dwa):
+    return dict(
+        optim_wrapper=mtl("Sum", weighting={"type": "DWA", **dwa}),
+        train_cfg=dict(by_epoch=True, max_epochs=4),
+        train_dataloader=dict(
+            batch_size=2, sampler=dict(type="DefaultSampler", shuffle=False), dataset=make_data()
+        ),
+    )
+
+
+def test_dwa_learns_the_length_of_an_epoch(tmp_path):
+    """The weights change after every epoch from the third on."""
+    runner = make_runner(tmp_path, **by_epochs())
+    seen = []
+    update = DWA.update
+
+    def spy(self, *args):
+        seen.append(runner.optim_wrapper.multitask.last.weights[0].item())
+        update(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DWA, "update", spy)
+        runner.train()
+    assert seen[:12] == [1.0] * 12
+    assert len(set(seen[12:18])) == len(set(seen[18:])) == 1
+    assert len({1.0, seen[12], seen[18]}) == 3
+
+
+def test_dwa_needs_a_window_where_there_are_no_epochs(tmp_path):
+    runner = make_runner(tmp_path, mtl("Sum", weighting="DWA"))
+    with pytest.raises(ValueError, match="weighting: DWA.window"):
+        runner.train()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_famo_sees_the_same_batch_after_the_step(accumulate, tmp_path):
+    runner = make_runner(
+        tmp_path, mtl("Sum", weighting="FAMO", accumulative_counts=accumulate), iters=4
+    )
+    told = []
+
+    def spy(self, losses, new_losses):
+        parts = []
+        for i in range(runner.iter + 1 - accumulate, runner.iter + 1):
+            batch = torch.stack([make_data()[(2 * i + k) % 12]["inputs"] for k in range(2)])
+            with torch.no_grad():
+                terms = runner.model(batch, mode="loss")
+            parts.append((sum(terms["loss_cls"]) + terms["loss_reg"], terms["loss_mask"].mean()))
+        expected = [sum(values).item() / accumulate for values in zip(*parts, strict=True)]
+        told.append((list(new_losses.values()), expected, list(losses.values())))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FAMO, "update_after", spy)
+        runner.train()
+    assert len(told) == 4 // accumulate
+    for new, expected, old in told:
+        assert new == pytest.approx(expected)
+        assert new != pytest.approx(old)
+
+
+def test_replay_changes_nothing_and_draws_the_same(detector):
+    """A detector samples proposals; in training mode its batch norms count."""
+    model = copy.deepcopy(detector).train()
+    replay = Replay(model)
+    losses = detector_losses(model)
+    state, buffers = torch.get_rng_state(), copy.deepcopy(dict(model.named_buffers()))
+    (again,) = replay.losses()
+    assert again.keys() == losses.keys()
+    for name, loss in losses.items():
+        assert_close(again[name], loss, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, buffers[name])
+    assert all(p.grad is None for p in model.parameters())
+    assert replay.losses() == []
+
+
+def test_cosreg_trains_a_detector(detector):
+    model = copy.deepcopy(detector)
+    wrapper = MTLOptimWrapper(
+        torch.optim.SGD(model.parameters(), lr=0.01),
+        tasks=DETECTION_MASK,
+        regularizer=dict(type="CosReg", weight=0.5),
+    )
+    with wrapper.optim_context(model):
+        losses = detector_losses(model)
+    wrapper.update_params(sum(losses.values()))
+    assert 0.0 < wrapper.multitask.last.penalty < 0.5
+
+
 def test_resume_continues_the_method(tmp_path):
     """GradVac remembers targets and draws: six steps are three, a restart, and three."""
     straight = train(tmp_path / "a", mtl("GradVac"))
@@ -280,6 +404,13 @@ class TestErrors:
             (mtl(level="features"), ValueError, "level: expected one of"),
             (mtl(sync="exakt"), ValueError, "sync: expected one of"),
             (mtl(weights_evry=2), TypeError, "weights_evry"),
+            (mtl(regularizer="CosRg"), KeyError, "regularizer.type.*did you mean 'CosReg'"),
+            (
+                mtl(weighting=dict(type="Fixed", weights=dict(box=1.0, mask=1.0, msk=2.0))),
+                KeyError,
+                "weighting.weights: no task is called 'msk'; did you mean 'mask'",
+            ),
+            (mtl("MCLGS", level="feature", representation="trunk"), ValueError, "level: MCLGS"),
             (mtl(weighting="Equl"), KeyError, "weighting.type.*did you mean 'Equal'"),
         ],
     )

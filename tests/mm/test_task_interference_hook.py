@@ -4,13 +4,19 @@ import json
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.registry import VISBACKENDS
 from mmengine.visualization import BaseVisBackend
 from test_optim_wrapper import mtl
-from toy import TwoTasks, make_runner, parameters
+from torch import Tensor
+from toy import TwoTasks, make_data, make_runner, parameters
 
 from mtl_plugins.mm.hooks import TaskInterferenceHook
-from mtl_plugins.monitors import gradient_direction_similarity, gradient_magnitude_similarity
+from mtl_plugins.monitors import (
+    feature_disentanglement,
+    gradient_direction_similarity,
+    gradient_magnitude_similarity,
+)
 
 
 @VISBACKENDS.register_module(force=True)
@@ -30,10 +36,9 @@ class Recorder(BaseVisBackend):
         self.records.append((step, scalar_dict))
 
 
-def run(tmp_path, aggregator="PCGrad", interval=2, **options):
-    runner = make_runner(
-        tmp_path, mtl(aggregator, **options), [dict(type="TaskInterferenceHook", interval=interval)]
-    )
+def run(tmp_path, aggregator="PCGrad", interval=2, hook=None, **options):
+    hooks = [dict(type="TaskInterferenceHook", interval=interval) | (hook or {})]
+    runner = make_runner(tmp_path, mtl(aggregator, **options), hooks)
     seen = []
 
     original = TaskInterferenceHook.after_train_iter
@@ -48,7 +53,7 @@ def run(tmp_path, aggregator="PCGrad", interval=2, **options):
         runner.train()
     (file,) = tmp_path.rglob("scalars.json")
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    return runner, [line for line in lines if "mtl/gds" in line], seen
+    return runner, [line for line in lines if "mtl/loss/box" in line], seen
 
 
 @pytest.mark.parametrize("aggregator", ["PCGrad", "Sum"])
@@ -76,13 +81,105 @@ def test_losses_are_those_of_the_model(tmp_path):
     assert tasks[first["step"]] == pytest.approx(first["loss"])
 
 
-@pytest.mark.parametrize("aggregator", ["Sum", "Mean", "GradVac"])
-def test_training_does_not_change_by_a_bit(aggregator, tmp_path):
-    watched, *_ = run(tmp_path / "a", aggregator)
-    plain = make_runner(tmp_path / "b", mtl(aggregator))
+EVERY_MONITOR = dict(monitors=["gds", "gms", "angles", "fd"], representation="trunk")
+FEATURE = dict(level="feature", representation="trunk")
+
+
+@pytest.mark.parametrize(
+    "aggregator, options",
+    [
+        ("Sum", {}),
+        ("Mean", {}),
+        ("GradVac", {}),
+        ("GradDrop", {}),
+        ("Sum", FEATURE),
+        ("PCGrad", FEATURE),
+        ("MGDA", dict(low_memory=True)),
+        ("MGDA", dict(weights_every=3)),
+        ("Sum", dict(weighting="GradNorm")),
+        ("PCGrad", dict(regularizer="CosReg")),
+        ("MGDA", dict(accumulative_counts=2)),
+    ],
+)
+@pytest.mark.parametrize("monitors", [None, ["fd"], ["gds"]], ids=str)
+def test_training_does_not_change_by_a_bit(aggregator, options, monitors, tmp_path):
+    hook = EVERY_MONITOR | (dict(monitors=monitors) if monitors else {})
+    watched, lines, _ = run(tmp_path / "a", aggregator, hook=hook, **options)
+    names = set(lines[0])
+    wanted = set(hook["monitors"])
+    assert {name for name in ("gds", "gms", "fd") if f"mtl/{name}" in names} == wanted - {"angles"}
+    assert ("mtl/angle/box|mask" in names) == ("angles" in wanted)
+    plain = make_runner(tmp_path / "b", mtl(aggregator, **options))
     plain.train()
     for p, q in zip(parameters(watched), parameters(plain), strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize(
+    "aggregator, options",
+    [
+        ("Sum", {}),
+        ("PCGrad", {}),
+        ("Sum", FEATURE),
+        ("MGDA", FEATURE),
+        ("MGDA", dict(low_memory=True)),
+    ],
+)
+@pytest.mark.parametrize("monitors", [["fd"], ["gds", "fd"]], ids=str)
+def test_feature_disentanglement_and_angles(aggregator, options, monitors, tmp_path):
+    """Of the first step, from the gradients by their definition."""
+    torch.manual_seed(0)
+    twin = make_runner(tmp_path / "twin", mtl()).model
+    z = twin.trunk(torch.stack([d["inputs"] for d in make_data()[:2]]))
+    box = twin.box(z).square().mean() + twin.box(z).cos().mean() + twin.box(z).abs().mean()
+    mask = (twin.mask(z) - 1.0).square().mean()
+    rows = torch.stack([torch.autograd.grad(loss, z, retain_graph=True)[0] for loss in (box, mask)])
+    hook = EVERY_MONITOR | dict(monitors=[*monitors, "angles"] if len(monitors) > 1 else monitors)
+    _, lines, _ = run(tmp_path / "a", aggregator, interval=1, hook=hook, **options)
+    assert lines[0]["mtl/fd"] == pytest.approx(float(feature_disentanglement(rows)))
+    if len(monitors) > 1:
+        where = [z] if options.get("level") else list(twin.trunk.parameters())
+        a, b = (
+            torch.cat([g.flatten() for g in torch.autograd.grad(loss, where, retain_graph=True)])
+            for loss in (box, mask)
+        )
+        angle = torch.rad2deg(torch.acos(a @ b / a.norm() / b.norm()))
+        assert lines[0]["mtl/angle/box|mask"] == pytest.approx(float(angle), abs=1e-3)
+
+
+def test_nothing_more_than_asked_for_is_computed(tmp_path):
+    """The sum takes one backward pass, also when a monitor was there the iteration before."""
+    passes = []
+    backward = Tensor.backward
+
+    def spy(self, *args, **kwargs):
+        passes[-1] += 1
+        return backward(self, *args, **kwargs)
+
+    class Count(Hook):
+        def before_train_iter(self, *args, **kwargs):
+            passes.append(0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "backward", spy)
+        runner = make_runner(tmp_path, mtl("Sum"), [dict(type="TaskInterferenceHook", interval=3)])
+        runner.register_hook(Count())
+        runner.train()
+    assert passes == [1, 1, 3, 1, 1, 3]
+
+
+def test_fd_needs_a_module(tmp_path):
+    hooks = [dict(type="TaskInterferenceHook", monitors=["fd"])]
+    with pytest.raises(ValueError, match="TaskInterferenceHook.representation"):
+        make_runner(tmp_path, mtl(), hooks).train()
+    hooks[0]["representation"] = "truk"
+    with pytest.raises(ValueError, match="TaskInterferenceHook.representation.*'trunk'"):
+        make_runner(tmp_path / "b", mtl(), hooks).train()
+
+
+def test_unknown_monitor():
+    with pytest.raises(ValueError, match="TaskInterferenceHook.monitors.*did you mean 'gds'"):
+        TaskInterferenceHook(monitors=["gdss"])
 
 
 def test_every_backend_gets_them(tmp_path):

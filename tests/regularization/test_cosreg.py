@@ -16,7 +16,6 @@ from mtl_plugins import MultiTaskBackward
 from mtl_plugins.mm.optim.model import differentiate_twice
 from mtl_plugins.regularization import CosReg, build_regularizer
 
-
 # Small: gradients jump where a ReLU switches, and so does what is made of them.
 STEP = 1e-8
 

@@ -198,12 +198,11 @@ class MTLOptimWrapper(OptimWrapper):
         """Makes the step, and shows a weighting that asks for it what that did to the losses."""
         super().step(**kwargs)
         if self._replay is not None and self.multitask is not None:
-            losses = self._replay.losses()
-            with torch.no_grad():
-                tasks: dict[str, Tensor] = {}
-                for terms in losses:
-                    for task, loss in self.groups(terms).items():
-                        tasks[task] = tasks.get(task, 0.0) + self.scale_loss(loss)
+            tasks: dict[str, Tensor] = {}
+            calls = self._replay.losses()
+            for terms in calls:  # of a step, each counts as much as the others
+                for task, loss in self.groups(terms).items():
+                    tasks[task] = tasks.get(task, 0.0) + loss / len(calls)
             self.multitask.after_step(tasks)
 
     def _steps_per_epoch(self) -> int | None:

@@ -1,0 +1,7 @@
+# The weights are those of the tasks of configs/mask_rcnn; yours go here.
+custom_imports = dict(imports=["mtl_plugins.mm"])
+optim_wrapper = dict(
+    type="MTLOptimWrapper",
+    weighting=dict(type="Fixed", weights=dict(detection=1.0, mask=0.5)),
+)
+custom_hooks = [dict(type="TaskInterferenceHook", interval=10)]
