@@ -17,7 +17,6 @@ from mtl_plugins.features import FeatureWatch, Representation
 from mtl_plugins.gradients import LastLayer, TaskRows, combine, gramian_of, rows_of
 from mtl_plugins.graph import NOBODY, SEVERAL, LossGraph, common_owner
 from mtl_plugins.monitors import feature_disentanglement
-from mtl_plugins.registry import Method
 from mtl_plugins.regularization import Penalty, Regularizer, build_regularizer
 from mtl_plugins.report import HostCopy, Report
 from mtl_plugins.step import Batch, Outcome, Step
@@ -182,7 +181,7 @@ class MultiTaskBackward:
                     f"{key} is for level='parameter': at the feature level a step costs about as "
                     "much as a plain one anyway"
                 )
-        if getattr(self.aggregator, "scales_own", False) and self.level == "feature":
+        if self.aggregator.scales_own and self.level == "feature":
             raise ValueError(
                 f"level: {type(self.aggregator).__name__} weighs what a task has alone too, which "
                 "level='feature' leaves as it is; use level='parameter'"
@@ -306,16 +305,16 @@ class MultiTaskBackward:
         self._norms = self._disentanglement = None
         if self._penalty is not None:
             self._penalty.clear()
-        if getattr(self.aggregator, "scales_own", False):  # not what was there before
+        if self.aggregator.scales_own:  # not what was there before
             self._held = [p.grad for p in self.params]
             for p in self.params:
                 p.grad = None
         for part in (self.aggregator, self.weighting):
-            if isinstance(part, Method):
-                if part.total_steps is None and self.total_steps is not None:
-                    part.total_steps = math.ceil(self.total_steps / self.weights_every)
-                if part.steps_per_epoch is None:
-                    part.steps_per_epoch = self.steps_per_epoch
+            if part is None:
+                continue
+            if part.total_steps is None and self.total_steps is not None:
+                part.total_steps = math.ceil(self.total_steps / self.weights_every)
+            part.steps_per_epoch = self.steps_per_epoch
 
     def _factors(self, report: Report) -> dict[str, float]:
         """Of the weighting: the same on every rank."""

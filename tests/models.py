@@ -37,9 +37,7 @@ GRAMIAN_METHODS = [
     if isinstance(build_aggregator(method(name)), GramianAggregator)
 ]
 # Not those that weigh what a task has alone, too.
-FEATURE_METHODS = [
-    name for name in GRADIENT_METHODS if not getattr(AGGREGATORS[name], "scales_own", False)
-]
+FEATURE_METHODS = [name for name in GRADIENT_METHODS if not AGGREGATORS[name].scales_own]
 
 
 class Trunk(nn.Module):

@@ -15,7 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools" / "analysis"))
 
-from plot_interference import draw, read_curves, scalars_file  # noqa: E402
+from plot_interference import main as plot  # noqa: E402
+from plot_interference import scalars_file  # noqa: E402
 
 from mtl_plugins.metrics import delta_m  # noqa: E402
 
@@ -90,7 +91,7 @@ def main() -> None:
         "default_hooks.visualization.score_thr=0.3",
         log=out / "test.log",
     )
-    draw({method: read_curves(out / method) for method in methods}, out / "interference.png")
+    plot([*(str(out / method) for method in methods), "--out", str(out / "interference.png")])
 
     baseline, _ = results(out / "sum")
     print(f"\n{'method':10}{'box AP':>8}{'mask AP':>9}{'Δ to sum':>10}{'s/iter':>8}")
@@ -100,7 +101,7 @@ def main() -> None:
         solved = all(value for scores in baseline.values() for value in scores.values())
         delta = f"{delta_m(metrics, baseline):+.1f} %" if solved else "-"
         print(f"{method:10}{box:8.3f}{mask:9.3f}{delta:>10}{seconds:8.2f}")
-    print(f"\nGDS and GMS curves:  {out / 'interference.png'}")
+    print(f"\nGDS and GMS curves:  {out / 'interference.html'}")
     print(f"Predictions (right) beside the truth (left):  {out / 'test'}/*/predictions")
 
 

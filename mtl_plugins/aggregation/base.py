@@ -33,6 +33,7 @@ class Aggregator(Method, ABC):
 
     scale: ClassVar[Literal["sum", "mean"]]
     needs_gradients: ClassVar[bool] = True
+    scales_own: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, jacobian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
@@ -75,11 +76,9 @@ class GramianAggregator(Aggregator):
     Attributes:
         fallbacks: How often :meth:`solve` did not converge. The weights are then those of the plain
             sum, or of the mean for a mean-scaled method.
-        scales_own: Whether it scales the gradient of what a task has alone, too.
-        own_factors: If so, ``[T]`` factors, found with the last weights.
+        own_factors: If it :attr:`scales_own`, ``[T]`` factors, found with the last weights.
     """
 
-    scales_own: ClassVar[bool] = False
     _fallbacks = 0
     own_factors: Vector | None = None
 
