@@ -61,14 +61,18 @@ class TaskGroups:
             terms[self._task_of[name]].append(loss)
         return {task: sum(some[1:], some[0]) for task, some in terms.items() if some}
 
+    def task_of(self, name: str) -> str | None:
+        """The task that a loss of this name belongs to, if one alone claims it."""
+        claims = [task for task in self._patterns if self._claims(task, name)]
+        return name if not self._patterns else claims[0] if len(claims) == 1 else None
+
+    def _claims(self, task: str, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self._patterns[task])
+
     def _claim(self, name: str, losses: Mapping[str, Tensor]) -> str:
         if not self._patterns:
             return name
-        claims = [
-            task
-            for task, patterns in self._patterns.items()
-            if any(fnmatchcase(name, pattern) for pattern in patterns)
-        ]
+        claims = [task for task in self._patterns if self._claims(task, name)]
         if len(claims) == 1:
             return claims[0]
         if claims:

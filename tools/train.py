@@ -123,6 +123,10 @@ def main() -> None:
         cfg.optim_wrapper.type = "AmpMTLOptimWrapper" if is_mtl else "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
 
+    batch_sampler = cfg.train_dataloader.get("batch_sampler") or {}
+    if batch_sampler.get("type") in ("STABatchSampler", "ISTABatchSampler"):
+        batch_sampler.setdefault("tasks", list(cfg.optim_wrapper.get("tasks") or ()))
+
     # The same arguments, and one that a kill cannot break.
     if is_mtl:
         plain = {"checkpoint": {"type": "CheckpointHook", "interval": 1}}

@@ -10,6 +10,6 @@ from mtl_plugins.ops import install_mmcv_ops
 # Before anything imports mmcv.ops, which needs the compiled extension or its stand-in.
 install_mmcv_ops()
 
-from mtl_plugins.mm import hooks, optim  # noqa: E402
+from mtl_plugins.mm import hooks, optim, samplers  # noqa: E402
 
-__all__ = ["hooks", "optim"]
+__all__ = ["hooks", "optim", "samplers"]

@@ -7,6 +7,7 @@ example, and the samplers are large enough to take everything.
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -111,8 +112,38 @@ def train_with_accumulation(name: str, rank: int | None) -> dict[str, Any]:
     return {"losses": losses, "parameters": [p.detach() for p in model.parameters()]}
 
 
+# The tasks of four images at each step: mixed, none for masks, none for masks on one rank.
+ALLOCATED = ["dm mm dm d", "d d d d", "d d m dm"]
+LETTERS = {"d": "detection", "m": "mask"}
+
+
+def allocated(step: int, half: int) -> dict[str, list]:
+    batch = copy.deepcopy(detector_halves()[half])
+    for sample, letters in zip(
+        batch["data_samples"], ALLOCATED[step].split()[2 * half : 2 * half + 2], strict=True
+    ):
+        sample.set_metainfo({"tasks": tuple(LETTERS[letter] for letter in letters)})
+    return batch
+
+
+def train_allocated(name: str, rank: int | None) -> dict[str, Any]:
+    """Three steps, on a rank or with both halves accumulated."""
+    detector = new_detector()
+    halves = (0, 1) if rank is None else (rank,)
+    wrapper = wrapper_for(detector, name, "parameter", accumulative_counts=len(halves))
+    model = detector if rank is None else MMDistributedDataParallel(detector)
+    losses = []
+    for step in range(len(ALLOCATED)):
+        for half in halves:
+            model.train_step(allocated(step, half), wrapper)
+        losses.append(wrapper.multitask.last.losses)
+    return {"losses": losses, "parameters": [p.detach() for p in model.parameters()]}
+
+
 def find(rank: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    for name in ("Sum", "PCGrad"):
+        found[f"allocated, {name}"] = train_allocated(name, rank)
     for case in CASES:
         name, level = case.split(", ")
         detector = new_detector()
@@ -156,6 +187,18 @@ def test_accumulation_unused_parameters_and_an_absent_task(name, found):
         count = 1 if name == "Sum" else 2
         assert_close(actual["losses"][:count], expected["losses"][:count])
         assert_close(actual["parameters"], expected["parameters"])
+
+
+@pytest.mark.parametrize("name", ["Sum", "PCGrad"])
+def test_allocated_tasks(name, found):
+    """Nobody waits for a rank without masks, and where nobody has any their loss is 0."""
+    expected = train_allocated(name, None)
+    assert all(loss.isfinite().all() for loss in expected["losses"])
+    assert expected["losses"][1][1] == 0.0 < expected["losses"][2][1]
+    for rank in range(2):
+        actual = found[rank][f"allocated, {name}"]
+        assert_close(actual["losses"], expected["losses"], rtol=1e-5, atol=1e-5)
+        assert_close(actual["parameters"], expected["parameters"], rtol=1e-5, atol=1e-5)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mtl_plugins import MultiTaskBackward
 from mtl_plugins.aggregation import build_aggregator
+from mtl_plugins.mm.allocation import AllocationGates
 from mtl_plugins.mm.optim.model import Replay, differentiate_twice, find_module
 from mtl_plugins.regularization import build_regularizer
 from mtl_plugins.tasks import TaskGroups
@@ -125,6 +126,7 @@ class MTLOptimWrapper(OptimWrapper):
         )
         if self._resumed is not None:
             self.multitask.load_state_dict(self._resumed)
+        AllocationGates(model, self.groups)
         if self.multitask.regularizer is not None:
             differentiate_twice(model)
         weighting = self.multitask.weighting

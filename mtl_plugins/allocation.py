@@ -1,0 +1,111 @@
+"""Which example trains which tasks: stochastic task allocation (paper B, section 3)."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
+from typing import Any, TypeVar
+
+B = TypeVar("B")
+
+
+class TaskAllocation:
+    """Gives every example some of the tasks, and every batch its turns.
+
+    STA: a batch has one turn, in which each example gets ``tasks_per_sample`` tasks at random.
+    ISTA: a batch has as many turns as it takes until each example has had every task once; the next
+    one comes ``gap`` steps later, after the turns of other batches.
+
+    What an example gets depends on nothing but the seed, the epoch, the number of its batch and its
+    place there: it is the same on every rank, in every process, and after a restart.
+
+    Args:
+        tasks: Names of all tasks.
+        tasks_per_sample: How many an example gets in a turn; in the last one what is left.
+        gap: Steps between two turns of a batch; None is STA. At the end of an epoch, where fewer
+            batches are left than that, as many as there are batches.
+        seed: The same on every rank.
+
+    Raises:
+        ValueError: There are fewer tasks than an example should get, or ``gap`` is not positive.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        tasks_per_sample: int = 1,
+        gap: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not 1 <= tasks_per_sample <= len(tasks):
+            raise ValueError(
+                f"tasks_per_sample: expected 1 to {len(tasks)}, since the tasks are "
+                f"{list(tasks)}, got {tasks_per_sample}"
+            )
+        if gap is not None and gap < 1:
+            raise ValueError(f"gap: expected at least 1, got {gap}")
+        self.tasks = tuple(tasks)
+        self.tasks_per_sample = tasks_per_sample
+        self.gap = gap
+        self.seed = seed
+        self._epoch, self._step = 0, 0
+        self._resumed = 0
+
+    @property
+    def turns(self) -> int:
+        """How many each batch has."""
+        return 1 if self.gap is None else math.ceil(len(self.tasks) / self.tasks_per_sample)
+
+    def schedule(self, batches: Iterable[B], epoch: int = 0) -> Iterator[tuple[B, int, int]]:
+        """Batches in the order in which they are trained, with their number and turn.
+
+        Args:
+            batches: Of an epoch, or without end.
+            epoch: Its number.
+        """
+        start, self._resumed = self._resumed if epoch == self._epoch else 0, 0
+        for step, turn in enumerate(self._all_turns(batches)):
+            if step >= start:
+                self._epoch, self._step = epoch, step + 1
+                yield turn
+
+    def _all_turns(self, batches: Iterable[B]) -> Iterator[tuple[B, int, int]]:
+        group: list[tuple[int, B]] = []
+        for numbered in zip(count(), batches):
+            group.append(numbered)
+            yield numbered[1], numbered[0], 0
+            if len(group) == (self.gap or 1):
+                yield from self._later_turns(group)
+                group = []
+        yield from self._later_turns(group)
+
+    def _later_turns(self, group: Sequence[tuple[int, B]]) -> Iterator[tuple[B, int, int]]:
+        for turn in range(1, self.turns):
+            for number, batch in group:
+                yield batch, number, turn
+
+    def tasks_of(self, example: int, batch: int, turn: int, epoch: int = 0) -> tuple[str, ...]:
+        """The tasks that an example trains, in the order of all tasks.
+
+        Args:
+            example: Its place in the batch of all ranks.
+            batch: Number of the batch in the epoch.
+            turn: Of the batch.
+            epoch: Its number.
+        """
+        order = list(self.tasks)
+        random.Random(f"{self.seed} {epoch} {batch} {example}").shuffle(order)
+        first = turn * self.tasks_per_sample
+        chosen = order[first : first + self.tasks_per_sample]
+        return tuple(task for task in self.tasks if task in chosen)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where :meth:`schedule` is, to go on there with the same batches."""
+        return {"seed": self.seed, "epoch": self._epoch, "step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        self.seed, self._epoch, self._step = state["seed"], state["epoch"], state["step"]
+        self._resumed = self._step

@@ -1,0 +1,126 @@
+"""Heads that train on the examples of their task alone."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtl_plugins.tasks import TaskGroups
+
+
+class Gate(NamedTuple):
+    """A method that computes losses of a head, as MMDetection's detectors call it.
+
+    Attributes:
+        owner: Path of the module that has the method.
+        method: Its name.
+        head: Path of the module whose parameters the losses train.
+        losses: The losses that it computes; the task of the first decides.
+        inside: The key of its result under which they are, if they are not the result.
+    """
+
+    owner: str
+    method: str
+    head: str
+    losses: tuple[str, ...]
+    inside: str | None = None
+
+
+# RPN proposes for all images, and so goes over all: only its losses are about some of them.
+GATES = (
+    Gate("rpn_head", "loss_by_feat", "rpn_head", ("loss_rpn_cls", "loss_rpn_bbox")),
+    Gate("roi_head", "bbox_loss", "roi_head.bbox_head", ("loss_cls", "loss_bbox"), "loss_bbox"),
+    Gate("roi_head", "mask_loss", "roi_head.mask_head", ("loss_mask",), "loss_mask"),
+    Gate("bbox_head", "loss", "bbox_head", ("loss_cls",)),
+    Gate("mask_head", "loss", "mask_head", ("loss_mask",)),
+    Gate("semantic_head", "loss", "semantic_head", ("loss_seg",)),
+)
+
+
+class AllocationGates:
+    """Lets each head see only the images that have its task.
+
+    The tasks of an image are ``metainfo['tasks']`` of its data sample, where a batch sampler such
+    as :class:`~mtl_plugins.mm.samplers.STABatchSampler` puts them; without them nothing changes.
+    Features and annotations of the other images do not reach the head, so that it neither computes
+    on them nor normalises over them. Where no image has the task, its losses are 0.
+
+    Args:
+        model: An MMDetection detector, or one with methods of the same names for its losses.
+        groups: Which losses make which task.
+    """
+
+    def __init__(self, model: nn.Module, groups: TaskGroups) -> None:
+        self._model = model
+        self._tasks: list[tuple[str, ...]] | None = None  # of each image
+        self._gated: set[str] = set()
+        modules = dict(model.named_modules())
+        for gate in GATES:
+            owner, head = modules.get(gate.owner), modules.get(gate.head)
+            task = groups.task_of(gate.losses[0])
+            if owner is None or head is None or task is None or not _is_separate(owner, gate):
+                continue
+            setattr(owner, gate.method, self._gate(getattr(owner, gate.method), head, gate, task))
+            self._gated.add(task)
+        model.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        samples = kwargs.get("data_samples", args[1] if len(args) > 1 else None)
+        tasks = [getattr(s, "metainfo", {}).get("tasks") for s in samples or ()]
+        self._tasks = None if not tasks or None in tasks else tasks
+        for task in {task for some in self._tasks or () for task in some} - self._gated:
+            raise ValueError(
+                f"train_dataloader.batch_sampler: {type(model).__name__} has no head that trains "
+                f"the task {task!r} on some of the images; those that can do have the tasks "
+                f"{sorted(self._gated)}"
+            )
+
+    def _gate(
+        self, method: Callable[..., Any], head: nn.Module, gate: Gate, task: str
+    ) -> Callable[..., Any]:
+        @wraps(method)
+        def gated(*args: Any, **kwargs: Any) -> Any:
+            if self._tasks is None or not (head.training and torch.is_grad_enabled()):
+                return method(*args, **kwargs)
+            chosen = [i for i, tasks in enumerate(self._tasks) if task in tasks]
+            if len(chosen) == len(self._tasks):
+                return method(*args, **kwargs)
+            if chosen:
+                some = {name: _select(value, chosen) for name, value in kwargs.items()}
+                return method(*(_select(value, chosen) for value in args), **some)
+            # Of the parameters, so that every rank has a gradient for each of them.
+            zero = torch.zeros((), device=next(head.parameters()).device)
+            nothing = sum((0.0 * p.sum() for p in head.parameters() if p.requires_grad), zero)
+            losses = dict.fromkeys(gate.losses, nothing)
+            return {gate.inside: losses, "bbox_feats": None} if gate.inside else losses
+
+        return gated
+
+
+def _is_separate(owner: nn.Module, gate: Gate) -> bool:
+    """Whether a method is there that needs no other one to have gone over the same images."""
+    method = getattr(owner, gate.method, None)
+    if method is None or "stage" in inspect.signature(method).parameters:
+        return False  # a cascade: each stage refines the boxes of the one before
+    return not (gate.method == "mask_loss" and getattr(owner, "share_roi_extractor", False))
+
+
+def _select(value: Any, chosen: Sequence[int]) -> Any:
+    """The part of an argument that is about some images.
+
+    Args:
+        value: Feature maps, perhaps in nested lists, or a list with one entry an image. Anything
+            else is returned as it is.
+        chosen: Indices of the images.
+    """
+    if not isinstance(value, (list, tuple)) or not value:
+        return value
+    if isinstance(value[0], (list, tuple, Tensor)):
+        parts = [v[chosen] if isinstance(v, Tensor) else _select(v, chosen) for v in value]
+        return type(value)(parts)
+    return [value[i] for i in chosen]
