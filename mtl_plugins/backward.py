@@ -16,7 +16,7 @@ from mtl_plugins.distributed import average, average_grads, gather, with_grad, w
 from mtl_plugins.features import FeatureWatch, Representation
 from mtl_plugins.gradients import LastLayer, TaskRows, combine, gramian_of, rows_of
 from mtl_plugins.graph import NOBODY, SEVERAL, LossGraph, common_owner
-from mtl_plugins.monitors import feature_disentanglement
+from mtl_plugins.monitors import entropies
 from mtl_plugins.regularization import Penalty, Regularizer, build_regularizer
 from mtl_plugins.report import HostCopy, Report
 from mtl_plugins.step import Batch, Outcome, Step
@@ -27,6 +27,7 @@ Sync = Literal["exact", "gramian"]
 OnNonfinite = Literal["skip", "raise"]
 
 logger = logging.getLogger(__name__)
+REGULARIZER = "the regularizer"  # among what is not finite
 
 
 class MultiTaskBackward:
@@ -138,6 +139,7 @@ class MultiTaskBackward:
         self._agreed: tuple[list[int], list[bool]] | None = None  # with the other ranks
         self._reports: list[Report] = []  # of the calls since the last aggregation
         self._nonfinite: set[str] = set()  # tasks, since then
+        self._factors: dict[str, float] = {}  # of the losses, since then
         self._collecting = False
         self._held: list[Tensor | None] = []  # the .grad from before the collection
         # With weights_every: those found last, and for how many steps they still hold.
@@ -199,7 +201,11 @@ class MultiTaskBackward:
         self._watch = None if self.representation is not None else FeatureWatch(module)
 
     def __call__(
-        self, losses: Mapping[str, Tensor], scale: Tensor | None = None, aggregate: bool = True
+        self,
+        losses: Mapping[str, Tensor],
+        scale: Tensor | None = None,
+        aggregate: bool = True,
+        share: float = 1.0,
     ) -> None:
         """Adds the gradients of this step to ``.grad``.
 
@@ -212,6 +218,7 @@ class MultiTaskBackward:
             aggregate: False for all but the last of several micro-batches: the gradients of the
                 tasks add up, and are aggregated once. At the feature level every micro-batch has
                 features of its own and is aggregated by itself.
+            share: What this call counts in the step: ``1 / k`` for the mean of ``k`` micro-batches.
 
         Raises:
             ValueError: No loss of the first batch requires a gradient, a loss is not a scalar, or
@@ -231,12 +238,14 @@ class MultiTaskBackward:
         with torch.autocast(self._device.type, enabled=False):
             before = self._owner
             graph, changed = self._look_at(raw)
-            report = Report(raw, self.tasks, self._device, changed)
+            report = Report(raw, self.tasks, self._device, changed, share)
             self._reports.append(report)
-            batch = Batch(raw, self._factors(report), scale, aggregate, report, graph)
+            self._factors |= self._factors_for(report)
+            batch = Batch(raw, self._factors, scale, share, aggregate, report, graph)
             if self._penalty is not None:
                 features = () if self.representation is None else self.representation.leaves
-                self._penalty.take(batch, self._shared_params(), features)
+                shared = [p for p in self._shared_params() if p.requires_grad]
+                self._penalty.take(batch, shared, features)
             if aggregate and self.weighting is not None and self.weighting.needs_norms:
                 self._norms = self._norms_of(batch)
             if not self.aggregator.needs_gradients:
@@ -301,7 +310,7 @@ class MultiTaskBackward:
                 f"weighting: {type(self.weighting).__name__} learns from the losses after each "
                 "step; after optimizer.step(), call after_step() with those of the same batch"
             )
-        self._reports, self._nonfinite = [], set()
+        self._reports, self._nonfinite, self._factors = [], set(), {}
         self._norms = self._disentanglement = None
         if self._penalty is not None:
             self._penalty.clear()
@@ -316,7 +325,7 @@ class MultiTaskBackward:
                 part.total_steps = math.ceil(self.total_steps / self.weights_every)
             part.steps_per_epoch = self.steps_per_epoch
 
-    def _factors(self, report: Report) -> dict[str, float]:
+    def _factors_for(self, report: Report) -> dict[str, float]:
         """Of the weighting: the same on every rank."""
         if self.weighting is None:
             return dict.fromkeys(self.tasks, 1.0)
@@ -401,21 +410,39 @@ class MultiTaskBackward:
         return self._watch.features
 
     def _keep_disentanglement(self, rows: Tensor) -> None:
-        self._disentanglement = HostCopy(average(feature_disentanglement(rows.float())))
+        total, count = average(torch.stack(entropies(rows.float()))).unbind()
+        self._disentanglement = HostCopy(total / count)
 
-    def _norms_of(self, batch: Batch) -> HostCopy:
-        """Lengths of the tasks' gradients at the last layer that all share, on their way."""
+    def _norms_of(self, batch: Batch) -> HostCopy | None:
+        """Lengths of the tasks' gradients at the last layer that all share, on their way.
+
+        None for want of tasks that share one in this batch.
+        """
         turns = dict(self._turns(batch, batch.scaled))
         losses = [turns.get(name) for name in self.tasks]
         if self.representation is not None:
             # Every rank has features of its own, and its share of the mean loss.
             squares = rows_of(losses, self.representation.leaves).double().square().sum(dim=1)
-            return HostCopy((average(squares) / world_size()).sqrt())
-        rows = rows_of(losses, self._last_layer.weights(batch))
+            norms = (average(squares) / world_size()).sqrt() / batch.share
+            return HostCopy(norms if batch.scale is None else norms / batch.scale)
+        present = list(batch.raw if world_size() == 1 else batch.report.losses)
+        weights = self._last_layer.weights(batch, present)
+        if not weights:
+            if len(present) > 1 and len(present) == len(self.tasks):
+                raise ValueError(
+                    f"weighting: {type(self.weighting).__name__} needs a layer that all tasks "
+                    "share, and there is none"
+                )
+            return None
+        rows = rows_of(losses, weights)
         if self.sync == "exact":
             rows = average(rows)
         norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-        return HostCopy(norms if self.sync == "exact" else average(norms.square()).sqrt())
+        if self.sync != "exact":
+            norms = average(norms.square()).sqrt()
+        return HostCopy(
+            norms / batch.share if batch.scale is None else norms / batch.scale / batch.share
+        )
 
     def _run_back(self, representation: Representation, grads: Sequence[Tensor | None]) -> None:
         """Runs the trunk back from its outputs, with what the regulariser adds there."""
@@ -598,10 +625,12 @@ class MultiTaskBackward:
         if not isinstance(self.aggregator, GramianAggregator):
             self._note_nonfinite(gramian, reports)
             outcome = Outcome(None, gramian, reports)
+            if not present:
+                return outcome, rows.sum(dim=0)
+            some = rows if len(present) == len(rows) else rows[present]
             if self.representation is None:
-                return outcome, self.aggregator(rows[present], present)
-            leaves = self.representation.leaves
-            return outcome, self.aggregator.on_features(rows[present], leaves, present)
+                return outcome, self.aggregator(some, present)
+            return outcome, self.aggregator.on_features(some, self.representation.leaves, present)
         outcome = self._solve(gramian, reports)
         assert outcome.weights is not None
         # The rows of absent tasks are zero.
@@ -658,7 +687,7 @@ class MultiTaskBackward:
         if active:
             weights = self.aggregator.weights(
                 gramian[active][:, active],
-                losses=torch.tensor([losses[name] for name in names]),
+                losses=torch.tensor([losses[name] * self._factors[name] for name in names]),
                 tasks=[self.tasks.index(name) for name in names],
             )
             found = dict(zip(names, weights.tolist(), strict=True))
@@ -677,19 +706,21 @@ class MultiTaskBackward:
         return bool(found)
 
     def _totals(self, reports: Sequence[Report]) -> dict[str, float]:
-        """The losses of the tasks that take part, summed over micro-batches."""
-        each = [report.losses for report in reports]
+        """The losses of the tasks that take part, summed over micro-batches by their share."""
         return {
-            name: sum(losses.get(name, 0.0) for losses in each)
+            name: sum(report.share * report.losses.get(name, 0.0) for report in reports)
             for name in self.tasks
-            if any(name in losses for losses in each)
+            if any(name in report.losses for report in reports)
         }
 
     def _finish(self, outcome: Outcome, batch: Batch) -> None:
         losses = self._totals(self._reports)
         self._nonfinite |= {name for name, loss in losses.items() if not math.isfinite(loss)}
+        penalty = None
         if self._penalty is not None:
             self._penalty.add()
+            penalty, finite = self._penalty.read()
+            self._nonfinite |= set() if finite else {REGULARIZER}
         for p, grad in zip(self.params, self._held, strict=False):
             if grad is not None:
                 p.grad = grad if p.grad is None else p.grad.add_(grad)
@@ -697,7 +728,7 @@ class MultiTaskBackward:
         weights = None
         if outcome.weights is not None:
             weights = torch.tensor(
-                [outcome.weights[n] * batch.factors[n] for n in names],
+                [outcome.weights[n] * self._factors[n] for n in names],
                 dtype=None if outcome.gramian is None else outcome.gramian.dtype,
             )
         self.last = Step(
@@ -706,24 +737,24 @@ class MultiTaskBackward:
             weights,
             outcome.gramian,
             None if self._disentanglement is None else self._disentanglement.read(),
-            None if self._penalty is None else self._penalty.value(),
-            tuple(name for name in losses if name in self._nonfinite),
+            penalty,
+            tuple(name for name in (*losses, REGULARIZER) if name in self._nonfinite),
         )
         self.monitor = self.monitor_features = False
         if self.weighting is not None and not self.last.nonfinite:
-            self._teach(self.weighting, losses, batch.scale)
+            self._teach(self.weighting, losses)
         if self.last.nonfinite:
             self._skip(losses, batch.scale)
         else:
             self._skipped = 0
 
-    def _teach(
-        self, weighting: Weighting, losses: Mapping[str, float], scale: Tensor | None
-    ) -> None:
+    def _teach(self, weighting: Weighting, losses: Mapping[str, float]) -> None:
         self._awaits_new_losses = weighting.needs_new_losses
         norms: dict[str, float] | None = None
-        if self._norms is not None:
-            found = (self._norms.read() / (1.0 if scale is None else float(scale))).tolist()
+        if weighting.needs_norms:
+            if self._norms is None:
+                return
+            found = self._norms.read().tolist()
             if not all(map(math.isfinite, found)):  # the loss scaler will skip the step
                 return
             norms = {n: norm for n, norm in zip(self.tasks, found, strict=True) if n in losses}
@@ -733,9 +764,11 @@ class MultiTaskBackward:
         """Leaves gradients from which the optimizer, or the loss scaler, makes no step."""
         assert self.last is not None
         which = ", ".join(
-            f"the gradient of task {name!r} is not finite"
-            if math.isfinite(losses[name])
-            else f"the loss of task {name!r} is {losses[name]}"
+            f"the loss of task {name!r} is {losses[name]}"
+            if not math.isfinite(losses.get(name, 0.0))
+            else f"the gradient of {name} is not finite"
+            if name == REGULARIZER
+            else f"the gradient of task {name!r} is not finite"
             for name in self.last.nonfinite
         )
         self._skipped += 1
@@ -760,7 +793,7 @@ class MultiTaskBackward:
             "own": dict(self._own),
             "steps_left": self._steps_left,
             "skipped": self._skipped,
-            "last_layer": list(self._last_layer.indices),
+            "last_layer": self._last_layer.state_dict(),
             "aggregator": {
                 "type": type(self.aggregator).__name__,
                 "state": self.aggregator.state_dict(),
@@ -801,8 +834,9 @@ class MultiTaskBackward:
         self.tasks = list(state["tasks"])
         self._owner = list(state["owner"])
         self._weights, self._own = dict(state["weights"]), dict(state["own"])
-        self._last_layer.indices = list(state["last_layer"])
+        self._last_layer.load_state_dict(state["last_layer"])
         self._steps_left, self._skipped = state["steps_left"], state["skipped"]
+        self._awaits_new_losses = False
         for key, part in parts.items():
             if part is not None:
                 part.load_state_dict(state[key]["state"])

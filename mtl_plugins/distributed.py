@@ -49,10 +49,33 @@ def average_grads(params: Sequence[Tensor]) -> None:
     for p in params:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    grads = [p.grad for p in params if p.grad is not None]
-    flat = average(torch.cat([g.flatten() for g in grads]))
-    for g, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-        g.copy_(mean.view_as(g))
+    _average_flat([p.grad for p in params if p.grad is not None])
+
+
+def average_some(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor | None]:
+    """Averages tensors over the ranks, in place; those that a rank does not have count as zero.
+
+    Args:
+        tensors: Where no rank has one, there is none afterwards.
+        like: What they have the shape and dtype of.
+    """
+    if world_size() == 1 or not tensors:
+        return list(tensors)
+    everywhere = gather([int(t is not None) for t in tensors], like[0].device)
+    filled = [
+        t if t is not None else torch.zeros_like(x) if any(ranks) else None
+        for t, x, ranks in zip(tensors, like, everywhere, strict=True)
+    ]
+    _average_flat([t for t in filled if t is not None])
+    return filled
+
+
+def _average_flat(tensors: Sequence[Tensor]) -> None:
+    if not tensors:
+        return
+    flat = average(torch.cat([t.flatten() for t in tensors]))
+    for t, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        t.copy_(mean.view_as(t))
 
 
 def with_grad(params: Sequence[Tensor]) -> list[Tensor]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -157,30 +158,37 @@ def rows_of(
 
 
 class LastLayer:
-    """The last layer that all tasks share, found when it is asked for first.
+    """The last layer that all tasks share, of the batch with the most tasks so far.
 
     Args:
         params: Those that are trained.
-
-    Attributes:
-        indices: The parameters in it; empty until it was found.
     """
 
     def __init__(self, params: Sequence[nn.Parameter]) -> None:
-        self.indices: list[int] = []
         self._params = params
+        self._indices: list[int] = []
+        self._tasks: set[str] = set()  # whose it is
 
-    def weights(self, batch: Batch) -> list[nn.Parameter]:
-        """Its weights.
+    def weights(self, batch: Batch, tasks: Collection[str]) -> list[nn.Parameter]:
+        """Its weights; empty if the tasks share none.
 
-        Raises:
-            ValueError: The tasks share none.
+        Args:
+            batch: The losses.
+            tasks: Those that take part, on any rank.
         """
-        if not self.indices:
+        frozen = any(not self._params[i].requires_grad for i in self._indices)
+        if frozen or not set(tasks) <= self._tasks:
             found = batch.graph.last_common(self._params) if batch.raw else []
             flags = [i in found for i in range(len(self._params))]
             everyone = gather(flags, self._params[0].device)
-            self.indices = [i for i, ranks in enumerate(everyone) if any(ranks)]
-        if not self.indices:
-            raise ValueError("weighting: it needs a layer that all tasks share, and there is none")
-        return [self._params[i] for i in self.indices]
+            self._indices = [i for i, ranks in enumerate(everyone) if any(ranks)]
+            self._tasks = set(tasks) if self._indices else set()
+        return [self._params[i] for i in self._indices]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which one it is."""
+        return {"indices": list(self._indices), "tasks": sorted(self._tasks)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        self._indices, self._tasks = list(state["indices"]), set(state["tasks"])

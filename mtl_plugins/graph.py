@@ -33,14 +33,16 @@ class LossGraph:
 
     Args:
         losses: Scalars that require a gradient.
+
+    Attributes:
+        hides_a_part: Whether reentrant checkpointing does, which it will compute again.
     """
 
     def __init__(self, losses: Sequence[Tensor]) -> None:
         self._losses = list(losses)
         self._roots = [get_gradient_edge(loss) for loss in losses]
         self._owner: dict[Node, int] = {}
-        # Reentrant checkpointing hides the part of the graph that it will recompute.
-        self._opaque = False
+        self.hides_a_part = False
         for t, root in enumerate(self._roots):
             stack = [root.node]
             while stack:
@@ -49,7 +51,7 @@ class LossGraph:
                 if before in (t, SEVERAL):
                     continue
                 self._owner[node] = t if before is None else SEVERAL
-                self._opaque = self._opaque or node.name() == "CheckpointFunctionBackward"
+                self.hides_a_part |= node.name() == "CheckpointFunctionBackward"
                 stack += [child for child, _ in _edges(node)]
 
     def owners(self, leaves: Sequence[Tensor]) -> list[int]:
@@ -59,7 +61,7 @@ class LossGraph:
             leaves: Parameters, or other leaf tensors.
         """
         found = {id(_variable(node)): t for node, t in self._owner.items() if _is_leaf(node)}
-        unseen = SEVERAL if self._opaque else NOBODY
+        unseen = SEVERAL if self.hides_a_part else NOBODY
         return [found.get(id(p), unseen if p.requires_grad else NOBODY) for p in leaves]
 
     def share(self, leaves: Collection[Tensor]) -> None:
@@ -125,7 +127,7 @@ class LossGraph:
         Raises:
             RuntimeError: The graph has a part that reentrant checkpointing hides.
         """
-        if self._opaque:
+        if self.hides_a_part:
             raise RuntimeError(
                 "low_memory: it does not go with activation checkpointing, which hides a part of "
                 "the graph or computes it again for every slice; use one of the two"
@@ -182,7 +184,9 @@ class LossGraph:
                     or (g.grad_fn is not None and g.grad_fn.name() == "torch::autograd::Error")
                     for g in results
                 )
-                if lost and any(g is not None and g.requires_grad for g in grads_out):
+                # A function written in Python may use what it has saved out of autograd's sight.
+                inputs = (*grads_out, *getattr(node, "saved_tensors", ()))
+                if lost and any(g is not None and g.requires_grad for g in inputs):
                     found.append(node.name().removesuffix("Backward"))
 
             return hook

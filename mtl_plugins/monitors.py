@@ -55,11 +55,18 @@ def feature_disentanglement(gradients: Tensor) -> Tensor:
         The mean entropy over locations, a scalar in [0, log T]: 0 when every location matters to
         one task only. Locations that matter to none are left out; NaN if that is all of them.
     """
+    total, count = entropies(gradients)
+    return total / count
+
+
+def entropies(gradients: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum behind :func:`feature_disentanglement`, and the number of its terms; two scalars."""
     saliency = gradients.flatten(1).abs()
-    saliency = saliency[:, saliency.amax(dim=0) > 0.0]
-    saliency = saliency / saliency.amax(dim=0)  # the sum of tiny numbers could vanish
-    share = saliency / saliency.sum(dim=0)
-    return torch.special.entr(share).sum(dim=0).mean()
+    largest = saliency.amax(dim=0)
+    matters = largest > 0.0
+    saliency = saliency / torch.where(matters, largest, 1.0)  # a sum of tiny numbers could vanish
+    share = saliency / torch.where(matters, saliency.sum(dim=0), 1.0)
+    return torch.special.entr(share).sum(), matters.sum().to(share)
 
 
 def _cosines(gramian: Tensor) -> Tensor:

@@ -19,6 +19,10 @@ class Report:
         tasks: Names of all tasks, in the same order on every rank.
         device: Of the losses.
         changed: Whether something else is shared or reached than the ranks have agreed on.
+        share: What the losses count in the step.
+
+    Attributes:
+        share: As given.
     """
 
     def __init__(
@@ -27,7 +31,9 @@ class Report:
         tasks: Sequence[str],
         device: torch.device,
         changed: bool,
+        share: float = 1.0,
     ) -> None:
+        self.share = share
         # Another rank may have a task that this one lacks: all take part with all.
         self._tasks = list(tasks) if world_size() > 1 else list(losses)
         zero = torch.zeros((), device=device)

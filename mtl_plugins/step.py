@@ -26,8 +26,8 @@ class Step:
         gramian: ``[T, T]`` of the (weighted) losses' gradients; None if not computed.
         disentanglement: FD, a scalar; None if not asked for.
         penalty: The regulariser's term, a scalar; None without one.
-        nonfinite: Those of the tasks whose loss or gradient is not finite. If there are any, the
-            step was skipped.
+        nonfinite: Those of the tasks whose loss or gradient is not finite, and
+            ``"the regularizer"``. If there are any, the step was skipped.
     """
 
     tasks: tuple[str, ...]
@@ -47,6 +47,7 @@ class Batch:
         raw: The losses of this rank, as given, in the order of the tasks.
         factors: Of the weighting, for the tasks of all ranks.
         scale: Of a loss scaler.
+        share: What the losses of this call count in the step.
         aggregate: Whether it is the last of some micro-batches.
         report: The losses of all ranks.
         seen: The graph, if it was looked at already.
@@ -55,6 +56,7 @@ class Batch:
     raw: Mapping[str, Tensor]
     factors: Mapping[str, float]
     scale: Tensor | None
+    share: float
     aggregate: bool
     report: Report
     seen: LossGraph | None = None
@@ -66,10 +68,11 @@ class Batch:
 
     @cached_property
     def scaled(self) -> Mapping[str, Tensor]:
-        """The losses of this rank, times the loss scale."""
-        if self.scale is None:
+        """The losses of this rank, times their share and the loss scale."""
+        if self.scale is None and self.share == 1.0:
             return self.raw
-        return {name: loss * self.scale for name, loss in self.raw.items()}
+        by = self.share if self.scale is None else self.share * self.scale
+        return {name: loss * by for name, loss in self.raw.items()}
 
     @cached_property
     def losses(self) -> Mapping[str, Tensor]:
@@ -82,7 +85,10 @@ class Batch:
     @property
     def seeds(self) -> list[Tensor]:
         """The gradients of :attr:`raw` that do the same."""
-        seeds = [torch.full_like(loss, self.factors[name]) for name, loss in self.raw.items()]
+        seeds = [
+            torch.full_like(loss, self.share * self.factors[name])
+            for name, loss in self.raw.items()
+        ]
         return seeds if self.scale is None else [(s * self.scale).to(s) for s in seeds]
 
 

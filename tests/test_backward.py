@@ -223,6 +223,22 @@ def test_task_absent_from_the_last_micro_batch(options, trunk, x):
         trunk.zero_grad()
 
 
+@pytest.mark.parametrize("level", ["parameter", "feature"])
+@pytest.mark.parametrize("name", ["GradDrop", "Trimmed mean"])
+def test_later_batch_without_any_loss_for_methods_of_the_jacobian(name, level, trunk, x):
+    cfg = {
+        "GradDrop": "GradDrop",
+        "Trimmed mean": dict(type="TorchJD", name="TrimmedMean", trim_number=0),
+    }
+    representation = trunk.trunk if level == "feature" else None
+    backward = MultiTaskBackward(
+        trunk.parameters(), cfg[name], level=level, representation=representation
+    )
+    for losses in ({"a", "b"}, set()):
+        backward({k: v for k, v in trunk(x).items() if k in losses})
+    assert backward.last.tasks == ()
+
+
 def test_later_batch_without_any_loss(trunk, x):
     for name in ("Sum", "MGDA"):
         backward = MultiTaskBackward(trunk.parameters(), name)

@@ -129,3 +129,50 @@ def test_state_of_the_last_layer_survives(trunk, x):
         losses = trunk(x)
         backward({"a": losses["a"], "b": losses["b"]})
     assert first.state_dict()["weighting"] == second.state_dict()["weighting"]
+
+
+def test_last_layer_grows_with_the_tasks_seen(trunk, x):
+    """A batch of one task shares nothing, one of a and b less than all."""
+    backward = MultiTaskBackward(trunk.parameters(), weighting="GradNorm", tasks="abcd")
+    for names in ("a", "ab", "abc", "ab"):
+        losses = trunk(x)
+        backward({k: losses[k] for k in names})
+    found = backward.state_dict()["last_layer"]
+    params = list(trunk.parameters())
+    assert [params[i] is trunk.trunk[2].weight for i in found["indices"]] == [True]
+    assert found["tasks"] == ["a", "b", "c"]
+    trunk.trunk[2].weight.requires_grad_(False)
+    backward(trunk(x))
+    (i,) = backward.state_dict()["last_layer"]["indices"]
+    assert params[i] is trunk.trunk[0].weight
+
+
+@pytest.mark.parametrize("aggregator", ["Sum", "PCGrad"])
+def test_famo_over_micro_batches(aggregator, trunk, x):
+    """Its bound is that of a loss, not of its share; the last micro-batch lacks a task."""
+    low = min(loss.item() for loss in trunk(x).values()) - 0.1
+    cfg = {"type": "FAMO", "min_losses": low}
+    backward = MultiTaskBackward(trunk.parameters(), aggregator, weighting=cfg, tasks="abcd")
+    losses = trunk(x)
+    backward(losses, aggregate=False, share=0.25)
+    backward(trunk(x), aggregate=False, share=0.25)
+    backward({k: v for k, v in trunk(x).items() if k != "c"}, share=0.5)
+    assert backward.last.tasks == tuple("abcd")
+    values = [losses[k].item() * (0.5 if k == "c" else 1.0) for k in "abcd"]
+    assert backward.last.losses.tolist() == pytest.approx(values)
+
+
+def test_loss_normalisation_sees_weighted_losses(trunk, x):
+    """MGDA with normalization='loss' of 10 L_a is that of a loss ten times as large."""
+    cfg = {"type": "MGDA", "normalization": "loss"}
+    weights = {"a": 10.0, "b": 1.0, "c": 1.0}
+    backward = MultiTaskBackward(
+        trunk.parameters(), cfg, weighting={"type": "Fixed", "weights": weights}
+    )
+    losses = {k: v for k, v in trunk(x).items() if k in weights}
+    backward(losses)
+    actual = [p.grad for p in trunk.parameters()]
+    trunk.zero_grad()
+    larger = {k: weights[k] * v for k, v in trunk(x).items() if k in weights}
+    MultiTaskBackward(trunk.parameters(), cfg)(larger)
+    check_grads(trunk.parameters(), actual)

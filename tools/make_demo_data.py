@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from demo_scenes.cityscapes import write_cityscapes
 from demo_scenes.coco import write_coco
 from demo_scenes.scene import MIN_SIDE, Scene, draw_scene
 
 Layout = Callable[[Path, str, Iterable[Scene]], None]
 """Writer of one split: the data set's folder, ``"train"`` or ``"val"``, its scenes."""
 
-LAYOUTS: dict[str, Layout] = {"coco": write_coco}
+LAYOUTS: dict[str, Layout] = {"cityscapes": write_cityscapes, "coco": write_coco}
 
 _SPLITS = ("train", "val")
 _MANIFEST = "demo.json"

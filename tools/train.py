@@ -83,6 +83,9 @@ def lay_over(cfg: Config, names: str) -> Config:
         for part in ("aggregator", "weighting", "regularizer"):
             if part in method.optim_wrapper:  # the arguments before are another method's
                 cfg.optim_wrapper.pop(part, None)
+        allocation = method.get("train_dataloader", {}).get("batch_sampler")
+        if allocation and cfg.train_dataloader.get("batch_sampler"):
+            allocation.batch_sampler = cfg.train_dataloader.pop("batch_sampler")
         cfg.merge_from_dict(method.to_dict())
     return cfg
 

@@ -107,10 +107,11 @@ class MCLGS(GramianAggregator):
         if count == 1:
             rows = [1.0]
         own = 1.0 / count if isinstance(self.base, Mean) else 1.0
-        self.own_factors = [r * own for r in rows]
+        self.own_factors = [own] * count  # should the base not converge
         scaled = [
             [g * a * b for g, b in zip(row, rows, strict=True)]
             for row, a in zip(gramian, rows, strict=True)
         ]
         weights = self.base.solve(scaled, eps=eps, losses=losses, tasks=tasks)
+        self.own_factors = [r * own for r in rows]
         return [w * r for w, r in zip(weights, rows, strict=True)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mtl_plugins.distributed import average, world_size
+from mtl_plugins.distributed import average, average_some
 from mtl_plugins.gradients import rows_of
 from mtl_plugins.graph import LossGraph
 from mtl_plugins.regularization.base import Regularizer
@@ -32,7 +32,7 @@ class Penalty:
         self.at_features: Sequence[Tensor | None] = ()
         self._regularizer = regularizer
         self._params = params
-        self._can_differentiate_twice = False  # as far as known
+        self._checked: set[str] = set()  # tasks whose losses can be differentiated twice
         self.clear()
 
     def clear(self) -> None:
@@ -52,46 +52,63 @@ class Penalty:
             RuntimeError: Something in the losses cannot be differentiated twice.
         """
         self.at_features = ()
-        term = torch.zeros((), device=self._params[0].device)
+        dtype = torch.promote_types(self._params[0].dtype, torch.float32)
+        term = torch.zeros((), dtype=dtype, device=self._params[0].device)
+        finite = torch.ones_like(term)
         leaves = features or shared
         if len(batch.raw) > 1 and leaves:
-            trained = [i for i, p in enumerate(self._params) if p.requires_grad]
-            targets = [*(self._params[i] for i in trained), *features]
             try:
-                term = self._regularizer(self._jacobian(list(batch.scaled.values()), leaves))
-                seed = None if batch.scale is None else batch.scale.to(term)
-                grads = torch.autograd.grad(
-                    term, targets, seed, retain_graph=True, allow_unused=True
-                )
+                term = self._regularizer(self._jacobian(batch, leaves)).to(dtype)
+                if term.requires_grad:
+                    finite = self._differentiate(term * batch.share, batch.scale, features)
             except RuntimeError as error:
                 raise RuntimeError(
                     f"regularizer: the losses cannot be differentiated twice: {error}"
                 ) from error
-            for i, grad in zip(trained, grads, strict=False):
-                before = self._grads[i]
-                self._grads[i] = grad if before is None or grad is None else before + grad
-            self.at_features = grads[len(trained) :]
-        self._terms.append(HostCopy(average(term.detach())))
+        self._terms.append(HostCopy(average(torch.stack([term.detach() * batch.share, finite]))))
 
-    def _jacobian(self, losses: Sequence[Tensor], leaves: Sequence[Tensor]) -> Tensor:
-        if self._can_differentiate_twice:
+    def _jacobian(self, batch: Batch, leaves: Sequence[Tensor]) -> Tensor:
+        losses = list(batch.scaled.values())
+        if batch.raw.keys() <= self._checked:
             return rows_of(losses, leaves, create_graph=True)
-        with LossGraph(losses).noting_once_differentiable() as lost:
+        graph = LossGraph(losses)
+        if graph.hides_a_part:
+            raise RuntimeError(
+                "activation checkpointing hides a part of them; use use_reentrant=False, or none"
+            )
+        with graph.noting_once_differentiable() as lost:
             rows = rows_of(losses, leaves, create_graph=True)
         if lost:
             raise RuntimeError(f"there is no second derivative of {', '.join(sorted(set(lost)))}")
-        self._can_differentiate_twice = True
+        self._checked |= batch.raw.keys()
         return rows
 
-    def add(self) -> None:
-        """Adds the gradient to ``.grad``: the mean over micro-batches and ranks."""
-        for p, grad in zip(self._params, self._grads, strict=True):
-            if world_size() > 1 and p.requires_grad:
-                grad = average(torch.zeros_like(p) if grad is None else grad.contiguous())
+    def _differentiate(
+        self, term: Tensor, scale: Tensor | None, features: Sequence[Tensor]
+    ) -> Tensor:
+        """Keeps the gradient; whether it is finite (1 or 0)."""
+        trained = [i for i, p in enumerate(self._params) if p.requires_grad]
+        targets = [*(self._params[i] for i in trained), *features]
+        seed = None if scale is None else scale.to(term)
+        grads = torch.autograd.grad(term, targets, seed, retain_graph=True, allow_unused=True)
+        for i, grad in zip(trained, grads, strict=False):
+            before = self._grads[i]
             if grad is not None:
-                grad = grad / len(self._terms)
-                p.grad = grad if p.grad is None else p.grad.add_(grad)
+                self._grads[i] = grad if before is None else before + grad
+        self.at_features = grads[len(trained) :]
+        norms = torch._foreach_norm([grad for grad in grads if grad is not None])
+        # With a loss scale an overflow is the scaler's business.
+        return torch.stack(norms).isfinite().all().to(term) if scale is None else term.new_ones(())
 
-    def value(self) -> Tensor:
-        """The term, likewise; a scalar on the CPU."""
-        return torch.stack([term.read() for term in self._terms]).mean()
+    def add(self) -> None:
+        """Adds the gradient to ``.grad``, the mean over the ranks."""
+        grads = average_some(self._grads, self._params)
+        for p, grad in zip(self._params, grads, strict=True):
+            if grad is not None:
+                p.grad = grad if p.grad is None else p.grad.add_(grad)
+        self._grads, self.at_features = [None] * len(self._params), ()
+
+    def read(self) -> tuple[Tensor, bool]:
+        """The term, a scalar on the CPU, and whether its gradient is finite on all ranks."""
+        terms, finite = torch.stack([copy.read() for copy in self._terms]).unbind(dim=1)
+        return terms.sum(), bool((finite == 1.0).all())

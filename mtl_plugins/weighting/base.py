@@ -44,12 +44,13 @@ class Weighting(Method, ABC):
         """The factor of each loss.
 
         Args:
-            tasks: Those that take part in this step.
+            tasks: Those that take part in this step if :attr:`needs_losses`; else all that are
+                known, for which nothing needs to be waited for.
             losses: Their losses, the mean over the ranks; given if :attr:`needs_losses`.
         """
 
     def update(self, losses: Mapping[str, float], norms: Mapping[str, float] | None = None) -> None:
-        """Learns from a step whose losses and gradients were finite.
+        """Learns from a step whose losses, and gradients as far as taken, were finite.
 
         Args:
             losses: Of the tasks that took part, unweighted; the mean over the ranks.

@@ -69,7 +69,7 @@ class DWA(Weighting):
         if size is None:
             raise ValueError(
                 "weighting: DWA.window: how many steps make a window? By default it is an epoch, "
-                "but this run counts iterations, not epochs"
+                "but this run counts iterations, or has one epoch"
             )
         return size
 

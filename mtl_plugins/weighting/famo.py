@@ -42,6 +42,8 @@ class FAMO(LearnedWeighting):
         min_losses: float | Mapping[str, float] = 0.0,
     ) -> None:
         super().__init__(lr, weight_decay)
+        if not isinstance(min_losses, (int, float, Mapping)):
+            raise TypeError(f"min_losses: expected a number or a dict by task, got {min_losses!r}")
         if eps < 0.0:
             raise ValueError(f"eps is not negative, got {eps}")
         self.eps = eps
@@ -71,7 +73,8 @@ class FAMO(LearnedWeighting):
         self, losses: Mapping[str, float], new_losses: Mapping[str, float]
     ) -> dict[str, float]:
         r""":math:`(J^\top \delta)_t = z_t (\delta_t - \sum_k z_k \delta_k)`."""
-        old, new = self._distances(losses), self._distances(new_losses)
+        bounded = {t: max(x, self._bound(t)) for t, x in new_losses.items()}
+        old, new = self._distances(losses), self._distances(bounded)
         delta = {t: math.log(old[t]) - math.log(new[t]) for t in old if t in new}
         z = self._shares(delta)
         mean = sum(z[t] * delta[t] for t in delta)
@@ -83,12 +86,16 @@ class FAMO(LearnedWeighting):
     def _shares(self, tasks: Iterable[str]) -> dict[str, float]:
         return softmax({task: self.number(task) for task in tasks})
 
+    def _bound(self, task: str) -> float:
+        if isinstance(self.min_losses, Mapping):
+            return self.min_losses.get(task, 0.0)
+        return self.min_losses
+
     def _distances(self, losses: Mapping[str, float]) -> dict[str, float]:
         """``D_t`` of the tasks whose loss is finite and above its bound."""
         distances = {}
         for task, loss in losses.items():
-            low = self.min_losses
-            low = low.get(task, 0.0) if isinstance(low, Mapping) else low
+            low = self._bound(task)
             if not math.isfinite(loss):  # the owner of the step deals with that
                 continue
             if loss < low:

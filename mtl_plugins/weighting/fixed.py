@@ -25,6 +25,8 @@ class Fixed(Weighting):
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
+        if not isinstance(weights, Mapping):
+            raise TypeError(f"weights: expected a dict by task, got {weights!r}")
         self._weights = dict(weights)
 
     def check(self, tasks: Collection[str]) -> None:

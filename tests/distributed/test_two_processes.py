@@ -19,6 +19,7 @@ from two_processes import results_of_two, work
 
 from mtl_plugins import MultiTaskBackward
 from mtl_plugins.aggregation import AGGREGATORS
+from mtl_plugins.monitors import feature_disentanglement
 
 STEPS = 5
 TAKE_GRADIENTS = [name for name in AGGREGATORS if AGGREGATORS[name].needs_gradients]
@@ -169,6 +170,16 @@ def find(rank: int) -> dict[str, Any]:
             aggregator, level, half, weighting=weighting
         )
     model = new_trunk()
+    found["CosReg, nothing on rank 1"] = grads_with(
+        model, losses_of(model, half) if rank == 0 else {}, regularizer="CosReg"
+    )
+    model = new_trunk()
+    backward = MultiTaskBackward(model.parameters(), tasks="abcd")
+    backward.watch(model.trunk)
+    backward.monitor_features = True
+    backward(losses_of(model, half) if rank == 0 else (model(half), {})[1])
+    found["FD, nothing on rank 1"] = backward.last.disentanglement
+    model = new_trunk()
     found["CosReg"] = grads_with(model, losses_of(model, half, "abc"), regularizer="CosReg")
     # Rank 1 has no task c: what it owns alone must be averaged all the same, and nobody waits.
     names = "abd" if rank == 1 else "abcd"
@@ -252,12 +263,24 @@ def test_regulariser_is_the_mean_of_the_ranks(found):
     backward = MultiTaskBackward(model.parameters(), "MGDA", regularizer="CosReg", tasks="abcd")
     for half, last in zip(whole_batch().chunk(2), (False, True), strict=True):
         losses = losses_of(model, half, "abc")
-        backward({name: loss / 2.0 for name, loss in losses.items()}, aggregate=last)
+        backward(losses, aggregate=last, share=0.5)
     expected = [p.grad for p in model.parameters() if p.grad is not None]
     for rank in range(2):
         grads = [g for g in found[rank]["CosReg"]["grads"] if g.any()]
         assert_close(grads, expected)
         assert_close(found[rank]["CosReg"]["last"].penalty, backward.last.penalty)
+        assert found[rank]["CosReg"]["unused"] is None
+        assert found[rank]["CosReg, nothing on rank 1"]["last"].penalty > 0.0
+
+
+def test_disentanglement_where_a_rank_has_no_loss(found):
+    model = new_trunk()
+    z = model.trunk(whole_batch().chunk(2)[0])
+    losses = model.losses(z)
+    rows = [torch.autograd.grad(losses[k], z, retain_graph=True)[0] for k in "abc"]
+    expected = feature_disentanglement(torch.stack(rows))
+    for rank in range(2):
+        assert_close(found[rank]["FD, nothing on rank 1"], expected.float())
 
 
 def halves(model: Trunk, on_rank_1: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -223,17 +223,23 @@ def test_resume_goes_on_with_the_next_turn(coco, tmp_path):
         assert torch.equal(p, q)
 
 
-def test_length_of_an_epoch(coco, tmp_path):
-    """Four images, two a step, two turns: schedules see four steps an epoch."""
-    cfg = coco_config(coco, tmp_path, dict(type="ISTABatchSampler"))
+@pytest.mark.parametrize("same_steps", [False, True])
+def test_length_of_an_epoch(same_steps, coco, tmp_path):
+    """Four images, two a step, two turns: schedules see four steps an epoch, or two."""
+    cfg = coco_config(coco, tmp_path, dict(type="ISTABatchSampler", same_steps=same_steps))
     cfg.train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=2)
     cfg.train_dataloader.sampler = dict(type="DefaultSampler", shuffle=True)
     cfg.log_processor.by_epoch = True
     runner, seen = train(cfg)
-    assert runner.max_iters == len(seen) == 8
-    first, second = ([{i for i, _ in step} for step in part] for part in (seen[:4], seen[4:]))
-    assert first[0] == first[1] and set.union(*first) == set.union(*second)
-    assert [tasks for _, tasks in sum(seen[:4], [])] != [tasks for _, tasks in sum(seen[4:], [])]
+    steps = 2 if same_steps else 4
+    assert runner.max_iters == len(seen) == 2 * steps
+    first, second = (
+        [{i for i, _ in step} for step in part] for part in (seen[:steps], seen[steps:])
+    )
+    assert first[0] == first[1] and second[0] == second[1]
+    if not same_steps:
+        assert set.union(*first) == set.union(*second)
+    assert [t for _, t in sum(seen[:steps], [])] != [t for _, t in sum(seen[steps:], [])]
 
 
 class Images:

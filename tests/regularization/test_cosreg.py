@@ -6,11 +6,13 @@ import copy
 
 import pytest
 import torch
+from by_autograd import check_grads
 from models import task_losses
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 from mtl_plugins import MultiTaskBackward
 from mtl_plugins.mm.optim.model import differentiate_twice
@@ -98,19 +100,76 @@ def test_is_added_to_what_the_aggregator_does(aggregator, level, trunk, x):
             assert_close(p, expected)
 
 
-def test_mean_of_micro_batches(trunk, x):
+@pytest.mark.parametrize("level", ["parameter", "feature"])
+def test_micro_batches_count_by_their_share(level, trunk, x):
+    """The last one lacks a task, whose head keeps what the first has given it."""
+    parts, absent = (x[:2], x[2:]), ("", "c")
+    plain = copy.deepcopy(trunk)
+    objective = torch.zeros((), dtype=x.dtype)
+    penalties = []
+    for part, without in zip(parts, absent, strict=True):
+        z = plain.trunk(part)
+        losses = {k: v for k, v in plain.losses(z).items() if k not in without}
+        shared = [*plain.trunk.parameters(), *plain.heads_ab.parameters()]
+        penalties.append(penalty_of(losses, [z] if level == "feature" else shared))
+        objective = objective + 0.5 * (sum(losses.values()) + penalties[-1])
+    objective.backward()
+
+    representation = trunk.trunk if level == "feature" else None
+    backward = MultiTaskBackward(
+        trunk.parameters(), regularizer="CosReg", level=level, representation=representation
+    )
+    for part, without, last in zip(parts, absent, (False, True), strict=True):
+        losses = {k: v for k, v in trunk(part).items() if k not in without}
+        backward(losses, aggregate=last, share=0.5)
+    check_grads(trunk.parameters(), [p.grad for p in plain.parameters()])
+    assert_close(backward.last.penalty, sum(p.detach() for p in penalties) / 2.0)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_nothing_to_make_orthogonal(frozen, trunk, x):
+    """A batch of one task, or whose tasks share nothing that is trained."""
     backward = MultiTaskBackward(trunk.parameters(), regularizer="CosReg")
-    shared = [*trunk.trunk.parameters(), *trunk.heads_ab.parameters()]
-    halves = [penalty_of(trunk(part), shared) for part in (x[:2], x[2:])]
-    (expected,) = torch.autograd.grad(sum(halves) / 2.0, [trunk.trunk[0].weight])
-    plain = MultiTaskBackward(twin_params := list(copy.deepcopy(trunk).parameters()))
-    del plain, twin_params
-    without = copy.deepcopy(trunk)
-    (sum(without(x[:2]).values()) + sum(without(x[2:]).values())).backward()
-    backward(trunk(x[:2]), aggregate=False)
-    backward(trunk(x[2:]))
-    assert_close(trunk.trunk[0].weight.grad, without.trunk[0].weight.grad + expected)
-    assert_close(backward.last.penalty, sum(h.detach() for h in halves) / 2.0)
+    backward(trunk(x))
+    trunk.zero_grad()
+    if frozen:
+        for p in [*trunk.trunk.parameters(), *trunk.heads_ab.parameters()]:
+            p.requires_grad_(False)
+    names = "abc" if frozen else "a"
+    backward({k: v for k, v in trunk(x).items() if k in names})
+    assert backward.last.penalty == 0.0
+    assert trunk.heads["a"].weight.grad.any()
+
+
+def test_gradient_that_is_not_finite_skips_the_step(trunk, x, caplog):
+    """The second derivative of |z| ** 1.5 at 0."""
+
+    def losses():
+        z = trunk.trunk(x * 0.0)
+        return {"a": (z - z.detach()).abs().pow(1.5).sum() + z.sum(), "b": z.square().sum()}
+
+    backward = MultiTaskBackward(trunk.parameters(), "PCGrad", regularizer="CosReg")
+    backward(losses())
+    assert backward.last.nonfinite == ("the regularizer",)
+    assert all(p.grad is None for p in trunk.parameters())
+    assert "the gradient of the regularizer is not finite" in caplog.text
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing(reentrant, trunk, x):
+    def losses():
+        return trunk.losses(checkpoint(trunk.trunk, x, use_reentrant=reentrant))
+
+    backward = MultiTaskBackward(trunk.parameters(), regularizer="CosReg")
+    x = x.requires_grad_()
+    if reentrant:
+        with pytest.raises(RuntimeError, match="regularizer: .*use use_reentrant=False"):
+            backward(losses())
+        return
+    backward(losses())
+    penalty = backward.last.penalty
+    backward(trunk(x))
+    assert_close(backward.last.penalty, penalty)
 
 
 class Once(Function):
@@ -125,6 +184,19 @@ class Once(Function):
         return 3.0 * ctx.saved_tensors[0] ** 2 * grad
 
 
+class Direct(Once):
+    """Its backward pass gets a constant, and uses what was saved."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return (x**3).sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return (3.0 * ctx.saved_tensors[0] ** 2 * grad).detach()
+
+
 class Silent(Once):
     """Its backward pass computes something that autograd does not see, and does not say so."""
 
@@ -133,12 +205,13 @@ class Silent(Once):
         return (3.0 * ctx.saved_tensors[0] ** 2 * grad).detach()
 
 
-@pytest.mark.parametrize("operation", [Once, Silent])
+@pytest.mark.parametrize("operation", [Once, Silent, Direct])
 @pytest.mark.parametrize("level", ["parameter", "feature"])
 def test_operation_without_second_derivative_is_named(operation, level, trunk, x):
     class Head(nn.Module):
         def forward(self, z):
-            return {"a": operation.apply(z).sum().square(), "b": z.square().sum()}
+            value = operation.apply(z).sum()
+            return {"a": value if operation is Direct else value.square(), "b": z.square().sum()}
 
     backward = MultiTaskBackward(
         trunk.parameters(),

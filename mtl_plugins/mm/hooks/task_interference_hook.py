@@ -30,7 +30,8 @@ class TaskInterferenceHook(Hook):
     regulariser, ``mtl/fallbacks`` once a solver has not converged, and the monitors that are asked
     for. Every visualizer backend gets them; with MMEngine's ``LocalVisBackend`` they are lines of
     ``vis_data/scalars.json``. What the method has computed is reused. What it has not costs up to
-    one backward pass a task on the iterations that are logged, and the training goes on unchanged.
+    one backward pass a task on the iterations that are logged, and the parameters are trained
+    unchanged. (With activation checkpointing, batch norms in a checkpoint count once more.)
 
     A task that had no loss, or no gradient, for a whole epoch is warned of, once.
 
@@ -55,6 +56,8 @@ class TaskInterferenceHook(Hook):
     ) -> None:
         if interval < 1:
             raise ValueError(f"TaskInterferenceHook.interval is at least 1, got {interval}")
+        if isinstance(monitors, str):
+            raise TypeError(f"TaskInterferenceHook.monitors: expected a list, got {monitors!r}")
         for monitor in monitors:
             if monitor not in MONITORS:
                 raise ValueError(

@@ -190,9 +190,10 @@ class MTLOptimWrapper(OptimWrapper):
             )
         terms, self._terms = self._terms, None
         self.multitask(
-            {task: self.scale_loss(value) for task, value in self.groups(terms).items()},
+            self.groups(terms),
             scale=self.gradient_scale(),
             aggregate=self.should_sync(),
+            share=float(self.scale_loss(torch.ones(()))),
         )
         self._inner_count += 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import islice
 from typing import Any
 
 from mmengine.dist import get_dist_info, sync_random_seed
@@ -30,6 +31,8 @@ class ISTABatchSampler(BatchSampler):
             from there.
         tasks_per_sample: How many an example trains at a time.
         gap: Steps between two turns of a batch.
+        same_steps: Whether an epoch has as many steps as without allocation, and so goes over fewer
+            of the batches; schedules then stay as they are.
         batch_sampler: The one that makes the batches, such as
             ``dict(type='AspectRatioBatchSampler')``; by default PyTorch's.
         drop_last: For the default one, whether an incomplete last batch is dropped.
@@ -50,6 +53,7 @@ class ISTABatchSampler(BatchSampler):
         tasks: Sequence[str] | None = None,
         tasks_per_sample: int = 1,
         gap: int | None = 1,
+        same_steps: bool = False,
         batch_sampler: Mapping[str, Any] | None = None,
         drop_last: bool = False,
         seed: int | None = None,
@@ -83,15 +87,17 @@ class ISTABatchSampler(BatchSampler):
     def __iter__(self) -> Iterator[list[int]]:
         rank, _ = get_dist_info()
         epoch = getattr(self.sampler, "epoch", 0)
-        for batch, number, turn in self.allocation.schedule(self.batches, epoch):
-            first = rank * self.batch_size
+        first = rank * self.batch_size
+        schedule = self.allocation.schedule(self.batches, epoch)
+        steps = len(self) if self.same_steps else None
+        for batch, number, turn in islice(schedule, steps):
             yield [
                 AllocatedIndex(index, self.allocation.tasks_of(first + i, number, turn, epoch))
                 for i, index in enumerate(batch)
             ]
 
     def __len__(self) -> int:
-        return len(self.batches) * self.allocation.turns
+        return len(self.batches) * (1 if self.same_steps else self.allocation.turns)
 
 
 @DATA_SAMPLERS.register_module()

@@ -1,0 +1,137 @@
+"""Cityscapes' official layout: images in ``leftImg8bit/``, polygons and their maps in ``gtFine/``.
+
+Here, as there, the polygons are the truth: they are drawn back to front, a nearer object hides what
+it covers, and the maps are made of them. Readers of the maps want all three splits, so the
+validation images are written again under ``test``, where labels are withheld.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from demo_scenes.images import save_image
+from demo_scenes.scene import CLASSES, Scene, SceneObject
+from demo_scenes.things import STUFF
+
+
+class Label(NamedTuple):
+    """A row of Cityscapes' table of labels."""
+
+    name: str
+    id: int
+    train_id: int
+
+
+LABELS = {
+    "floor-wood": Label("road", 7, 0),
+    "wall-brick": Label("building", 11, 2),
+    "wall-tile": Label("wall", 12, 3),
+    "teddy bear": Label("person", 24, 11),
+    "bottle": Label("rider", 25, 12),
+    "cup": Label("car", 26, 13),
+    "book": Label("bus", 28, 15),
+    "sports ball": Label("motorcycle", 32, 17),
+    "clock": Label("bicycle", 33, 18),
+}
+"""What each drawn class stands for. Six kinds are drawn: of the eight instance classes, truck and
+train stay empty."""
+
+_UNLABELED, _IGNORED = 0, 255
+_TRAIN_ID = np.full(256, _IGNORED, np.uint8)
+_TRAIN_ID[[label.id for label in LABELS.values()]] = [label.train_id for label in LABELS.values()]
+
+Polygon = tuple[str, np.ndarray]
+"""A drawn class and its outline, int32 ``[N, 2]``: x, y of pixels that belong to it."""
+
+
+def write_cityscapes(root: Path, split: str, scenes: Iterable[Scene]) -> None:
+    """Write one split, and with ``"val"`` also ``"test"``.
+
+    Args:
+        root: the data set's folder.
+        split: ``"train"`` or ``"val"``.
+        scenes: numbered from 0 in this order.
+    """
+    for number, scene in enumerate(scenes):
+        _write(root, split, number, scene.rgb, _polygons(scene))
+        if split == "val":
+            _write(root, "test", number, scene.rgb, [])
+
+
+def _write(root: Path, split: str, number: int, rgb: np.ndarray, polygons: list[Polygon]) -> None:
+    # No city is in two splits, as there.
+    city = f"{split}ville"
+    stem = f"{split}/{city}/{city}_{number:06d}_000019"
+    ids = _instance_ids(polygons, rgb.shape[:2])
+    labels = np.where(ids < 1000, ids, ids // 1000).astype(np.uint8)
+    save_image(root / f"leftImg8bit/{stem}_leftImg8bit.png", rgb)
+    save_image(root / f"gtFine/{stem}_gtFine_instanceIds.png", ids)
+    save_image(root / f"gtFine/{stem}_gtFine_labelIds.png", labels)
+    save_image(root / f"gtFine/{stem}_gtFine_labelTrainIds.png", _TRAIN_ID[labels])
+    content = {
+        "imgHeight": rgb.shape[0],
+        "imgWidth": rgb.shape[1],
+        "objects": [
+            {"label": LABELS[name].name, "polygon": outline.tolist()} for name, outline in polygons
+        ],
+    }
+    path = root / f"gtFine/{stem}_gtFine_polygons.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _polygons(scene: Scene) -> list[Polygon]:
+    """Back to front: the stuff, then each object as if nothing hid it."""
+    stuff = [
+        (name, outline)
+        for name in STUFF
+        for outline in _outlines(scene.semantic == CLASSES.index(name))
+    ]
+    # The image's edge may cut an object in two: a polygon is one piece.
+    things = [
+        (thing.category, max(_outlines(thing.amodal_mask), key=cv2.contourArea))
+        for thing in _back_to_front(scene.objects)
+    ]
+    return stuff + things
+
+
+def _outlines(mask: np.ndarray) -> list[np.ndarray]:
+    """One polygon around each piece of a mask; holes are filled, as Cityscapes' annotators do."""
+    contours, _ = cv2.findContours(
+        mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+    )
+    # A speck of a pixel or two is no polygon; it stays unlabelled.
+    return [contour[:, 0] for contour in contours if len(contour) > 2]
+
+
+def _back_to_front(things: tuple[SceneObject, ...]) -> list[SceneObject]:
+    """Everything after all that it hides. No cycle: seen from above, no two objects overlap."""
+    hidden_by = {
+        number: [
+            other
+            for other, behind in enumerate(things)
+            if ((thing.amodal_depth < behind.amodal_depth) & behind.amodal_mask).any()
+        ]
+        for number, thing in enumerate(things)
+    }
+    return [things[number] for number in TopologicalSorter(hidden_by).static_order()]
+
+
+def _instance_ids(polygons: list[Polygon], size: tuple[int, int]) -> np.ndarray:
+    """uint16 ``[H, W]``: the label of stuff; of things 1000 times it, and a count from 0."""
+    ids = np.full(size, _UNLABELED, np.uint16)
+    seen: Counter[str] = Counter()
+    for name, outline in polygons:
+        number = LABELS[name].id
+        if name not in STUFF:
+            number = 1000 * number + seen[name]
+            seen[name] += 1
+        cv2.fillPoly(ids, [outline], number)
+    return ids
