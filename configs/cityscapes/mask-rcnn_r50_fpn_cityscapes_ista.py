@@ -9,3 +9,9 @@ train_dataloader = dict(
         batch_sampler=dict(type="AspectRatioBatchSampler"),
     )
 )
+# The paper trains half the steps here.
+train_cfg = dict(max_iters=12000)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=1000),
+    dict(type="MultiStepLR", by_epoch=False, milestones=[9000], gamma=0.1),
+]

@@ -69,6 +69,7 @@ class ISTABatchSampler(BatchSampler):
         self.sampler = sampler
         self.batch_size = batch_size
         self.drop_last = drop_last
+        self.same_steps = same_steps
         if seed is None:
             seed = getattr(sampler, "seed", None)
         if not tasks:
