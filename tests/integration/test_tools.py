@@ -137,6 +137,15 @@ def test_mtl_lays_a_method_over_any_config(name, config, tmp_path):
     assert types[0] == "CheckInvalidLossHook" and types.count("TaskInterferenceHook") <= 1
 
 
+def test_allocation_keeps_the_batch_sampler_and_combines(tmp_path):
+    cfg = train.lay_over(Config.fromfile(ROOT / STANDARD), "uncertainty+ista")
+    sampler = cfg.train_dataloader.batch_sampler
+    assert sampler.type == "ISTABatchSampler"
+    assert sampler.batch_sampler.type == "AspectRatioBatchSampler"
+    assert cfg.optim_wrapper.weighting.type == "Uncertainty"
+    assert cfg.optim_wrapper.aggregator.type == "Sum"
+
+
 def test_mtl_keeps_what_the_config_has(tmp_path):
     """Mixed precision, imports in either form, and an interval of one's own."""
     path = tmp_path / "config.py"
