@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-import train
 from commands import ROOT, TWO_STEPS, run
 from make_demo_data import main
 from mmengine.config import Config
@@ -150,16 +148,11 @@ def test_mmdet_converts_all_instances(converted: Path, split: str) -> None:
         np.testing.assert_array_equal(found, _instances(converted, split, stem))
 
 
-def test_a_run_trains_and_validates(
-    converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("CITYSCAPES_ROOT", str(converted))
+def test_a_run_trains_and_validates(converted: Path, tmp_path: Path) -> None:
     arguments = [str(SMALL), "--mtl", "pcgrad", "--work-dir", str(tmp_path), *TWO_STEPS]
     # Untrained scores are low; without any detection nothing would be measured.
     arguments += ["train_cfg.val_interval=2", "model.test_cfg.rcnn.score_thr=0.0"]
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-    train.main()
+    run("tools/train.py", *arguments, coco=converted, CITYSCAPES_ROOT=str(converted))
     (scalars,) = tmp_path.rglob("scalars.json")
     lines = [json.loads(line) for line in scalars.read_text().splitlines()]
     assert {"mtl/gds", "mtl/loss/detection", "mtl/loss/mask"} <= lines[0].keys()

@@ -82,7 +82,7 @@ def test_window_comes_before_the_epoch():
 
 def test_run_without_epochs_has_to_say_how_long_a_window_is():
     with pytest.raises(
-        ValueError, match=r"weighting: DWA\.window: .*counts iterations, not epochs"
+        ValueError, match=r"weighting: DWA\.window: .*counts iterations, or has one epoch"
     ):
         DWA().weights(["a"])
 
