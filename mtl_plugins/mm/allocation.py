@@ -56,28 +56,33 @@ class AllocationGates:
     """
 
     def __init__(self, model: nn.Module, groups: TaskGroups) -> None:
-        self._model = model
         self._tasks: list[tuple[str, ...]] | None = None  # of each image
         self._gated: set[str] = set()
+        self._mixed: set[str] = set()  # tasks with a part that cannot be gated
         modules = dict(model.named_modules())
         for gate in GATES:
             owner, head = modules.get(gate.owner), modules.get(gate.head)
             task = groups.task_of(gate.losses[0])
-            if owner is None or head is None or task is None or not _is_separate(owner, gate):
+            method = getattr(owner, gate.method, None)
+            if method is None or head is None or task is None:
                 continue
-            setattr(owner, gate.method, self._gate(getattr(owner, gate.method), head, gate, task))
-            self._gated.add(task)
+            if _is_separate(owner, method):
+                setattr(owner, gate.method, self._gate(method, head, gate, task))
+                self._gated.add(task)
+            else:
+                self._mixed.add(task)
         model.register_forward_pre_hook(self._note, with_kwargs=True)
 
     def _note(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         samples = kwargs.get("data_samples", args[1] if len(args) > 1 else None)
-        tasks = [getattr(s, "metainfo", {}).get("tasks") for s in samples or ()]
-        self._tasks = None if not tasks or None in tasks else tasks
-        for task in {task for some in self._tasks or () for task in some} - self._gated:
+        each = [getattr(s, "metainfo", {}).get("tasks") for s in samples or ()]
+        self._tasks = None if not each or None in each else each
+        tasks = {task for some in self._tasks or () for task in some}
+        for task in tasks - (self._gated - self._mixed):
             raise ValueError(
                 f"train_dataloader.batch_sampler: {type(model).__name__} has no head that trains "
                 f"the task {task!r} on some of the images; those that can do have the tasks "
-                f"{sorted(self._gated)}"
+                f"{sorted(self._gated - self._mixed)}"
             )
 
     def _gate(
@@ -85,7 +90,7 @@ class AllocationGates:
     ) -> Callable[..., Any]:
         @wraps(method)
         def gated(*args: Any, **kwargs: Any) -> Any:
-            if self._tasks is None or not (head.training and torch.is_grad_enabled()):
+            if self._tasks is None or not head.training:
                 return method(*args, **kwargs)
             chosen = [i for i, tasks in enumerate(self._tasks) if task in tasks]
             if len(chosen) == len(self._tasks):
@@ -102,12 +107,11 @@ class AllocationGates:
         return gated
 
 
-def _is_separate(owner: nn.Module, gate: Gate) -> bool:
-    """Whether a method is there that needs no other one to have gone over the same images."""
-    method = getattr(owner, gate.method, None)
-    if method is None or "stage" in inspect.signature(method).parameters:
+def _is_separate(owner: nn.Module, method: Callable[..., Any]) -> bool:
+    """Whether no other method needs this one to have gone over the same images."""
+    if "stage" in inspect.signature(method).parameters:
         return False  # a cascade: each stage refines the boxes of the one before
-    return not (gate.method == "mask_loss" and getattr(owner, "share_roi_extractor", False))
+    return not getattr(owner, "share_roi_extractor", False)
 
 
 def _select(value: Any, chosen: Sequence[int]) -> Any:

@@ -22,6 +22,7 @@ from mtl_plugins.mm.optim import MTLOptimWrapper
 from mtl_plugins.mm.samplers import STABatchSampler
 from mtl_plugins.mm.samplers.allocation import AllocatedIndex, carry_tasks
 from mtl_plugins.tasks import TaskGroups
+from mtl_plugins.weighting import FAMO
 
 LOSSES = ("loss_rpn_cls", "loss_rpn_bbox", "loss_cls", "loss_bbox", "loss_mask")
 
@@ -159,6 +160,28 @@ def test_task_without_a_head_of_its_own(detector):
         sample.set_metainfo({"tasks": ("all",)})
     with pytest.raises(ValueError, match="no head that trains the task 'depth'.*'all'"):
         losses_of(model, batch)
+
+
+def test_cascade_is_refused(detector):
+    """Its stages need each other's boxes of all images."""
+    model = copy.deepcopy(detector).train()
+    bbox_loss = model.roi_head.bbox_loss
+    model.roi_head.bbox_loss = lambda stage, x, sampling_results: bbox_loss(x, sampling_results)
+    AllocationGates(model, TaskGroups(DETECTION_MASK))
+    with pytest.raises(ValueError, match="no head that trains the task 'detection'.*'mask'"):
+        losses_of(model, batch_of_four(["d", "m", "d", "m"]))
+
+
+def test_famo_looks_at_the_same_images_again(detector):
+    model = copy.deepcopy(detector)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    wrapper = MTLOptimWrapper(optimizer, tasks=DETECTION_MASK, weighting="FAMO")
+    told = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FAMO, "update_after", lambda self, old, new: told.append((old, new)))
+        model.train_step(batch_of_four(["d", "m", "d", "d"]), wrapper)
+    ((old, new),) = told
+    assert new == pytest.approx(old)
 
 
 def coco_config(coco: Path, work_dir: Path, batch_sampler: dict, **options) -> Config:
