@@ -1,17 +1,3 @@
 # ISTA (paper B): each image trains detection and mask in turn.
-_base_ = ["./mask-rcnn_r50_fpn_cityscapes.py"]
-train_dataloader = dict(
-    batch_sampler=dict(
-        _delete_=True,
-        type="ISTABatchSampler",
-        tasks=["detection", "mask"],
-        tasks_per_sample=1,
-        batch_sampler=dict(type="AspectRatioBatchSampler"),
-    )
-)
-# The paper trains half the steps here.
-train_cfg = dict(max_iters=12000)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=1000),
-    dict(type="MultiStepLR", by_epoch=False, milestones=[9000], gamma=0.1),
-]
+_base_ = ["./mask-rcnn_r50_fpn_cityscapes_sta.py"]
+train_dataloader = dict(batch_sampler=dict(type="ISTABatchSampler"))

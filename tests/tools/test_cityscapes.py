@@ -54,7 +54,6 @@ def coco_masks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[list[
 @pytest.fixture(scope="module")
 def converted(cityscapes: Path) -> Path:
     """The data with the files of MMDetection's own converter."""
-    pytest.importorskip("cityscapesscripts")
     import mmdet
 
     converter = Path(mmdet.__file__).parent / ".mim/tools/dataset_converters/cityscapes.py"
