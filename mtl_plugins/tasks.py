@@ -14,7 +14,7 @@ class TaskGroups:
     """Sums the terms of a loss dict into one loss a task.
 
     The first loss dict is checked in full; later on a term may be absent, since a batch need not
-    have examples of every task, but none may be new.
+    have examples of every task, but none that no task claims may come.
 
     Args:
         tasks: For each task, shell-style patterns of the names of its losses, or one such pattern.
@@ -22,6 +22,8 @@ class TaskGroups:
 
     Attributes:
         names: The tasks in the order of the config; empty if that names none.
+        optional: Patterns of the losses that the model has on some batches only, such as those of
+            labels that not every image has: the first batch may lack them too.
 
     Examples:
         >>> groups = TaskGroups(dict(box=["loss_rpn_*", "loss_cls", "loss_bbox"], mask="loss_mask"))
@@ -34,6 +36,7 @@ class TaskGroups:
                 f"dict(detection=['loss_rpn_*', 'loss_cls'], mask='loss_mask'), got {tasks!r}"
             )
         self.names = list(tasks or {})
+        self.optional: Sequence[str] = ()
         self._patterns = {
             task: [patterns] if isinstance(patterns, str) else list(patterns)
             for task, patterns in (tasks or {}).items()
@@ -83,13 +86,15 @@ class TaskGroups:
         )
 
     def _check(self, losses: Mapping[str, Tensor]) -> None:
+        known = [*losses, *self.optional]
         for task, patterns in self._patterns.items():
             if not patterns:
                 raise KeyError(f"tasks.{task}: names no loss. The model returned {list(losses)}")
             for pattern in patterns:
-                if not any(fnmatchcase(name, pattern) for name in losses):
+                # An optional loss is a pattern itself: either of the two may be the wider one.
+                if not any(fnmatchcase(k, pattern) or fnmatchcase(pattern, k) for k in known):
                     raise KeyError(
                         f"tasks.{task}: {pattern!r} matches none of the losses that the model "
-                        f"returned; {suggest(pattern, losses)}"
+                        f"returned; {suggest(pattern, known)}"
                     )
         self._checked = True

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
+from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
 from mtl_plugins.tasks import TaskGroups
@@ -71,6 +73,11 @@ class AllocationGates:
                 self._gated.add(task)
             else:
                 self._mixed.add(task)
+        if hasattr(model, "trains"):  # it looks at each image itself
+            model.trains = self._trains
+            names = [pattern.rstrip("*") for pattern in model.optional_losses]
+            self._gated |= {task for task in map(groups.task_of, names) if task}
+        self._groups = groups
         model.register_forward_pre_hook(self._note, with_kwargs=True)
 
     def _note(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -85,6 +92,11 @@ class AllocationGates:
                 f"{sorted(self._gated - self._mixed)}"
             )
 
+    def _trains(self, sample: Any, loss: str) -> bool:
+        """Whether an image trains the losses with names that begin with ``loss``."""
+        tasks = sample.metainfo.get("tasks")
+        return tasks is None or self._groups.task_of(loss) in tasks
+
     def _gate(
         self, method: Callable[..., Any], head: nn.Module, gate: Gate, task: str
     ) -> Callable[..., Any]:
@@ -96,8 +108,14 @@ class AllocationGates:
             if len(chosen) == len(self._tasks):
                 return method(*args, **kwargs)
             if chosen:
-                some = {name: _select(value, chosen) for name, value in kwargs.items()}
-                return method(*(_select(value, chosen) for value in args), **some)
+                some = {name: select(value, chosen) for name, value in kwargs.items()}
+                return method(*(select(value, chosen) for value in args), **some)
+            if gate.method == "loss" and get_world_size() > 1:
+                # Others may have the task, and heads such as FCOS's count over the ranks.
+                values, samples = args
+                nobody = copy(samples[0])
+                nobody.gt_instances = nobody.gt_instances[:0]
+                return scaled(method(select(values, [0]), [nobody]), 0.0)
             # Of the parameters, so that every rank has a gradient for each of them.
             zero = torch.zeros((), device=next(head.parameters()).device)
             nothing = sum((0.0 * p.sum() for p in head.parameters() if p.requires_grad), zero)
@@ -114,7 +132,15 @@ def _is_separate(owner: nn.Module, method: Callable[..., Any]) -> bool:
     return not getattr(owner, "share_roi_extractor", False)
 
 
-def _select(value: Any, chosen: Sequence[int]) -> Any:
+def scaled(losses: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """Losses, each a tensor or a list with one a level, times a factor."""
+    return {
+        name: [factor * each for each in value] if isinstance(value, list) else factor * value
+        for name, value in losses.items()
+    }
+
+
+def select(value: Any, chosen: Sequence[int]) -> Any:
     """The part of an argument that is about some images.
 
     Args:
@@ -125,6 +151,6 @@ def _select(value: Any, chosen: Sequence[int]) -> Any:
     if not isinstance(value, (list, tuple)) or not value:
         return value
     if isinstance(value[0], (list, tuple, Tensor)):
-        parts = [v[chosen] if isinstance(v, Tensor) else _select(v, chosen) for v in value]
+        parts = [v[chosen] if isinstance(v, Tensor) else select(v, chosen) for v in value]
         return type(value)(parts)
     return [value[i] for i in chosen]

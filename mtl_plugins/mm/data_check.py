@@ -29,17 +29,19 @@ def missing_data(cfg: Mapping[str, Any]) -> str | None:
         if not root.is_dir():
             return (
                 f"{key}.data_root: there is no folder {str(root)!r}. Point it, or the environment "
-                "variable that the config reads it from (COCO_ROOT for COCO), to the data set"
+                "variable that the config reads it from (COCO_ROOT for COCO, BDD100K_ROOT for "
+                "BDD100K), to the data set"
             )
         prefix = dataset.get("data_prefix") or {}
-        parts = {"ann_file": dataset.get("ann_file")}
+        parts = {name: dataset.get(name) for name in ("ann_file", "pseudo_ann_file")}
         parts |= {f"data_prefix.{name}": part for name, part in prefix.items()}
         for name, part in parts.items():
             if isinstance(part, str) and part and not (root / part).exists():
                 found = ", ".join(sorted(p.name for p in (root / part).parent.glob("*"))[:8])
+                tool = "; tools/pseudo_label.py writes it" if "pseudo" in name else ""
                 return (
                     f"{key}.{name}: there is no {str(root / part)!r}; "
-                    f"{str((root / part).parent)!r} holds {found or 'nothing'}"
+                    f"{str((root / part).parent)!r} holds {found or 'nothing'}{tool}"
                 )
     return None
 
@@ -82,17 +84,25 @@ def broken_annotations(cfg: Mapping[str, Any]) -> str | None:
 
 
 def _local_datasets(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every dataset that training reads from a local disk, wrappers opened, with its config key."""
+    """Every data set that training reads from a local disk, with its config key."""
     for loader in ("train_dataloader", "val_dataloader"):
         if cfg.get(loader):
-            yield from _open(f"{loader}.dataset", cfg[loader]["dataset"])
+            for key, dataset in open_datasets(f"{loader}.dataset", cfg[loader]["dataset"]):
+                if not dataset.get("backend_args") and "data_root" in dataset:
+                    yield key, dataset
 
 
-def _open(key: str, dataset: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def open_datasets(key: str, dataset: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every data set that a data set's config names, wrappers opened, with its config key.
+
+    Args:
+        key: Of the config.
+        dataset: The config.
+    """
     if "dataset" in dataset:
-        yield from _open(f"{key}.dataset", dataset["dataset"])
+        yield from open_datasets(f"{key}.dataset", dataset["dataset"])
     elif "datasets" in dataset:
         for i, inner in enumerate(dataset["datasets"]):
-            yield from _open(f"{key}.datasets[{i}]", inner)
-    elif not dataset.get("backend_args") and "data_root" in dataset:
+            yield from open_datasets(f"{key}.datasets[{i}]", inner)
+    else:
         yield key, dataset

@@ -116,6 +116,7 @@ class MTLOptimWrapper(OptimWrapper):
             )
         if is_model_wrapper(model):
             model = model.module
+        self.groups.optional = getattr(model, "optional_losses", ())
         self.multitask = MultiTaskBackward(
             (p for group in self.optimizer.param_groups for p in group["params"]),
             representation=None

@@ -1,5 +1,6 @@
-"""Batch samplers that allocate tasks to examples."""
+"""Batch samplers: tasks allocated to examples, sources mixed in a ratio."""
 
 from mtl_plugins.mm.samplers.allocation import ISTABatchSampler, STABatchSampler
+from mtl_plugins.mm.samplers.source_ratio import SourceRatioBatchSampler
 
-__all__ = ["ISTABatchSampler", "STABatchSampler"]
+__all__ = ["ISTABatchSampler", "STABatchSampler", "SourceRatioBatchSampler"]

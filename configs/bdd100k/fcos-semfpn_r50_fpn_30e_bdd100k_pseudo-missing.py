@@ -1,0 +1,11 @@
+# Teachers label an image for the task that it has no label for, and only for that.
+_base_ = ["./fcos-semfpn_r50_fpn_30e_bdd100k.py"]
+
+train_dataloader = dict(
+    dataset=dict(
+        datasets=[
+            dict(**_base_.det_train_missing, pipeline=_base_.train_pipeline),
+            dict(**_base_.seg_train_missing, pipeline=_base_.train_pipeline),
+        ]
+    )
+)

@@ -1,0 +1,12 @@
+# Detection alone: the single-task model of paper A, and the teacher of its pseudo boxes.
+_base_ = ["./fcos-semfpn_r50_fpn_30e_bdd100k.py"]
+
+model = dict(semantic_head=None, source_weights=dict(_delete_=True, gt=1.0), task_weights=None)
+train_dataloader = dict(
+    dataset=dict(_delete_=True, **_base_.det_train, pipeline=_base_.train_pipeline)
+)
+val_dataloader = dict(dataset=dict(_delete_=True, **_base_.det_val, pipeline=_base_.test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = [_base_.det_evaluator]
+test_evaluator = val_evaluator
+optim_wrapper = dict(tasks=dict(_delete_=True, det="loss_gt_det_*"))

@@ -1,0 +1,127 @@
+"""Images that are labelled for some of the tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS
+
+
+@DATASETS.register_module()
+class PartialDataset(CocoDataset):
+    """Images in a COCO file, each with boxes, a semantic map, both, or those of a teacher.
+
+    One data set is one source: all its images are labelled for the same tasks. Join several with
+    ``ConcatDataset``.
+
+    Args:
+        boxes: Whether the annotations in ``ann_file`` are labels; otherwise that file says only
+            which images there are.
+        pseudo_ann_file: COCO file with a teacher's boxes for the same images, or None.
+        data_prefix: Folders: ``img``; ``seg`` of the labels, PNGs with the class of each pixel and
+            255 for none; ``pseudo_seg`` of a teacher's. What is not given, the images do not have.
+        **kwargs: Other arguments of ``CocoDataset``.
+
+    Examples:
+        >>> # In a config: segmentation labels, and boxes from a teacher
+        >>> dict(type='PartialDataset', ann_file='sem_seg_train.json', boxes=False,
+        ...      pseudo_ann_file='pseudo/sem_seg_train.json',
+        ...      data_prefix=dict(img='images/10k/train', seg='labels/sem_seg/masks/train'))
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        boxes: bool = True,
+        pseudo_ann_file: str | None = None,
+        data_prefix: Mapping[str, str],
+        **kwargs: Any,
+    ) -> None:
+        self.boxes = boxes
+        self.pseudo_ann_file = pseudo_ann_file
+        super().__init__(*args, data_prefix=dict(data_prefix), **kwargs)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """Reads the COCO files.
+
+        Raises:
+            ValueError: The teacher's file was written for other images.
+        """
+        pseudo = None if self.pseudo_ann_file is None else self._teachers_boxes()
+        images = super().load_data_list()
+        if pseudo is not None:
+            missing = [image["img_path"] for image in images if image["img_id"] not in pseudo]
+            if missing:
+                raise ValueError(
+                    f"pseudo_ann_file: {self.pseudo_ann_file!r} lacks {len(missing)} of the "
+                    f"{len(images)} images of {self.ann_file!r}, such as {missing[0]!r}; write it "
+                    "again with tools/pseudo_label.py"
+                )
+        for image in images:
+            if not self.boxes:
+                del image["instances"]
+            if pseudo is not None:
+                image["pseudo_instances"] = pseudo[image["img_id"]]
+        return images
+
+    def parse_data_info(self, raw_data_info: dict[str, Any]) -> dict[str, Any]:
+        """Adds the path of the teacher's map to what ``CocoDataset`` finds out of an image."""
+        info = super().parse_data_info(raw_data_info)
+        if folder := self.data_prefix.get("pseudo_seg"):
+            name = Path(raw_data_info["raw_img_info"]["file_name"])
+            info["pseudo_seg_map_path"] = str(folder / name.with_suffix(self.seg_map_suffix))
+        return info
+
+    def _teachers_boxes(self) -> dict[int, list[dict[str, Any]]]:
+        """The instances of each image, by its id."""
+        labels, self.ann_file = self.ann_file, str(Path(self.data_root, self.pseudo_ann_file))
+        try:
+            return {image["img_id"]: image["instances"] for image in super().load_data_list()}
+        finally:
+            self.ann_file = labels
+
+
+@DATASETS.register_module()
+class BDD100KDataset(PartialDataset):
+    """`BDD100K <https://arxiv.org/abs/1805.04687>`_: boxes of ten classes on some images, semantic
+    maps of Cityscapes' nineteen on others. The COCO files are those of
+    ``tools/dataset_converters/bdd100k.py``."""
+
+    METAINFO = {
+        "classes": (
+            "pedestrian",
+            "rider",
+            "car",
+            "truck",
+            "bus",
+            "train",
+            "motorcycle",
+            "bicycle",
+            "traffic light",
+            "traffic sign",
+        ),
+        "seg_classes": (
+            "road",
+            "sidewalk",
+            "building",
+            "wall",
+            "fence",
+            "pole",
+            "traffic light",
+            "traffic sign",
+            "vegetation",
+            "terrain",
+            "sky",
+            "person",
+            "rider",
+            "car",
+            "truck",
+            "bus",
+            "train",
+            "motorcycle",
+            "bicycle",
+        ),
+    }

@@ -1,0 +1,43 @@
+"""Metrics of several tasks in one run, each on the images that are labelled for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmdet.evaluation import CocoMetric, SemSegMetric
+from mmdet.registry import METRICS
+
+
+@METRICS.register_module()
+class PartialCocoMetric(CocoMetric):
+    """MMDetection's ``CocoMetric`` on the images that have boxes.
+
+    Over several processes the sampler must repeat no image: ``round_up=False``.
+    """
+
+    def process(self, data_batch: Mapping[str, Any], data_samples: Sequence[dict]) -> None:
+        """Takes in the predictions for a batch."""
+        super().process(data_batch, [s for s in data_samples if "gt_instances" in s])
+
+
+@METRICS.register_module()
+class PartialSemSegMetric(SemSegMetric):
+    """MMDetection's ``SemSegMetric`` on the images that have a semantic map.
+
+    Its classes are the data set's ``seg_classes``, since ``classes`` are those of the boxes. Over
+    several processes the sampler must repeat no image: ``round_up=False``.
+    """
+
+    @property
+    def dataset_meta(self) -> Mapping[str, Any] | None:
+        """What the data set says of itself."""
+        return self._dataset_meta
+
+    @dataset_meta.setter
+    def dataset_meta(self, meta: Mapping[str, Any]) -> None:
+        self._dataset_meta = {**meta, "classes": meta.get("seg_classes", meta["classes"])}
+
+    def process(self, data_batch: Mapping[str, Any], data_samples: Sequence[dict]) -> None:
+        """Takes in the predictions for a batch."""
+        super().process(data_batch, [s for s in data_samples if "gt_sem_seg" in s])

@@ -1,0 +1,281 @@
+"""Detection and semantic segmentation on one neck, from labels that may be partial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from mmdet.models.data_preprocessors import DetDataPreprocessor
+from mmdet.models.detectors import BaseDetector
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample, SampleList
+from mmengine.dist import get_world_size
+from mmengine.structures import InstanceData, PixelData
+from mmseg.structures import SegDataSample
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtl_plugins.mm.allocation import scaled, select
+from mtl_plugins.registry import suggest
+
+SOURCES = ("gt", "pseudo")
+"""Where a label may come from; ``<source>_instances`` and ``<source>_sem_seg`` of a data sample."""
+
+IGNORED = 255
+"""The label of a pixel that has none."""
+
+
+@MODELS.register_module()
+class SemanticDetector(BaseDetector):
+    """A single-stage detector and a semantic segmentation head that share backbone and neck.
+
+    Each image is trained for the labels that its data sample has: ``gt_instances``, ``gt_sem_seg``,
+    ``pseudo_instances`` and ``pseudo_sem_seg`` (a teacher's). A head goes over the images that have
+    any label for it, and each source of labels is a loss of its own, normalised over the images
+    that have it (paper A, eq. 9). What no image has is no loss. Of several processes, one whose
+    images lack a label that its weights ask for takes part with zeros, since heads may communicate.
+
+    The losses are ``loss_<source>_<task>_<term>`` with the sources ``gt`` and ``pseudo``, the tasks
+    ``det`` and ``seg`` and the terms of the heads, such as ``loss_pseudo_det_centerness``.
+
+    Args:
+        backbone: Of MMDetection.
+        neck: Likewise; its outputs go to both heads.
+        bbox_head: A dense head of MMDetection, such as ``FCOSHead``; None for segmentation alone.
+        semantic_head: A decode head of MMSegmentation, such as ``mmseg.FPNHead``; None for
+            detection alone.
+        source_weights: Factor of each source; labels of a source that is not named are not used.
+        task_weights: Factor of the losses of ``det`` and ``seg``; 1 for what is not named.
+        train_cfg: Of ``bbox_head``.
+        test_cfg: Likewise, and ``seg_threshold``: pixels whose most probable class has a lower
+            probability than that are predicted as 255, no class.
+        data_preprocessor: Such as :class:`PartialDataPreprocessor`.
+        init_cfg: As of any MMEngine module.
+
+    Raises:
+        ValueError: No head, or weights of an unknown source or task.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        neck: Mapping[str, Any],
+        bbox_head: Mapping[str, Any] | None = None,
+        semantic_head: Mapping[str, Any] | None = None,
+        source_weights: Mapping[str, float] | None = None,
+        task_weights: Mapping[str, float] | None = None,
+        train_cfg: Mapping[str, Any] | None = None,
+        test_cfg: Mapping[str, Any] | None = None,
+        data_preprocessor: Mapping[str, Any] | None = None,
+        init_cfg: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self.source_weights = {"gt": 1.0} if source_weights is None else dict(source_weights)
+        self.task_weights = {"det": 1.0, "seg": 1.0} | dict(task_weights or {})
+        _check_keys("model.source_weights", self.source_weights, SOURCES)
+        _check_keys("model.task_weights", self.task_weights, ("det", "seg"))
+        if bbox_head is None and semantic_head is None:
+            raise ValueError("model: has neither a bbox_head nor a semantic_head")
+        self.backbone = MODELS.build(backbone)
+        self.neck = MODELS.build(neck)
+        self.test_cfg = dict(test_cfg or {})
+        self.bbox_head = bbox_head and MODELS.build(
+            {**bbox_head, "train_cfg": train_cfg, "test_cfg": test_cfg}
+        )
+        self.semantic_head = semantic_head and MODELS.build(semantic_head)
+        self.trains: Callable[[DetDataSample, str], bool] = lambda sample, loss: True
+        """Whether a sample trains the losses that begin so; for task allocation to restrict."""
+
+    @property
+    def optional_losses(self) -> list[str]:
+        """Patterns of the losses that a batch may lack."""
+        heads = {"det": self.bbox_head, "seg": self.semantic_head}
+        tasks = [task for task, head in heads.items() if head]
+        return [f"loss_{source}_{task}_*" for task in tasks for source in self.source_weights]
+
+    def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
+        """The neck's outputs, each ``[N, C, H_l, W_l]``, of images ``[N, 3, H, W]``."""
+        return self.neck(self.backbone(batch_inputs))
+
+    def _forward(
+        self, batch_inputs: Tensor, batch_data_samples: SampleList | None = None
+    ) -> tuple[Any, ...]:
+        """The raw outputs of each head."""
+        x = self.extract_feat(batch_inputs)
+        return tuple(head(x) for head in (self.bbox_head, self.semantic_head) if head)
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
+        """The losses of the labels that the images have.
+
+        Args:
+            batch_inputs: Images, ``[N, 3, H, W]``.
+            batch_data_samples: ``N`` samples; the semantic maps are ``[1, H, W]``.
+
+        Returns:
+            Scalars by name, and the pixel accuracies (per cent) of MMSegmentation's heads.
+        """
+        x = self.extract_feat(batch_inputs)
+        losses: dict[str, Tensor] = {}
+        if self.bbox_head:
+            losses |= self._losses(x, batch_data_samples, "det", "instances")
+        if self.semantic_head:
+            losses |= self._losses(x, batch_data_samples, "seg", "sem_seg")
+        return losses
+
+    def _losses(
+        self, x: Sequence[Tensor], samples: SampleList, task: str, kind: str
+    ) -> dict[str, Tensor]:
+        """The losses of one head, by source.
+
+        Args:
+            x: The neck's outputs.
+            samples: Of all images.
+            task: ``"det"`` or ``"seg"``.
+            kind: What its labels are called in a data sample, after the source.
+        """
+        head = self.bbox_head if task == "det" else self.semantic_head
+        loss_of = self._det_loss if task == "det" else self._seg_loss
+        labelled = {
+            source: [
+                i
+                for i, sample in enumerate(samples)
+                if f"{source}_{kind}" in sample and self.trains(sample, f"loss_{source}_{task}_")
+            ]
+            for source in self.source_weights
+        }
+        takes_part = get_world_size() > 1
+        seen = sorted({i for chosen in labelled.values() for i in chosen}) or [0] * takes_part
+        if not seen:
+            return {}
+        # Once for all sources.
+        outputs = head(_of(x, seen, len(samples)))
+        losses = {}
+        for source, chosen in labelled.items():
+            factor = self.source_weights[source] * self.task_weights[task]
+            targets = [samples[i] for i in chosen]
+            labels = [sample.get(f"{source}_{kind}") for sample in targets]
+            if not chosen and takes_part:
+                chosen, factor, targets = seen[:1], 0.0, [samples[seen[0]]]
+                labels = [_no_labels(targets[0], x[0].device)[kind]]
+            if not chosen:
+                continue
+            rows = [seen.index(i) for i in chosen]
+            terms = loss_of(_of(outputs, rows, len(seen)), targets, labels)
+            accuracies = {name: terms.pop(name) for name in list(terms) if "loss" not in name}
+            losses |= {f"{source}_{name}": value for name, value in accuracies.items()}
+            losses |= {
+                f"loss_{source}_{task}_{name.removeprefix('loss_')}": value
+                for name, value in scaled(terms, factor).items()
+            }
+        return losses
+
+    def _det_loss(
+        self, outputs: Any, samples: SampleList, labels: Sequence[InstanceData]
+    ) -> dict[str, Any]:
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        crowds = [
+            sample.get("ignored_instances") if one is sample.get("gt_instances") else None
+            for sample, one in zip(samples, labels, strict=True)
+        ]
+        metas = [sample.metainfo for sample in samples]
+        return self.bbox_head.loss_by_feat(
+            *outputs, list(labels), metas, None if None in crowds else crowds
+        )
+
+    def _seg_loss(
+        self, outputs: Tensor, samples: SampleList, labels: Sequence[PixelData]
+    ) -> dict[str, Tensor]:
+        maps = [PixelData(data=one.sem_seg.long()) for one in labels]
+        return self.semantic_head.loss_by_feat(
+            outputs, [SegDataSample(gt_sem_seg=one) for one in maps]
+        )
+
+    def predict(
+        self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True
+    ) -> SampleList:
+        """Predicts boxes and semantic maps.
+
+        Args:
+            batch_inputs: Images, ``[N, 3, H, W]``.
+            batch_data_samples: ``N`` samples.
+            rescale: Whether predictions have the size of the image's file.
+
+        Returns:
+            The samples, with ``pred_instances`` (``bboxes`` ``[n, 4]``, ``scores``, ``labels``) and
+            ``pred_sem_seg.sem_seg`` ``[1, H, W]``.
+        """
+        x = self.extract_feat(batch_inputs)
+        if self.bbox_head:
+            boxes = self.bbox_head.predict(x, batch_data_samples, rescale=rescale)
+            batch_data_samples = self.add_pred_to_datasample(batch_data_samples, boxes)
+        if self.semantic_head:
+            for logits, sample in zip(self.semantic_head(x), batch_data_samples, strict=True):
+                classes = self._classes(logits[None], sample, rescale)
+                sample.pred_sem_seg = PixelData(sem_seg=classes)
+        return batch_data_samples
+
+    def _classes(self, logits: Tensor, sample: DetDataSample, rescale: bool) -> Tensor:
+        """The class of each pixel, ``[1, H, W]``, of logits ``[1, C, h, w]``."""
+        how = {"mode": "bilinear", "align_corners": self.semantic_head.align_corners}
+        logits = F.interpolate(logits, size=sample.batch_input_shape, **how)
+        height, width = sample.img_shape[:2]
+        logits = logits[..., :height, :width]
+        if rescale:
+            logits = F.interpolate(logits, size=sample.ori_shape[:2], **how)
+        threshold = self.test_cfg.get("seg_threshold", 0.0)
+        if not threshold:
+            return logits.argmax(1)
+        probability, classes = logits.softmax(1).max(1)
+        return torch.where(probability < threshold, IGNORED, classes)
+
+
+@MODELS.register_module()
+class PartialDataPreprocessor(DetDataPreprocessor):
+    """Pads the semantic maps of each image that has some.
+
+    MMDetection's looks at the first image of a batch to tell whether the others have one.
+
+    Args:
+        pad_seg: Whether to pad the maps to the size of the batch.
+        seg_pad_value: With what.
+        **kwargs: Other arguments of ``DetDataPreprocessor``.
+    """
+
+    def __init__(self, *, pad_seg: bool = True, seg_pad_value: int = IGNORED, **kwargs: Any):
+        super().__init__(pad_seg=pad_seg, seg_pad_value=seg_pad_value, **kwargs)
+
+    def pad_gt_sem_seg(self, batch_data_samples: Sequence[DetDataSample]) -> None:
+        """Pads ``gt_sem_seg`` and ``pseudo_sem_seg`` at the right and at the bottom."""
+        for sample in batch_data_samples:
+            height, width = sample.batch_input_shape
+            for name in (f"{source}_sem_seg" for source in SOURCES):
+                if name in sample:
+                    labels = sample.get(name).sem_seg
+                    pad = (0, width - labels.shape[-1], 0, height - labels.shape[-2])
+                    padded = F.pad(labels, pad, value=self.seg_pad_value)
+                    sample.set_field(PixelData(sem_seg=padded), name)
+
+
+def _of(values: Any, chosen: Sequence[int], total: int) -> Any:
+    """The part of features or outputs that is about some of ``total`` images."""
+    if list(chosen) == list(range(total)):
+        return values
+    return values[chosen] if isinstance(values, Tensor) else select(values, chosen)
+
+
+def _no_labels(sample: DetDataSample, device: torch.device) -> dict[str, Any]:
+    """Labels of an image on which nothing is to be found, by kind."""
+    boxes = torch.zeros(0, 4, device=device)
+    classes = torch.zeros(0, dtype=torch.long, device=device)
+    unlabelled = torch.full((1, *sample.batch_input_shape), IGNORED, device=device)
+    return {
+        "instances": InstanceData(bboxes=boxes, labels=classes),
+        "sem_seg": PixelData(sem_seg=unlabelled),
+    }
+
+
+def _check_keys(key: str, weights: Mapping[str, float], known: Iterable[str]) -> None:
+    for name in weights:
+        if name not in known:
+            raise ValueError(f"{key}: there is no {name!r}; {suggest(name, list(known))}")

@@ -1,0 +1,72 @@
+"""Batches with a fixed number of examples of each source."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
+
+from mmengine.registry import DATA_SAMPLERS
+from torch.utils.data import BatchSampler, Sampler
+
+
+@DATA_SAMPLERS.register_module()
+class SourceRatioBatchSampler(BatchSampler):
+    """Mixes the data sets of a ``ConcatDataset`` in every batch.
+
+    Each source is gone through in the order of the sampler, and again from its start once it is
+    used up. An epoch has as many batches as without the mixing, incomplete ones left out; of a
+    source that has more than its share it takes a part, another one in the next epoch.
+
+    Args:
+        sampler: Any sampler of a ``ConcatDataset``, finite or infinite.
+        batch_size: Examples a step on this rank.
+        ratio: How many examples of each source a batch has, up to a factor: ``[1, 1]`` and ``[2,
+            2]`` are the same, and with a batch size of 4 two of each.
+
+    Raises:
+        ValueError: The ratio does not fit the batch size or the sources, or this rank's share of
+            the data lacks a source.
+
+    Examples:
+        >>> # In a config:
+        >>> train_dataloader = dict(
+        ...     batch_sampler=dict(type='SourceRatioBatchSampler', ratio=[3, 1]))
+    """
+
+    def __init__(self, sampler: Sampler, batch_size: int, ratio: Sequence[int]) -> None:
+        key = "train_dataloader.batch_sampler.ratio"
+        self._ends = getattr(sampler.dataset, "cumulative_sizes", None)
+        if self._ends is None:
+            raise ValueError(f"{key}: the data set is no ConcatDataset, and has one source only")
+        whole = all(isinstance(part, int) and part >= 0 for part in ratio)
+        if len(ratio) != len(self._ends) or not whole or not sum(ratio):
+            raise ValueError(
+                f"{key}: {list(ratio)} is not one whole number for each of the "
+                f"{len(self._ends)} sources"
+            )
+        if batch_size % sum(ratio):
+            raise ValueError(
+                f"{key}: a batch of {batch_size} (train_dataloader.batch_size) cannot be divided "
+                f"as {list(ratio)}; a multiple of {sum(ratio)} can"
+            )
+        super().__init__(sampler, batch_size, drop_last=True)
+        self.counts = [part * batch_size // sum(ratio) for part in ratio]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The batches of one epoch, or of an infinite sampler without end."""
+        indices = iter(self.sampler)
+        while epoch := list(islice(indices, len(self.sampler))):
+            sources: list[list[int]] = [[] for _ in self.counts]
+            for index in epoch:
+                sources[bisect_right(self._ends, index)].append(index)
+            for number, (source, count) in enumerate(zip(sources, self.counts, strict=True)):
+                if count and not source:
+                    raise ValueError(
+                        f"train_dataloader.batch_sampler.ratio: source {number} has no image among "
+                        f"the {len(epoch)} of this rank"
+                    )
+            endless = [cycle(source) for source in sources]
+            for _ in range(len(epoch) // self.batch_size):
+                parts = zip(endless, self.counts, strict=True)
+                yield [index for stream, count in parts for index in islice(stream, count)]

@@ -1,0 +1,105 @@
+"""Loads and packs the labels that an image has, from one source or two."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from mmcv.transforms import to_tensor
+from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs
+from mmdet.registry import TRANSFORMS
+from mmengine.structures import PixelData
+
+_PSEUDO = 10_000
+"""Added to the class of a teacher's box, so that all boxes are one list between loading and packing
+and every transform in between treats them alike."""
+
+
+@TRANSFORMS.register_module()
+class LoadPartialAnnotations(LoadAnnotations):
+    """Loads the boxes and semantic maps that an image of a ``PartialDataset`` has.
+
+    The boxes of labels and teacher make one list, their maps the channels of one image, so that any
+    transform of MMDetection that knows ``gt_bboxes`` and ``gt_seg_map`` keeps them aligned.
+    :class:`PackPartialInputs` takes them apart.
+
+    Args:
+        **kwargs: Arguments of ``LoadAnnotations``.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(with_bbox=True, with_label=True, with_seg=True, **kwargs)
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Adds ``gt_bboxes``, ``gt_bboxes_labels``, ``gt_ignore_flags`` and ``gt_seg_map`` (``[H,
+        W]``, or ``[H, W, 2]`` with two sources) where there are any, and the sources they have.
+
+        Raises:
+            ValueError: A map has another size than its image.
+        """
+        labels, pseudo = results.pop("instances", None), results.pop("pseudo_instances", None)
+        results["box_sources"] = _present(labels, pseudo)
+        if results["box_sources"]:
+            raised = [box | {"bbox_label": box["bbox_label"] + _PSEUDO} for box in pseudo or ()]
+            results["instances"] = [*(labels or ()), *raised]
+            self._load_bboxes(results)
+            self._load_labels(results)
+        paths = results.get("seg_map_path"), results.get("pseudo_seg_map_path")
+        results["seg_sources"] = _present(*paths)
+        maps = [self._map(path, results) for path in paths if path is not None]
+        if maps:
+            results["gt_seg_map"] = maps[0] if len(maps) == 1 else np.stack(maps, axis=-1)
+        return results
+
+    def _map(self, path: str, results: dict[str, Any]) -> np.ndarray:
+        found = {"seg_map_path": path}
+        self._load_seg_map(found)
+        if found["gt_seg_map"].shape != tuple(results["ori_shape"]):
+            raise ValueError(
+                f"the semantic map {path!r} has the shape {found['gt_seg_map'].shape}, its image "
+                f"{results['img_path']!r} {tuple(results['ori_shape'])}"
+            )
+        return found["gt_seg_map"]
+
+
+@TRANSFORMS.register_module()
+class PackPartialInputs(PackDetInputs):
+    """Packs what :class:`LoadPartialAnnotations` loaded.
+
+    The data sample has ``gt_instances``, ``pseudo_instances``, ``gt_sem_seg`` and
+    ``pseudo_sem_seg``, those of them that the image has. An image on which there is nothing to
+    detect has ``gt_instances`` of length 0; one that nobody labelled has none.
+
+    Args:
+        meta_keys: As for ``PackDetInputs``.
+    """
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """The image as ``inputs`` and its labels as ``data_samples``."""
+        box_sources, seg_sources = results["box_sources"], results["seg_sources"]
+        maps = results.pop("gt_seg_map", None)
+        packed = super().transform(results)
+        sample = packed["data_samples"]
+        boxes = sample.gt_instances
+        del sample.gt_instances
+        if "gt" not in box_sources:
+            del sample.ignored_instances
+        for source in box_sources:
+            mine = (boxes.labels >= _PSEUDO) == (source == "pseudo")
+            sample.set_field(boxes[mine], f"{source}_instances")
+        if "pseudo" in box_sources:
+            pseudo = sample.pseudo_instances
+            pseudo.labels = pseudo.labels - _PSEUDO
+            # MMDetection's preprocessor turns the boxes of gt_instances alone into tensors.
+            pseudo.bboxes = getattr(pseudo.bboxes, "tensor", pseudo.bboxes)
+        if maps is not None:
+            channels = np.atleast_3d(maps).transpose(2, 0, 1)
+            for source, channel in zip(seg_sources, channels, strict=True):
+                labels = PixelData(sem_seg=to_tensor(channel[None].copy()))
+                sample.set_field(labels, f"{source}_sem_seg")
+        return packed
+
+
+def _present(labels: Any, pseudo: Any) -> tuple[str, ...]:
+    """Which of the two sources there are."""
+    return tuple(n for n, v in (("gt", labels), ("pseudo", pseudo)) if v is not None)

@@ -1,0 +1,295 @@
+"""The detector with a semantic head: which image trains what, and what the losses are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.config import ConfigDict
+from mmengine.registry import DefaultScope
+from mmengine.structures import InstanceData, PixelData
+from torch.nn import functional as F
+
+import mtl_plugins.mm  # noqa: F401
+from mtl_plugins.mm.models import PartialDataPreprocessor, PartialDiceLoss, SemanticDetector
+from mtl_plugins.tasks import TaskGroups
+
+HEIGHT, WIDTH, CLASSES, SEG_CLASSES = 64, 96, 3, 4
+SOURCES, TASKS = {"gt": 0.8, "pseudo": 0.2}, {"det": 1.7, "seg": 0.3}  # paper A, section 4.1.2
+NORM = {"type": "GN", "num_groups": 4}
+CONFIG = {
+    "data_preprocessor": {"type": "PartialDataPreprocessor"},
+    "backbone": {
+        "type": "ResNet",
+        "depth": 18,
+        "base_channels": 8,
+        "stem_channels": 8,
+        "out_indices": (1, 2, 3),
+        "norm_cfg": NORM,
+        "norm_eval": False,
+    },
+    "neck": {"type": "FPN", "in_channels": [16, 32, 64], "out_channels": 8, "num_outs": 3},
+    "bbox_head": {
+        "type": "FCOSHead",
+        "num_classes": CLASSES,
+        "in_channels": 8,
+        "feat_channels": 8,
+        "stacked_convs": 1,
+        "strides": [8, 16, 32],
+        "regress_ranges": ((-1, 64), (64, 128), (128, 1e8)),
+        "norm_on_bbox": True,
+        "centerness_on_reg": True,
+        "center_sampling": True,
+        "conv_bias": True,
+        "norm_cfg": NORM,
+        "loss_bbox": {"type": "GIoULoss", "loss_weight": 1.0},
+    },
+    "semantic_head": {
+        "type": "mmseg.FPNHead",
+        "num_classes": SEG_CLASSES,
+        "in_channels": [8, 8, 8],
+        "in_index": [0, 1, 2],
+        "feature_strides": [8, 16, 32],
+        "channels": 8,
+        "dropout_ratio": 0.0,
+        "norm_cfg": NORM,
+        "align_corners": False,
+        "loss_decode": [
+            {"type": "mmseg.CrossEntropyLoss", "avg_non_ignore": True},
+            {"type": "PartialDiceLoss", "loss_weight": 0.5},
+        ],
+    },
+    "test_cfg": {
+        "nms_pre": 100,
+        "score_thr": 0.0,
+        "nms": {"type": "nms", "iou_threshold": 0.6},
+        "max_per_img": 10,
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def build(**changes: Any) -> SemanticDetector:
+    options = CONFIG | {"source_weights": SOURCES, "task_weights": TASKS} | changes
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        return SemanticDetector(**ConfigDict(options))
+
+
+def boxes(count: int = 2) -> InstanceData:
+    corners = torch.rand(count, 2) * 30
+    sizes = 10 + torch.rand(count, 2) * 20
+    labels = torch.randint(0, CLASSES, (count,))
+    return InstanceData(bboxes=torch.cat([corners, corners + sizes], 1), labels=labels)
+
+
+def semantic() -> PixelData:
+    labels = torch.randint(0, SEG_CLASSES, (1, HEIGHT, WIDTH), dtype=torch.uint8)
+    labels[torch.rand(1, HEIGHT, WIDTH) < 0.3] = 255
+    return PixelData(sem_seg=labels)
+
+
+def sample(**labels: Any) -> DetDataSample:
+    size = (HEIGHT, WIDTH)
+    one = DetDataSample(
+        metainfo={
+            "img_shape": size,
+            "ori_shape": size,
+            "batch_input_shape": size,
+            "scale_factor": (1.0, 1.0),
+        }
+    )
+    for name, label in labels.items():
+        one.set_field(label, name)
+    return one
+
+
+def by_hand(
+    model: SemanticDetector, images: torch.Tensor, batch: list[DetDataSample]
+) -> dict[str, torch.Tensor]:
+    """Eq. 9 of paper A, from each head alone on each source's images alone."""
+    expected = {}
+    for source, source_weight in SOURCES.items():
+        mine = [i for i, s in enumerate(batch) if f"{source}_instances" in s]
+        if mine:
+            labels = [sample(gt_instances=batch[i].get(f"{source}_instances")) for i in mine]
+            terms = model.bbox_head.loss(model.extract_feat(images[mine]), labels)
+            for name in ("cls", "bbox", "centerness"):
+                weight = source_weight * TASKS["det"]
+                expected[f"loss_{source}_det_{name}"] = weight * terms[f"loss_{name}"]
+        mine = [i for i, s in enumerate(batch) if f"{source}_sem_seg" in s]
+        if mine:
+            logits = model.semantic_head(model.extract_feat(images[mine]))
+            logits = F.interpolate(logits, (HEIGHT, WIDTH), mode="bilinear", align_corners=False)
+            target = torch.cat([batch[i].get(f"{source}_sem_seg").sem_seg.long() for i in mine])
+            weight = source_weight * TASKS["seg"]
+            cross_entropy = F.cross_entropy(logits, target, ignore_index=255)
+            expected[f"loss_{source}_seg_ce"] = weight * cross_entropy
+            each = [dice(one, labels) for one, labels in zip(logits, target, strict=True)]
+            expected[f"loss_{source}_seg_dice"] = weight * 0.5 * torch.stack(each).mean()
+    return expected
+
+
+def dice(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """1 - 2 Σ p·q / (Σ p² + Σ q²) of one image, over its labelled pixels."""
+    labelled = target != 255
+    probability = logits.softmax(0)[:, labelled]
+    truth = F.one_hot(target[labelled], SEG_CLASSES).T.float()
+    square = (probability**2).sum() + (truth**2).sum()
+    return 1 - 2 * (probability * truth).sum() / square
+
+
+DETECTION = {"gt_instances": boxes}
+SEGMENTATION = {"gt_sem_seg": semantic}
+TEACHERS = {"pseudo_instances": boxes, "pseudo_sem_seg": semantic}
+BATCHES = {
+    "no teacher": [DETECTION, DETECTION, SEGMENTATION, SEGMENTATION],
+    "all pseudo labels": [DETECTION | TEACHERS] * 2 + [SEGMENTATION | TEACHERS] * 2,
+    "missing ones": [
+        DETECTION | {"pseudo_sem_seg": semantic},
+        SEGMENTATION | {"pseudo_instances": boxes},
+        DETECTION,
+        SEGMENTATION,
+    ],
+    "detection alone": [DETECTION] * 4,
+    "nothing there": [{"gt_instances": lambda: boxes(0)}, SEGMENTATION, {}, DETECTION],
+}
+
+
+@pytest.mark.parametrize("labels", BATCHES.values(), ids=BATCHES)
+def test_losses_are_those_of_equation_9(labels: list[dict[str, Any]]) -> None:
+    model, images = build(), torch.randn(4, 3, HEIGHT, WIDTH)
+    batch = [sample(**{name: make() for name, make in each.items()}) for each in labels]
+
+    losses = model.loss(images, batch)
+
+    expected = by_hand(model, images, batch)
+    assert {name for name in losses if "loss" in name} == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, rtol=2e-4, atol=1e-5)
+
+
+def test_without_pseudo_labels_there_are_the_two_terms_of_the_labels() -> None:
+    model = build()
+    batch = [sample(gt_instances=boxes()), sample(gt_sem_seg=semantic())]
+
+    terms = {name[:11] for name in model.loss(torch.randn(2, 3, HEIGHT, WIDTH), batch)}
+
+    assert {name for name in terms if "loss" in name} == {"loss_gt_det", "loss_gt_seg"}
+
+
+def test_a_head_sees_no_image_without_its_label() -> None:
+    model, images = build(), torch.randn(4, 3, HEIGHT, WIDTH, requires_grad=True)
+    batch = [sample(gt_instances=boxes()), sample(gt_sem_seg=semantic())]
+    batch += [sample(pseudo_instances=boxes()), sample()]
+    seen = {}
+    for name in ("bbox_head", "semantic_head"):
+        head = getattr(model, name)
+        head.register_forward_pre_hook(
+            lambda _, args, name=name: seen.update({name: [len(level) for level in args[0]]})
+        )
+
+    losses = model.loss(images, batch)
+
+    assert seen == {"bbox_head": [2, 2, 2], "semantic_head": [1, 1, 1]}
+    for name, images_of_it in {"gt_det_cls": [0], "pseudo_det_cls": [2], "gt_seg_ce": [1]}.items():
+        (grad,) = torch.autograd.grad(losses[f"loss_{name}"], images, retain_graph=True)
+        assert grad.flatten(1).any(1).nonzero().flatten().tolist() == images_of_it
+
+
+def test_labels_of_a_source_without_weight_are_not_used() -> None:
+    model = build(source_weights={"gt": 1.0})
+    batch = [sample(pseudo_instances=boxes(), pseudo_sem_seg=semantic())]
+
+    assert model.loss(torch.randn(1, 3, HEIGHT, WIDTH), batch) == {}
+
+
+@pytest.mark.parametrize("absent", ["bbox_head", "semantic_head"])
+def test_one_head_alone_trains_and_predicts(absent: str) -> None:
+    model = build(**{absent: None})
+    batch = [sample(gt_instances=boxes(), gt_sem_seg=semantic())]
+
+    losses = model.loss(torch.randn(1, 3, HEIGHT, WIDTH), batch)
+    prediction = model.eval().predict(torch.randn(1, 3, HEIGHT, WIDTH), batch)[0]
+
+    task = "seg" if absent == "bbox_head" else "det"
+    assert {name.split("_")[2] for name in losses if "loss" in name} == {task}
+    assert ("pred_instances" in prediction) == (task == "det")
+    assert ("pred_sem_seg" in prediction) == (task == "seg")
+
+
+def test_a_map_is_predicted_at_the_size_of_the_file_and_leaves_out_what_is_unsure() -> None:
+    model = build().eval()
+    one = sample()
+    one.set_metainfo({"ori_shape": (41, 77), "img_shape": (HEIGHT - 10, WIDTH)})
+    images = torch.randn(1, 3, HEIGHT, WIDTH)
+
+    classes = model.predict(images, [one])[0].pred_sem_seg.sem_seg
+    logits = F.interpolate(
+        model.semantic_head(model.extract_feat(images)), (HEIGHT, WIDTH), mode="bilinear"
+    )
+    logits = F.interpolate(logits[..., : HEIGHT - 10, :], (41, 77), mode="bilinear")
+    torch.testing.assert_close(classes, logits.argmax(1))
+
+    probability = logits.softmax(1).amax(1)
+    threshold = probability.median().item()
+    model.test_cfg["seg_threshold"] = threshold
+    sure = model.predict(images, [one])[0].pred_sem_seg.sem_seg
+    assert torch.equal(sure == 255, probability < threshold)
+    assert torch.equal(sure[sure != 255], classes[sure != 255])
+
+
+def test_weights_of_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="model.source_weights.*'psuedo'.*mean 'pseudo'"):
+        build(source_weights={"psuedo": 1.0})
+    with pytest.raises(ValueError, match="model.task_weights.*'detection'"):
+        build(task_weights={"detection": 1.0})
+    with pytest.raises(ValueError, match="neither"):
+        build(bbox_head=None, semantic_head=None)
+
+
+def test_first_batch_may_lack_what_the_model_calls_optional() -> None:
+    groups = TaskGroups({"det": ["loss_gt_det_*", "loss_pseudo_det_*"], "seg": "loss_*_seg_*"})
+    groups.optional = build().optional_losses
+
+    assert groups({"loss_gt_seg_ce": torch.tensor(2.0)}) == {"seg": torch.tensor(2.0)}
+    assert groups({"loss_gt_det_cls": torch.tensor(1.0)}) == {"det": torch.tensor(1.0)}
+
+    wrong = TaskGroups({"det": "loss_*_det_*", "seg": "loss_*_semantic_*"})
+    wrong.optional = build().optional_losses
+    with pytest.raises(KeyError, match="tasks.seg: 'loss_\\*_semantic_\\*' matches none"):
+        wrong({"loss_gt_det_cls": torch.tensor(1.0)})
+
+
+def test_maps_are_padded_wherever_they_are() -> None:
+    preprocessor = PartialDataPreprocessor(pad_size_divisor=32)
+    small, large = sample(pseudo_sem_seg=semantic()), sample()
+    data = {
+        "inputs": [torch.zeros(3, HEIGHT, WIDTH), torch.zeros(3, HEIGHT + 1, WIDTH)],
+        "data_samples": [small, large],
+    }
+    before = small.pseudo_sem_seg.sem_seg
+
+    padded = preprocessor(data, training=True)["data_samples"][0].pseudo_sem_seg.sem_seg
+
+    assert padded.shape == (1, 96, 96)
+    assert torch.equal(padded[:, :HEIGHT, :WIDTH], before)
+    assert (padded[:, HEIGHT:] == 255).all()
+
+
+def test_dice_does_not_look_at_pixels_without_label() -> None:
+    loss = PartialDiceLoss()
+    logits = torch.randn(2, SEG_CLASSES, 6, 7, requires_grad=True)
+    target = torch.randint(0, SEG_CLASSES, (2, 6, 7))
+    target[0, :3] = 255
+    target[1] = 255
+
+    (grad,) = torch.autograd.grad(loss(logits, target), logits)
+
+    assert not grad[0, :, :3].any() and not grad[1].any()
+    assert grad[0, :, 3:].any()
