@@ -20,14 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from demo_scenes.bdd100k import write_bdd100k
 from demo_scenes.cityscapes import write_cityscapes
 from demo_scenes.coco import write_coco
+from demo_scenes.metagraspnet import write_metagraspnet
 from demo_scenes.scene import MIN_SIDE, Scene, draw_scene
 
 Layout = Callable[[Path, str, Iterable[Scene]], None]
 """Writer of one split: the data set's folder, ``"train"`` or ``"val"``, its scenes."""
 
-LAYOUTS: dict[str, Layout] = {"cityscapes": write_cityscapes, "coco": write_coco}
+LAYOUTS: dict[str, Layout] = {
+    "bdd100k": write_bdd100k,
+    "cityscapes": write_cityscapes,
+    "coco": write_coco,
+    "metagraspnet": write_metagraspnet,
+}
 
 _SPLITS = ("train", "val")
 _MANIFEST = "demo.json"

@@ -1,0 +1,319 @@
+"""Turn MetaGraspNet's published folders into COCO-style files with UOAIS's amodal annotations.
+
+    python tools/dataset_converters/metagraspnet.py ROOT --out ROOT/annotations
+
+writes train.json and val.json. Scenes are looked for at any depth of ROOT. If ROOT has folders
+train/ and val/, they are the split; MetaGraspNet itself has none, and without these folders the
+scenes whose name ends in 9, one in ten, make up val. A viewpoint that lacks a file or a key, or
+whose arrays do not fit its image, is reported and left out.
+
+What is read, of viewpoint N in a folder scene*/:
+
+N_rgb.png     the image
+N.npz         depth: [H, W], centimetres, NaN or 0 where nothing was measured;
+              instances_objects: [H, W], number from 1 of the visible object, 0 elsewhere;
+              occlusion_objects or seg_masks_single: [n, H, W], the whole of each object, also
+              where something hides it, in the order of these numbers
+N_amodal.npz  if it is there, as in real scenes, the masks come from it alone:
+              amodal_bitmaps_full_size_instances: [n, 2, H, W], visible and hidden part
+
+What is written: one category, "object", for the paper's heads tell objects from background only
+(section 3, L_rcls and L_cls). An image has file_name and depth_file_name, relative to ROOT; the
+latter names the npz with the array depth. An annotation has
+
+segmentation   the whole object, hidden or not (RLE), with its bbox (x, y, w, h) and area
+visible_mask   RLE, with visible_bbox
+occluded_mask  RLE, the rest of segmentation
+occluded_rate  its share, 0 to 1
+
+An object without a visible pixel is left out and counted: nothing could detect it.
+
+Where these facts come from:
+
+- File names, keys and the order of the two bitmaps: Scripts/visualize_2d.py of the repository
+  maximiliangilles/MetaGraspNet, which outlines occlusion_objects (else seg_masks_single) under the
+  title "amodal segmentation". Numbers from 1 without gaps: Scripts/visualize_layout.py.
+  Centimetres, and NaN in depth: Scripts/colored_pcl.py, for both parts of the data.
+- Of a real scene, only viewpoint 3 has an N_amodal.npz: the sample scenes in dataset_real/ there.
+- N_scene.hdf5 is not read: boxes follow from the masks, and real scenes lack them there (issue 19
+  of that repository); if classes were wanted, instances_semantic has them.
+- Keys of images and annotations: gist-ailab/uoais, adet/data/uoais.py and, for visible_bbox,
+  wisdom.py. That segmentation is the amodal mask: adet/data/detection_utils.py, and
+  adet/evaluation/amodalvisible_evaluation.py, which puts visible_mask in its place to score the
+  visible ones. Nothing there drops hidden objects; whether UOAIS's own files have any is not known.
+
+None of MetaGraspNet's data was at hand. So not verified: the dtypes, and that the masks are whole
+objects in the order of the numbers. The converter tests the latter on every viewpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+Json = dict[str, Any]
+
+Size = tuple[int, int]
+"""Height and width (pixels)."""
+
+Masks = tuple[np.ndarray, np.ndarray]
+"""Visible and amodal mask of an object, bool ``[H, W]``; the first lies inside the second."""
+
+CATEGORIES = [{"id": 1, "name": "object"}]
+
+_SPLITS = ("train", "val")
+_VIEWPOINT_FILE = re.compile(r"(\d+)(_rgb\.png|(_amodal)?\.npz)")
+_MASKS_KEYS = "occlusion_objects or seg_masks_single"
+_LOOKED_FOR = (
+    f"scene*/N_rgb.png with N.npz (depth; instances_objects and {_MASKS_KEYS}, unless there is "
+    "N_amodal.npz with amodal_bitmaps_full_size_instances)"
+)
+_INFO = {
+    "description": "MetaGraspNet with UOAIS's amodal annotations",
+    "depth": "array 'depth' of depth_file_name: [H, W], centimetres, NaN or 0 if not measured",
+}
+
+
+class UnusableError(Exception):
+    """Why a viewpoint cannot be used; the text names the file."""
+
+
+@dataclass
+class Tally:
+    """What became of the viewpoints of a split."""
+
+    images: int = 0
+    objects: int = 0
+    skipped: int = 0
+    hidden: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images} images, {self.objects} objects; skipped: {self.skipped} viewpoints, "
+            f"{self.hidden} objects without a visible pixel"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert what the command line names, or exit with one error and leave --out as it was."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if not args.root.is_dir():
+        parser.error(f"ROOT {args.root}: there is no such folder")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        # Written aside and moved into place when complete: a run that is stopped leaves the
+        # earlier files.
+        with tempfile.TemporaryDirectory(dir=args.out, prefix=".metagraspnet-") as aside:
+            for split in _SPLITS:
+                viewpoints, where = _viewpoints(args.root, split)
+                tally = _write(Path(aside) / f"{split}.json", args.root, viewpoints)
+                print(f"{split}.json: {tally}")
+                if not tally.images:
+                    sys.exit(f"no usable viewpoint for {split}.json: looked {where}, {_LOOKED_FOR}")
+            for split in _SPLITS:
+                os.replace(Path(aside) / f"{split}.json", args.out / f"{split}.json")
+    except OSError as error:
+        sys.exit(f"--out {args.out}: cannot write there: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    description, _, details = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("root", type=Path, metavar="ROOT", help="folder with the scenes")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the two files")
+    return parser
+
+
+def _viewpoints(root: Path, split: str) -> tuple[list[Path], str]:
+    """The viewpoints ``scene*/N`` of a split in natural order, and in words where they were."""
+    if any((root / name).is_dir() for name in _SPLITS):
+        return _find(root / split), f"in {root / split} for"
+    viewpoints = [
+        viewpoint
+        for viewpoint in _find(root)
+        if viewpoint.parent.name.endswith("9") == (split == "val")
+    ]
+    ending = "" if split == "val" else "not "
+    return viewpoints, f"in {root} for scenes whose name does {ending}end in 9"
+
+
+def _find(folder: Path) -> list[Path]:
+    # A viewpoint is known from any of its files, so that one that lacks its image is reported.
+    matches = ((path, _VIEWPOINT_FILE.fullmatch(path.name)) for path in folder.rglob("scene*/*"))
+    found = {path.with_name(match[1]) for path, match in matches if match}
+    # scene2 before scene10, on every file system.
+    return sorted(found, key=lambda path: re.sub(r"\d+", lambda n: n[0].zfill(12), path.as_posix()))
+
+
+def _write(path: Path, root: Path, viewpoints: Iterable[Path]) -> Tally:
+    """Write a COCO-style file of what is usable, one viewpoint in memory at a time."""
+    tally = Tally()
+    images: list[Json] = []
+    with path.open("w", encoding="utf-8") as file:
+        head = json.dumps({"info": _INFO, "categories": CATEGORIES})
+        file.write(f'{head[:-1]}, "annotations": [')
+        for viewpoint in viewpoints:
+            try:
+                size, objects = _read(viewpoint)
+            except UnusableError as error:
+                print(f"skipped {error}", file=sys.stderr)
+                tally.skipped += 1
+                continue
+            tally.images += 1
+            images.append(_image(root, viewpoint, tally.images, size))
+            for visible, amodal in objects:
+                if not visible.any():
+                    tally.hidden += 1
+                    continue
+                tally.objects += 1
+                record = {"id": tally.objects, "image_id": tally.images}
+                file.write(",\n" if tally.objects > 1 else "\n")
+                file.write(json.dumps(record | _annotation(visible, amodal)))
+        file.write(f'\n], "images": {json.dumps(images)}}}\n')
+    return tally
+
+
+def _image(root: Path, viewpoint: Path, number: int, size: Size) -> Json:
+    rgb, npz = _file(viewpoint, "_rgb.png"), _file(viewpoint, ".npz")
+    return {
+        "id": number,
+        "file_name": rgb.relative_to(root).as_posix(),
+        "depth_file_name": npz.relative_to(root).as_posix(),
+        "height": size[0],
+        "width": size[1],
+    }
+
+
+def _annotation(visible: np.ndarray, amodal: np.ndarray) -> Json:
+    """An annotation with UOAIS's keys, still without its numbers."""
+    hidden = amodal & ~visible
+    visible_rle, amodal_rle = _rle(visible), _rle(amodal)
+    return {
+        "category_id": 1,
+        "iscrowd": 0,
+        "bbox": coco_mask.toBbox(amodal_rle).tolist(),
+        "area": int(amodal.sum()),
+        "segmentation": amodal_rle,
+        "visible_bbox": coco_mask.toBbox(visible_rle).tolist(),
+        "visible_mask": visible_rle,
+        "occluded_mask": _rle(hidden),
+        "occluded_rate": float(hidden.sum() / amodal.sum()),
+    }
+
+
+def _rle(mask: np.ndarray) -> Json:
+    encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {**encoded, "counts": encoded["counts"].decode("ascii")}
+
+
+def _read(viewpoint: Path) -> tuple[Size, list[Masks]]:
+    """Size and objects of a viewpoint.
+
+    Raises:
+        UnusableError: a file or a key is missing, cannot be read, or does not fit the image.
+    """
+    size = _image_size(_file(viewpoint, "_rgb.png"))
+    npz = _file(viewpoint, ".npz")
+    amodal_npz = _file(viewpoint, "_amodal.npz")
+    if amodal_npz.exists():
+        _load(npz, {"depth": size})
+        (bitmaps,) = _load(amodal_npz, {"amodal_bitmaps_full_size_instances": (None, 2, *size)})
+        return size, [(visible, visible | hidden) for visible, hidden in bitmaps > 0]
+    _, numbers, masks = _load(
+        npz, {"depth": size, "instances_objects": size, _MASKS_KEYS: (None, *size)}
+    )
+    return size, _synthetic_masks(npz, numbers, masks > 0)
+
+
+def _synthetic_masks(npz: Path, numbers: np.ndarray, masks: np.ndarray) -> list[Masks]:
+    """Join the map of visible objects with their whole masks, bool ``[n, H, W]``."""
+    numbers = np.nan_to_num(numbers)
+    if not np.isin(numbers, np.arange(len(masks) + 1)).all():
+        raise UnusableError(
+            f"{npz}: instances_objects has numbers from {numbers.min():g} to {numbers.max():g}, "
+            f"not 0 to {len(masks)}, the number of masks in {_MASKS_KEYS}"
+        )
+    visible = [numbers == number for number in range(1, len(masks) + 1)]
+    covered = sum(int((one & mask).sum()) for one, mask in zip(visible, masks, strict=True))
+    seen = np.count_nonzero(numbers)
+    # Half, not all: edges of the two may differ by a pixel. Masks in another order share far less.
+    if 2 * covered < seen:
+        raise UnusableError(
+            f"{npz}: the masks of {_MASKS_KEYS} cover {covered / seen:.0%} of the objects of the "
+            "same number in instances_objects: they are ordered otherwise, or not whole objects"
+        )
+    return [(one, one | mask) for one, mask in zip(visible, masks, strict=True)]
+
+
+def _image_size(path: Path) -> Size:
+    try:
+        with Image.open(path) as image:
+            image.verify()
+            return image.height, image.width
+    except FileNotFoundError:
+        raise UnusableError(f"{path}: is missing") from None
+    except (OSError, SyntaxError) as error:
+        raise UnusableError(f"{path}: is no image: {error}") from error
+
+
+def _load(path: Path, wanted: dict[str, tuple[int | None, ...]]) -> list[np.ndarray]:
+    """The arrays of an npz.
+
+    Args:
+        path: of the npz.
+        wanted: shape of each key, ``None`` for any length; a key may be ``"this or that"``.
+
+    Raises:
+        UnusableError: it is not there, cannot be read, lacks a key or has another shape there.
+    """
+    try:
+        with np.load(path) as file:
+            arrays = []
+            for key, shape in wanted.items():
+                names = [name for name in key.split(" or ") if name in file]
+                if not names:
+                    found = ", ".join(file.files) or "nothing"
+                    raise UnusableError(f"{path}: has no {key}; found: {found}")
+                array = file[names[0]]
+                fits = len(array.shape) == len(shape) and all(
+                    length in (None, actual)
+                    for length, actual in zip(shape, array.shape, strict=True)
+                )
+                if not fits:
+                    expected = str(shape).replace("None", "any")
+                    raise UnusableError(
+                        f"{path}: {names[0]} has the shape {array.shape}, not {expected}"
+                    )
+                arrays.append(array)
+            return arrays
+    except FileNotFoundError:
+        raise UnusableError(f"{path}: is missing") from None
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise UnusableError(f"{path}: cannot be read: {error}") from error
+
+
+def _file(viewpoint: Path, ending: str) -> Path:
+    return viewpoint.with_name(viewpoint.name + ending)
+
+
+if __name__ == "__main__":
+    main()
