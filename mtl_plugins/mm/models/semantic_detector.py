@@ -10,6 +10,7 @@ from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.models.detectors import BaseDetector
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, SampleList
+from mmdet.utils import reduce_mean
 from mmengine.dist import get_world_size
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
@@ -160,6 +161,8 @@ class SemanticDetector(BaseDetector):
                 labels = [_no_labels(targets[0], x[0].device)[kind]]
             if not chosen:
                 continue
+            if task == "seg" and takes_part:
+                factor = factor * self._share(len(labelled[source]), x[0])
             rows = [seen.index(i) for i in chosen]
             terms = loss_of(_of(outputs, rows, len(seen)), targets, labels)
             accuracies = {name: terms.pop(name) for name in list(terms) if "loss" not in name}
@@ -169,6 +172,16 @@ class SemanticDetector(BaseDetector):
                 for name, value in scaled(terms, factor).items()
             }
         return losses
+
+    @staticmethod
+    def _share(count: int, like: Tensor) -> Tensor:
+        """How many labelled images this process has, in terms of the mean of all processes.
+
+        A decode head takes the mean over its own images. Times this, the mean of the processes is
+        the mean over all images, as for a dense head that counts over the processes itself.
+        """
+        mine = like.new_tensor(float(count), dtype=torch.float)
+        return mine / reduce_mean(mine).clamp(min=1 / get_world_size())
 
     def _det_loss(
         self, outputs: Any, samples: SampleList, labels: Sequence[InstanceData]

@@ -1,0 +1,70 @@
+"""Partial labels in two real processes: whichever images a rank has, the step is that of them all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from mmengine.model import MMDistributedDataParallel
+from mmengine.structures import PixelData
+from test_semantic_detector import HEIGHT, SEG_CLASSES, WIDTH, boxes, build, sample
+from torch.testing import assert_close
+from two_processes import results_of_two, work
+
+from mtl_plugins.mm.optim import MTLOptimWrapper
+
+TASKS = {"det": "loss_*_det_*", "seg": "loss_*_seg_*"}
+METHODS = ["Sum", "PCGrad", "MGDA"]
+# For each step the labels of four images, two on each rank: b(oxes), m(aps), B and M of a teacher.
+STEPS = ["b bM mB m", "b b m m", "b b b bB", "mB m M b", "b m b m"]
+LABELS = {"b": "gt_instances", "m": "gt_sem_seg", "B": "pseudo_instances", "M": "pseudo_sem_seg"}
+
+
+def batch(step: int) -> dict[str, list[Any]]:
+    torch.manual_seed(step)
+    samples = []
+    for letters in STEPS[step].split():
+        # Without holes, so that the mean over pixels is the mean over images.
+        make = {"b": boxes, "B": boxes, "m": whole_map, "M": whole_map}
+        samples.append(sample(**{LABELS[letter]: make[letter]() for letter in letters}))
+    return {"inputs": list(torch.randn(4, 3, HEIGHT, WIDTH)), "data_samples": samples}
+
+
+def whole_map() -> PixelData:
+    return PixelData(sem_seg=torch.randint(0, SEG_CLASSES, (1, HEIGHT, WIDTH), dtype=torch.uint8))
+
+
+def train(name: str, rank: int | None) -> dict[str, Any]:
+    torch.manual_seed(0)
+    detector = build().double()
+    detector.data_preprocessor.register_forward_hook(
+        lambda _, args, data: data | {"inputs": data["inputs"].double()}
+    )
+    # Without momentum, which goes on where a gradient is 0 and stops where there is none.
+    optimizer = torch.optim.SGD(detector.parameters(), lr=0.01)
+    wrapper = MTLOptimWrapper(optimizer, tasks=TASKS, aggregator=name)
+    model = detector if rank is None else MMDistributedDataParallel(detector)
+    mine = slice(None) if rank is None else slice(2 * rank, 2 * rank + 2)
+    losses = []
+    for step in range(len(STEPS)):
+        data = {key: values[mine] for key, values in batch(step).items()}
+        model.train_step(data, wrapper)
+        losses.append(wrapper.multitask.last.losses)
+    return {"losses": losses, "parameters": [p.detach() for p in model.parameters()]}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return results_of_two(__file__, tmp_path_factory.mktemp("two") / "found")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_ranks_equal_one_process(name: str, ranks: list[dict[str, Any]]) -> None:
+    alone = train(name, None)
+    for of_rank in ranks:
+        assert_close(of_rank[name]["parameters"], alone["parameters"], rtol=1e-7, atol=1e-9)
+
+
+if __name__ == "__main__":
+    work(lambda rank: {name: train(name, rank) for name in METHODS})
