@@ -1,4 +1,4 @@
-"""Partial labels in two real processes: whichever images a rank has, the step is that of them all."""
+"""Partial labels in two processes: whichever images a rank has, the step is that of them all."""
 
 from __future__ import annotations
 

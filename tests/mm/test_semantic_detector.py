@@ -13,6 +13,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch.nn import functional as F
 
 import mtl_plugins.mm  # noqa: F401
+from mtl_plugins.mm.allocation import AllocationGates
 from mtl_plugins.mm.models import PartialDataPreprocessor, PartialDiceLoss, SemanticDetector
 from mtl_plugins.tasks import TaskGroups
 
@@ -293,3 +294,26 @@ def test_dice_does_not_look_at_pixels_without_label() -> None:
 
     assert not grad[0, :, :3].any() and not grad[1].any()
     assert grad[0, :, 3:].any()
+
+
+@pytest.mark.parametrize("by_source", [False, True])
+def test_an_allocated_image_trains_its_tasks_alone(by_source: bool) -> None:
+    model, images = build(), torch.randn(3, 3, HEIGHT, WIDTH)
+    everything = DETECTION | SEGMENTATION | TEACHERS
+    batch = [sample(**{name: make() for name, make in everything.items()}) for _ in range(3)]
+    sources = ["gt", "pseudo"] if by_source else ["*"]
+    groups = TaskGroups({f"{s}_{t}": f"loss_{s}_{t}_*" for s in sources for t in TASKS})
+    alone = [sample(gt_instances=batch[0].gt_instances), sample(gt_sem_seg=batch[1].gt_sem_seg)]
+    if not by_source:
+        alone[0].pseudo_instances = batch[0].pseudo_instances
+        alone[1].pseudo_sem_seg = batch[1].pseudo_sem_seg
+    expected = by_hand(model, images, [*alone, sample()])
+
+    AllocationGates(model, groups)
+    for one, task in zip(batch, (f"{sources[0]}_det", f"{sources[0]}_seg", None), strict=True):
+        one.set_metainfo({"tasks": (task,) if task else ()})
+    losses = model(images, batch, mode="loss")
+
+    assert {name for name in losses if "loss" in name} == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, rtol=2e-4, atol=1e-5)
