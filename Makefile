@@ -11,7 +11,7 @@ demo: $(VENV)/mm.installed
 	$(BIN)/python tools/demo.py
 
 test: $(VENV)/dev.installed lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff check .

@@ -27,13 +27,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import mtl_plugins.mm  # noqa: F401  # before mmdet.apis, which needs mmcv's operators
-from mtl_plugins.mm.data_check import open_datasets
+from mtl_plugins.mm.data_check import missing_data, open_datasets
 
 # isort: split
 from mmdet.apis import init_detector
 from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
 from mmengine.dataset import pseudo_collate
+
+from mtl_plugins.mm.datasets import PartialDataset
 
 
 class Boxes:
@@ -50,7 +52,6 @@ class Boxes:
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self._path, self._settings = path, settings
         self._lines = path.with_name(path.name + ".lines")
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._complete = path.is_file()
         self._boxes: dict[int, list[dict[str, Any]]] = {}
         if self._complete:
@@ -61,9 +62,7 @@ class Boxes:
             # The last one has no end if the run was stopped while it was written.
             self._boxes = dict(json.loads(line) for line in rest[:-1])
         if not self._complete:
-            _write(
-                self._lines, "".join(f"{json.dumps(x)}\n" for x in (settings, *self._boxes.items()))
-            )
+            _write(self._lines, _as_lines([settings, *self._boxes.items()]))
 
     def done(self, image: Mapping[str, Any]) -> bool:
         """Whether an image, a record of COCO's, is labelled."""
@@ -71,15 +70,19 @@ class Boxes:
 
     def add(self, images: Sequence[Mapping[str, Any]], samples: Sequence[DetDataSample]) -> None:
         """Takes in what the teacher says of some images."""
-        new = {i["id"]: _boxes(s) for i, s in zip(images, samples, strict=True)}
+        score = self._settings["score"]
+        new = {i["id"]: _boxes(s, score) for i, s in zip(images, samples, strict=True)}
         self._boxes |= new
         with self._lines.open("a") as file:
             file.write(_as_lines(new.items()))
 
     def finish(self, coco: Mapping[str, Any]) -> None:
         """Called when all images are labelled, with the COCO file that lists them."""
-        if self._complete:
-            return
+        if not self._complete:
+            self._write_coco(coco)
+        self._lines.unlink(missing_ok=True)
+
+    def _write_coco(self, coco: Mapping[str, Any]) -> None:
         categories = [category["id"] for category in coco["categories"]]
         annotations = [
             {
@@ -94,11 +97,10 @@ class Boxes:
         for number, annotation in enumerate(annotations, start=1):
             annotation["id"] = number
         _write(self._path, json.dumps({**coco, "info": self._settings, "annotations": annotations}))
-        self._lines.unlink()
 
 
 class Maps:
-    """A folder with a PNG for each image.
+    """A folder with a PNG for each image, which has another name until it is complete.
 
     Args:
         folder: Of the PNGs.
@@ -109,15 +111,17 @@ class Maps:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        known = folder / "settings.json"
-        if known.is_file():
-            _check(folder, json.loads(known.read_text()), settings)
-        _write(known, json.dumps(settings))
+        self._folder, self._unfinished = folder, folder.with_name(f"{folder.name}.unfinished")
+        self._complete = folder.is_dir()
+        known = (folder if self._complete else self._unfinished) / "settings.json"
+        if self._complete or known.is_file():
+            found = json.loads(known.read_text()) if known.is_file() else None
+            _check(known.parent, found, settings)
+        else:
+            _write(known, json.dumps(settings))
 
     def done(self, image: Mapping[str, Any]) -> bool:
-        return self._path(image).is_file()
+        return self._complete or self._path(image).is_file()
 
     def add(self, images: Sequence[Mapping[str, Any]], samples: Sequence[DetDataSample]) -> None:
         for image, sample in zip(images, samples, strict=True):
@@ -127,14 +131,20 @@ class Maps:
             _write(self._path(image), png.tobytes())
 
     def finish(self, coco: Mapping[str, Any]) -> None:
-        pass
+        if not self._complete:
+            self._unfinished.rename(self._folder)
 
     def _path(self, image: Mapping[str, Any]) -> Path:
-        return (self._folder / image["file_name"]).with_suffix(".png")
+        return (self._unfinished / image["file_name"]).with_suffix(".png")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
+    given = {"config": [args.config], "--det": args.det or (), "--seg": args.seg or ()}
+    for option, files in given.items():
+        for file in files:
+            if not Path(file).is_file():
+                raise SystemExit(f"{option}: there is no file {file!r}")
     cfg = Config.fromfile(args.config)
     jobs = list(_jobs(cfg, args))
     if not jobs:
@@ -142,19 +152,23 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{args.config}: no data set of train_dataloader has what the teachers given label: "
             "a pseudo_ann_file for --det, a data_prefix.pseudo_seg for --seg"
         )
-    for kind, dataset, target in jobs:
-        teacher, checkpoint = getattr(args, kind)
-        print(f"{teacher} labels the images of {dataset['ann_file']} in {target}", flush=True)
+    if problem := missing_data(cfg, pseudo=False):
+        raise SystemExit(problem)
+    for kind, source, target in jobs:
+        config, checkpoint = getattr(args, kind)
+        print(f"{config} labels the images of {source['ann_file']} in {target}", flush=True)
+        teacher = _teacher(config, checkpoint, args)
+        dataset = _images(source, teacher, kind)
         settings = {
             "teacher": _digest(checkpoint),
-            "images": _digest(dataset["ann_file"]),
+            "images": _digest(dataset.ann_file),
             "batch_size": args.batch_size,
         }
         if kind == "det":
             labels = Boxes(target, settings | {"score": args.score_thr, "nms": args.nms_thr})
         else:
             labels = Maps(target, settings | {"probability": args.seg_thr})
-        _label(dataset, _teacher(teacher, checkpoint, args), kind, labels, args)
+        _label(dataset, teacher, labels, args)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -201,32 +215,35 @@ def _teacher(config: str, checkpoint: str, args: argparse.Namespace) -> nn.Modul
     return init_detector(cfg, checkpoint, palette="random", device=args.device)
 
 
-def _label(
-    source: Mapping[str, Any],
-    teacher: nn.Module,
-    kind: str,
-    labels: Boxes | Maps,
-    args: argparse.Namespace,
-) -> None:
-    """Labels the images of one data set that are not labelled yet."""
+def _images(source: Mapping[str, Any], teacher: nn.Module, kind: str) -> PartialDataset:
+    """All images of a data set's config, as the teacher is tested on its own."""
     tested = teacher.cfg.test_dataloader.dataset
     _, own = next(open_datasets("test_dataloader.dataset", tested))
     dataset = DATASETS.build(
         {
-            **{key: source[key] for key in ("type", "data_root", "ann_file")},
-            "data_prefix": {"img": source["data_prefix"]["img"]},
+            **source,
             "boxes": False,
+            "pseudo_ann_file": None,
+            "data_prefix": {"img": source["data_prefix"]["img"]},
+            "indices": None,
             "pipeline": own["pipeline"],
             "test_mode": True,
         }
     )
     classes = "classes" if kind == "det" else "seg_classes"
     known = tuple(teacher.dataset_meta.get(classes, ()))
-    if known != tuple(dataset.metainfo[classes]):
+    wanted = tuple(dataset.metainfo.get(classes, ()))
+    if known != wanted:
         raise SystemExit(
-            f"--{kind}: the teacher knows the classes {known}, the data set has "
-            f"{tuple(dataset.metainfo[classes])}"
+            f"--{kind}: the teacher knows the classes {known}, the data set has {wanted}"
         )
+    return dataset
+
+
+def _label(
+    dataset: PartialDataset, teacher: nn.Module, labels: Boxes | Maps, args: argparse.Namespace
+) -> None:
+    """Labels the images of a data set that are not labelled yet."""
     coco = json.loads(Path(dataset.ann_file).read_text())
     images = {image["id"]: image for image in coco["images"]}
     order = [images[dataset.get_data_info(i)["img_id"]] for i in range(len(dataset))]
@@ -245,12 +262,15 @@ def _label(
         labels.add([order[i] for i in batch], samples)
         progress.update()
     print(flush=True)
-    labels.finish({**coco, "images": order})
+    known = [category for category in coco["categories"] if category["id"] in dataset.cat_ids]
+    labels.finish({**coco, "images": order, "categories": known})
 
 
-def _boxes(sample: DetDataSample) -> list[dict[str, Any]]:
+def _boxes(sample: DetDataSample, score_thr: float) -> list[dict[str, Any]]:
     """COCO's annotations of an image, with the class' number for its id."""
     found = sample.pred_instances.cpu()
+    # test_cfg.score_thr is of the class alone; FCOS multiplies by its centerness after that.
+    found = found[found.scores >= score_thr]
     boxes = found.bboxes.clone()
     boxes[:, 2:] -= boxes[:, :2]
     return [
@@ -279,6 +299,7 @@ def _check(place: Path, found: Any, settings: Mapping[str, Any]) -> None:
 
 def _write(path: Path, content: str | bytes) -> None:
     """Writes a file that is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.part")
     aside.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(aside, path)

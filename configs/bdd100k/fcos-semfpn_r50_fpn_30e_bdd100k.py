@@ -133,6 +133,7 @@ custom_imports = dict(
         "mtl_plugins.mm.evaluation",
         "mtl_plugins.mm.models",
         "mtl_plugins.mm.transforms",
+        "mtl_plugins.mm.visualization.partial",
     ]
 )
 optim_wrapper = dict(
@@ -143,3 +144,4 @@ optim_wrapper = dict(
     aggregator=dict(type="Sum"),
 )
 custom_hooks = [dict(type="TaskInterferenceHook", interval=50)]
+visualizer = dict(type="PartialVisualizer")

@@ -15,11 +15,12 @@ COCO_KEYS = {
 }
 
 
-def missing_data(cfg: Mapping[str, Any]) -> str | None:
+def missing_data(cfg: Mapping[str, Any], pseudo: bool = True) -> str | None:
     """Looks for data that is not there, before anything is built.
 
     Args:
         cfg: A whole config.
+        pseudo: Whether pseudo labels have to be there.
 
     Returns:
         The first problem: config key, what was found, what would be valid; None if there is none.
@@ -36,6 +37,8 @@ def missing_data(cfg: Mapping[str, Any]) -> str | None:
         parts = {name: dataset.get(name) for name in ("ann_file", "pseudo_ann_file")}
         parts |= {f"data_prefix.{name}": part for name, part in prefix.items()}
         for name, part in parts.items():
+            if "pseudo" in name and not pseudo:
+                continue
             if isinstance(part, str) and part and not (root / part).exists():
                 found = ", ".join(sorted(p.name for p in (root / part).parent.glob("*"))[:8])
                 tool = "; tools/pseudo_label.py writes it" if "pseudo" in name else ""

@@ -8,6 +8,23 @@ from typing import Any
 
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
+from mmseg.utils import bdd100k_classes, bdd100k_palette
+
+COLOURS = {
+    name: tuple(colour) for name, colour in zip(bdd100k_classes(), bdd100k_palette(), strict=True)
+}
+BOXES = (
+    "pedestrian",
+    "rider",
+    "car",
+    "truck",
+    "bus",
+    "train",
+    "motorcycle",
+    "bicycle",
+    "traffic light",
+    "traffic sign",
+)
 
 
 @DATASETS.register_module()
@@ -53,7 +70,7 @@ class PartialDataset(CocoDataset):
         pseudo = None if self.pseudo_ann_file is None else self._teachers_boxes()
         images = super().load_data_list()
         if pseudo is not None:
-            missing = [image["img_path"] for image in images if image["img_id"] not in pseudo]
+            missing = [image["img_path"] for image in images if image["img_path"] not in pseudo]
             if missing:
                 raise ValueError(
                     f"pseudo_ann_file: {self.pseudo_ann_file!r} lacks {len(missing)} of the "
@@ -64,7 +81,7 @@ class PartialDataset(CocoDataset):
             if not self.boxes:
                 del image["instances"]
             if pseudo is not None:
-                image["pseudo_instances"] = pseudo[image["img_id"]]
+                image["pseudo_instances"] = pseudo[image["img_path"]]
         return images
 
     def parse_data_info(self, raw_data_info: dict[str, Any]) -> dict[str, Any]:
@@ -72,14 +89,20 @@ class PartialDataset(CocoDataset):
         info = super().parse_data_info(raw_data_info)
         if folder := self.data_prefix.get("pseudo_seg"):
             name = Path(raw_data_info["raw_img_info"]["file_name"])
-            info["pseudo_seg_map_path"] = str(folder / name.with_suffix(self.seg_map_suffix))
+            info["pseudo_seg_map_path"] = str(folder / name.with_suffix(".png"))
         return info
 
-    def _teachers_boxes(self) -> dict[int, list[dict[str, Any]]]:
-        """The instances of each image, by its id."""
+    def filter_data(self) -> list[dict[str, Any]]:
+        """Filters as ``CocoDataset`` does; without labels for boxes no image counts as empty."""
+        if self.filter_cfg and not self.boxes:
+            self.filter_cfg = {**self.filter_cfg, "filter_empty_gt": False}
+        return super().filter_data()
+
+    def _teachers_boxes(self) -> dict[str, list[dict[str, Any]]]:
+        """The instances of each image, by its path."""
         labels, self.ann_file = self.ann_file, str(Path(self.data_root, self.pseudo_ann_file))
         try:
-            return {image["img_id"]: image["instances"] for image in super().load_data_list()}
+            return {image["img_path"]: image["instances"] for image in super().load_data_list()}
         finally:
             self.ann_file = labels
 
@@ -91,37 +114,8 @@ class BDD100KDataset(PartialDataset):
     ``tools/dataset_converters/bdd100k.py``."""
 
     METAINFO = {
-        "classes": (
-            "pedestrian",
-            "rider",
-            "car",
-            "truck",
-            "bus",
-            "train",
-            "motorcycle",
-            "bicycle",
-            "traffic light",
-            "traffic sign",
-        ),
-        "seg_classes": (
-            "road",
-            "sidewalk",
-            "building",
-            "wall",
-            "fence",
-            "pole",
-            "traffic light",
-            "traffic sign",
-            "vegetation",
-            "terrain",
-            "sky",
-            "person",
-            "rider",
-            "car",
-            "truck",
-            "bus",
-            "train",
-            "motorcycle",
-            "bicycle",
-        ),
+        "classes": BOXES,
+        "palette": [COLOURS[{"pedestrian": "person"}.get(name, name)] for name in BOXES],
+        "seg_classes": tuple(COLOURS),
+        "seg_palette": list(COLOURS.values()),
     }

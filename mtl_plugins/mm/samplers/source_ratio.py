@@ -26,7 +26,7 @@ class SourceRatioBatchSampler(BatchSampler):
 
     Raises:
         ValueError: The ratio does not fit the batch size or the sources, or this rank's share of
-            the data lacks a source.
+            the data makes no batch or lacks a source.
 
     Examples:
         >>> # In a config:
@@ -49,6 +49,11 @@ class SourceRatioBatchSampler(BatchSampler):
             raise ValueError(
                 f"{key}: a batch of {batch_size} (train_dataloader.batch_size) cannot be divided "
                 f"as {list(ratio)}; a multiple of {sum(ratio)} can"
+            )
+        if len(sampler) < batch_size:
+            raise ValueError(
+                f"train_dataloader.batch_size: {batch_size} is more than the {len(sampler)} images "
+                "of this rank, and incomplete batches are left out"
             )
         super().__init__(sampler, batch_size, drop_last=True)
         self.counts = [part * batch_size // sum(ratio) for part in ratio]

@@ -19,8 +19,8 @@ and every transform in between treats them alike."""
 class LoadPartialAnnotations(LoadAnnotations):
     """Loads the boxes and semantic maps that an image of a ``PartialDataset`` has.
 
-    The boxes of labels and teacher make one list, their maps the channels of one image, so that any
-    transform of MMDetection that knows ``gt_bboxes`` and ``gt_seg_map`` keeps them aligned.
+    The boxes of labels and teacher make one list, their maps one map, so that any transform of
+    MMDetection that knows ``gt_bboxes`` and ``gt_seg_map`` keeps them aligned.
     :class:`PackPartialInputs` takes them apart.
 
     Args:
@@ -32,7 +32,7 @@ class LoadPartialAnnotations(LoadAnnotations):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Adds ``gt_bboxes``, ``gt_bboxes_labels``, ``gt_ignore_flags`` and ``gt_seg_map`` (``[H,
-        W]``, or ``[H, W, 2]`` with two sources) where there are any, and the sources they have.
+        W]``) where there are any, and the sources they have.
 
         Raises:
             ValueError: A map has another size than its image.
@@ -48,7 +48,7 @@ class LoadPartialAnnotations(LoadAnnotations):
         results["seg_sources"] = _present(*paths)
         maps = [self._map(path, results) for path in paths if path is not None]
         if maps:
-            results["gt_seg_map"] = maps[0] if len(maps) == 1 else np.stack(maps, axis=-1)
+            results["gt_seg_map"] = maps[0] if len(maps) == 1 else _join(*maps)
         return results
 
     def _map(self, path: str, results: dict[str, Any]) -> np.ndarray:
@@ -93,11 +93,21 @@ class PackPartialInputs(PackDetInputs):
             # MMDetection's preprocessor turns the boxes of gt_instances alone into tensors.
             pseudo.bboxes = getattr(pseudo.bboxes, "tensor", pseudo.bboxes)
         if maps is not None:
-            channels = np.atleast_3d(maps).transpose(2, 0, 1)
-            for source, channel in zip(seg_sources, channels, strict=True):
-                labels = PixelData(sem_seg=to_tensor(channel[None].copy()))
-                sample.set_field(labels, f"{source}_sem_seg")
+            each = [maps] if len(seg_sources) == 1 else _take_apart(maps)
+            for source, labels in zip(seg_sources, each, strict=True):
+                pixels = PixelData(sem_seg=to_tensor(labels[None].copy()))
+                sample.set_field(pixels, f"{source}_sem_seg")
         return packed
+
+
+def _join(labels: np.ndarray, pseudo: np.ndarray) -> np.ndarray:
+    """One map of two, in which 255, with which transforms fill, means 255 in both."""
+    return (255 - labels.astype(np.uint16)) * 256 + pseudo
+
+
+def _take_apart(both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The two maps that :func:`_join` was given."""
+    return (255 - both // 256).astype(np.uint8), (both % 256).astype(np.uint8)
 
 
 def _present(labels: Any, pseudo: Any) -> tuple[str, ...]:

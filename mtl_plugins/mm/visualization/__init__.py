@@ -1,0 +1,1 @@
+"""Visualizers for the predictions of several tasks."""
