@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 demo: $(VENV)/mm.installed
 	$(BIN)/python tools/demo.py
 
-test: $(VENV)/dev.installed lint
+test: $(VENV)/dev.installed $(VENV)/detectron2.installed lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/dev.installed
@@ -23,6 +23,10 @@ $(BIN)/python:
 
 $(VENV)/%.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[$*]'
+	touch $@
+
+$(VENV)/detectron2.installed: tools/install_detectron2.py $(VENV)/dev.installed
+	$(BIN)/python $<
 	touch $@
 
 clean:

@@ -1,25 +1,38 @@
-"""Makes ``import mmcv.ops`` work where mmcv was installed without its compiled extension."""
+"""Makes mmcv and Detectron2 importable where they came without their compiled extensions."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
-from importlib.util import spec_from_file_location
+from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 
-class _MmcvExtFinder:
-    """Import finder that answers ``mmcv._ext`` with our ``mmcv_ext.py``."""
+class _StandIn(NamedTuple):
+    """Import finder that answers one module with a file of this folder.
 
-    @staticmethod
+    Attributes:
+        module: Its full name.
+        file: Name of the file.
+    """
+
+    module: str
+    file: str
+
     def find_spec(
-        fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != "mmcv._ext":
+        if fullname != self.module:
             return None
-        return spec_from_file_location(fullname, Path(__file__).with_name("mmcv_ext.py"))
+        return spec_from_file_location(fullname, Path(__file__).with_name(self.file))
+
+    def install(self) -> None:
+        """Asks it last, once."""
+        if self not in sys.meta_path:
+            sys.meta_path.append(self)
 
 
 def install_mmcv_ops() -> None:
@@ -29,5 +42,28 @@ def install_mmcv_ops() -> None:
     is imported before mmcv asks for it, and a missing mmcv stays missing. Repeated calls do
     nothing. Operators without a stand-in raise ``NotImplementedError`` when they are called.
     """
-    if _MmcvExtFinder not in sys.meta_path:
-        sys.meta_path.append(_MmcvExtFinder)
+    _StandIn("mmcv._ext", "mmcv_ext.py").install()
+
+
+def install_detectron2_ops() -> None:
+    """Lets a Detectron2 without ``detectron2._C`` be imported; call it before its other parts.
+
+    Its models run on torchvision's operators; those that only the compiled extension has raise an
+    error that names them. Such a Detectron2 is the 0.6 of ``tools/install_detectron2.py``, which
+    also uses names that Pillow 10 and NumPy 1.24 have dropped: they are put back. With a compiled
+    Detectron2 nothing is done, and a missing one stays missing.
+    """
+    if find_spec("detectron2") is None or find_spec("detectron2._C") is not None:
+        return
+    _StandIn("detectron2._C", "detectron2_ext.py").install()
+    import numpy
+    from PIL import Image
+
+    dropped: list[tuple[ModuleType, dict[str, object]]] = [
+        (Image, {"LINEAR": Image.Resampling.BILINEAR}),
+        (numpy, {"bool": bool, "int": int, "float": float}),
+    ]
+    for module, names in dropped:
+        for name, value in names.items():
+            if not hasattr(module, name):
+                setattr(module, name, value)

@@ -1,0 +1,43 @@
+"""Stand-in for ``detectron2._C``: Mask R-CNN and its like need nothing of it.
+
+The import system loads this file under that name (see ``install.py``). What they use of RoIAlign
+and of non-maximum suppression is torchvision's already.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+_MISSING = (
+    "Detectron2's operator {!r} needs its compiled extension, which is not installed. Install "
+    "Detectron2 from its repository, beside torch and a compiler: pip install "
+    "--no-build-isolation git+https://github.com/facebookresearch/detectron2"
+)
+
+
+def __getattr__(name: str) -> NoReturn:
+    raise AttributeError(_MISSING.format(name))
+
+
+def get_compiler_version() -> str:
+    """Text for environment reports."""
+    return "not compiled (stand-in of mtl_plugins)"
+
+
+def get_cuda_version() -> str:
+    """Text for environment reports."""
+    return "not available"
+
+
+def has_cuda() -> bool:
+    """Whether it was compiled with CUDA, for environment reports."""
+    return False
+
+
+# The one that is looked up among torch's operators.
+@torch.library.custom_op("detectron2::nms_rotated", mutates_args=())
+def _nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    raise NotImplementedError(_MISSING.format("nms_rotated"))
