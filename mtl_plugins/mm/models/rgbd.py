@@ -1,0 +1,99 @@
+"""Images with a depth channel: their preprocessing, and two ResNets that meet at every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmcv.cnn import ConvModule
+from mmdet.models.backbones import ResNet
+from mmdet.models.data_preprocessors import DetDataPreprocessor
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.model import BaseModule, ModuleList
+from torch import Tensor
+
+
+@MODELS.register_module()
+class RGBDDataPreprocessor(DetDataPreprocessor):
+    """Normalises images of four channels, and pads the visible masks beside the amodal ones.
+
+    Args:
+        mean: Of red, green, blue and depth.
+        std: Likewise.
+        bgr_to_rgb: Whether the images are BGR and depth, and the network shall see RGB and depth.
+        **kwargs: Other arguments of ``DetDataPreprocessor``.
+
+    Raises:
+        ValueError: ``mean`` or ``std`` does not have four values.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        bgr_to_rgb: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for key, values in (("mean", mean), ("std", std)):
+            if len(values) != 4:
+                raise ValueError(
+                    f"model.data_preprocessor.{key}: expected four values, of red, green, blue and "
+                    f"depth, got {list(values)}"
+                )
+            self.register_buffer(key, torch.tensor(values).view(-1, 1, 1), persistent=False)
+        self._enable_normalize = True  # MMEngine's, which counts no more than three channels itself
+        self.bgr_to_rgb = bgr_to_rgb
+
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        """As ``DetDataPreprocessor``, on images ``[4, H, W]``."""
+        if self.bgr_to_rgb:
+            data = {**data, "inputs": [image[[2, 1, 0, 3]] for image in data["inputs"]]}
+        return super().forward(data, training)
+
+    def pad_gt_masks(self, batch_data_samples: Sequence[DetDataSample]) -> None:
+        """Pads ``masks`` and ``visible_masks`` at the right and at the bottom."""
+        super().pad_gt_masks(batch_data_samples)
+        for sample in batch_data_samples:
+            objects = sample.gt_instances
+            if "visible_masks" in objects:
+                objects.visible_masks = objects.visible_masks.pad(
+                    sample.batch_input_shape, pad_val=self.mask_pad_value
+                )
+
+
+@MODELS.register_module()
+class RGBDResNet(BaseModule):
+    """Two ResNets, for colour and for depth, fused at every stage (paper C, section 3).
+
+    The outputs of a stage are concatenated, and a convolution with a norm makes one of them. Depth
+    is shown to its ResNet three times, as a grey image, so that both start from the same weights.
+
+    Args:
+        fusion_norm_cfg: Norm of the fused features.
+        **kwargs: Arguments of MMDetection's ``ResNet``, for both: with ``init_cfg=dict(
+            type='Pretrained', ...)`` both are pretrained.
+    """
+
+    def __init__(
+        self, fusion_norm_cfg: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        self.rgb = ResNet(**kwargs)
+        self.depth = ResNet(**kwargs)
+        norm_cfg = {"type": "BN"} if fusion_norm_cfg is None else dict(fusion_norm_cfg)
+        widths = [
+            self.rgb.base_channels * 2**stage * self.rgb.block.expansion
+            for stage in self.rgb.out_indices
+        ]
+        self.fusions = ModuleList(
+            ConvModule(2 * width, width, 1, norm_cfg=norm_cfg, act_cfg=None) for width in widths
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Fused features of each stage, ``[N, C_l, H_l, W_l]``, of images ``[N, 4, H, W]``."""
+        colour, depth = self.rgb(x[:, :3]), self.depth(x[:, 3:].expand(-1, 3, -1, -1))
+        stages = zip(self.fusions, colour, depth, strict=True)
+        return tuple(fuse(torch.cat([c, d], dim=1)) for fuse, c, d in stages)
