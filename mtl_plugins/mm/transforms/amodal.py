@@ -1,0 +1,164 @@
+"""Loads and packs depth, and objects with an amodal and a visible mask."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs
+from mmdet.registry import TRANSFORMS
+
+_CLASSES = 10_000
+"""More than any data set has. Between loading and packing, a label is ``2 * (number of the object *
+_CLASSES + class) + visible``, so that what a transform keeps is known by its label."""
+
+
+@TRANSFORMS.register_module()
+class LoadDepth(BaseTransform):
+    """Appends depth to the image as its fourth channel, so that every later transform moves both.
+
+    It lies between 0 and 255: a linear image of ``depth_range``, clipped at its ends. Where nothing
+    was measured it is 0. Both as in UOAIS (``adet/data/dataset_mapper.py``), which clips its zeros
+    to the near end.
+
+    Colour jitter belongs before this transform. MMDetection's ``Shear*`` and ``Translate*`` take
+    images of three channels only.
+
+    Args:
+        depth_range: Nearest and farthest depth that are told apart, in the unit of the files:
+            centimetres in MetaGraspNet.
+        key: Name of the array in the npz.
+
+    Examples:
+        >>> # In a config
+        >>> [dict(type='LoadImageFromFile'), dict(type='PhotoMetricDistortion'),
+        ...  dict(type='LoadDepth', depth_range=(50, 250)), dict(type='LoadAmodalAnnotations'),
+        ...  dict(type='RandomFlip', prob=0.5), dict(type='PackAmodalInputs')]
+    """
+
+    def __init__(self, depth_range: Sequence[float], key: str = "depth") -> None:
+        if len(depth_range) != 2 or not depth_range[0] < depth_range[1]:
+            raise ValueError(
+                f"depth_range: {depth_range!r} is not the nearest and a farther depth, "
+                "such as (50, 250)"
+            )
+        self.nearest, self.farthest = map(float, depth_range)
+        self.key = key
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Makes ``img`` float32 ``[H, W, 4]``: blue, green, red, depth.
+
+        Raises:
+            ValueError: There is no such array in the file, or it has another size than the image.
+        """
+        path, image = results["depth_path"], results["img"]
+        depth = self._load(path)
+        if depth.shape != image.shape[:2]:
+            raise ValueError(
+                f"{self.key!r} in {path!r} has the shape {depth.shape}, the image "
+                f"{results['img_path']!r} {image.shape[:2]}"
+            )
+        depth = np.nan_to_num(depth.astype(np.float32), nan=self.nearest)
+        depth = depth.clip(self.nearest, self.farthest) - self.nearest
+        depth *= 255 / (self.farthest - self.nearest)
+        results["img"] = np.dstack([image, depth]).astype(np.float32)
+        return results
+
+    def _load(self, path: str) -> np.ndarray:
+        try:
+            with np.load(path) as file:
+                if self.key not in file:
+                    raise ValueError(f"key: {path!r} has no {self.key!r}; found: {file.files}")
+                return file[self.key]
+        except (EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path!r} cannot be read: {error}") from error
+
+
+@TRANSFORMS.register_module()
+class LoadAmodalAnnotations(LoadAnnotations):
+    """Loads the objects of an image of a ``MetaGraspNetDataset``.
+
+    Each becomes two in ``gt_masks``, the whole of it and what is seen of it, with the same box, so
+    that any transform of MMDetection that knows ``gt_masks`` keeps them aligned.
+    :class:`PackAmodalInputs` joins them again.
+
+    Args:
+        **kwargs: Arguments of ``LoadAnnotations``.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(with_bbox=True, with_label=True, with_mask=True, **kwargs)
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Adds ``gt_bboxes``, ``gt_bboxes_labels``, ``gt_ignore_flags`` and ``gt_masks``.
+
+        Raises:
+            ValueError: A mask has another size than the image.
+        """
+        instances = results["instances"]
+        both = []
+        for number, instance in enumerate(instances):
+            label = 2 * (number * _CLASSES + instance["bbox_label"])
+            visible = {"mask": instance["visible_mask"], "bbox_label": label + 1}
+            both += [{**instance, "bbox_label": label}, {**instance, **visible}]
+        size = list(results["ori_shape"])
+        for instance in both:
+            if isinstance(instance["mask"], dict) and list(instance["mask"]["size"]) != size:
+                raise ValueError(
+                    f"a mask has the size {instance['mask']['size']}, its image "
+                    f"{results['img_path']!r} {size}"
+                )
+        loaded = super().transform({**results, "instances": both})
+        return {**loaded, "instances": instances}
+
+
+@TRANSFORMS.register_module()
+class PackAmodalInputs(PackDetInputs):
+    """Packs what :class:`LoadAmodalAnnotations` loaded.
+
+    The ``gt_instances`` have ``bboxes`` and ``masks``, which are amodal, ``visible_masks``,
+    ``labels`` and ``occluded`` (int64, 0 or 1). What is hidden counts within the image as the
+    transforms left it. An object of which nothing is visible there is left out.
+
+    Args:
+        occluded_threshold: Hidden share of the amodal mask from which on an object is occluded. The
+            default is UOAIS's (``adet/data/detection_utils.py``).
+        meta_keys: As for ``PackDetInputs``.
+    """
+
+    def __init__(self, occluded_threshold: float = 0.05, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.occluded_threshold = occluded_threshold
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """The image as ``inputs``, ``[4, H, W]``, and its objects as ``data_samples``."""
+        if "gt_masks" not in results:
+            return super().transform(results)
+        objects, is_visible = np.divmod(results["gt_bboxes_labels"], 2)
+        masks, areas = results["gt_masks"], results["gt_masks"].areas
+        whole = np.flatnonzero(is_visible == 0)
+        seen = np.flatnonzero((is_visible == 1) & (areas > 0))
+        # A transform may have dropped one of the two.
+        _, first, second = np.intersect1d(
+            objects[whole], objects[seen], assume_unique=True, return_indices=True
+        )
+        whole, seen = whole[first], seen[second]
+        paired = {
+            "gt_bboxes": results["gt_bboxes"][whole],
+            "gt_bboxes_labels": objects[whole] % _CLASSES,
+            "gt_ignore_flags": results["gt_ignore_flags"][whole],
+            "gt_masks": masks[whole],
+        }
+        packed = super().transform({**results, **paired})
+        kept = ~paired["gt_ignore_flags"]
+        whole, seen = whole[kept], seen[kept]
+        hidden = (masks.masks[whole] > masks.masks[seen]).sum((1, 2))
+        occluded = hidden / areas[whole] >= self.occluded_threshold
+        truth = packed["data_samples"].gt_instances
+        truth.visible_masks = masks[seen]
+        truth.occluded = torch.from_numpy(occluded.astype(np.int64))
+        return packed
