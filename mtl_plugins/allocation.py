@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor, nn
+
 B = TypeVar("B")
 
 
@@ -109,3 +112,40 @@ class TaskAllocation:
         """Restores what :meth:`state_dict` returned."""
         self.seed, self._epoch, self._step = state["seed"], state["epoch"], state["step"]
         self._resumed = self._step
+
+
+class BatchTasks:
+    """Which examples of the batch at hand train which task: what the heads of a model ask.
+
+    An adapter notes the tasks when the model gets a batch.
+    """
+
+    def __init__(self) -> None:
+        self._each: list[Sequence[str]] | None = None
+
+    def note(self, each: Iterable[Sequence[str] | None]) -> None:
+        """Hears the tasks of each example; None where they are not allocated."""
+        noted = list(each)
+        known = [tasks for tasks in noted if tasks is not None]
+        self._each = known if known and len(known) == len(noted) else None
+
+    def names(self) -> set[str]:
+        """The tasks that some example has; none if they are not allocated."""
+        return {task for tasks in self._each or () for task in tasks}
+
+    def chosen(self, task: str) -> list[int] | None:
+        """The places of the examples that train a task; None stands for all of them."""
+        if self._each is None:
+            return None
+        chosen = [i for i, tasks in enumerate(self._each) if task in tasks]
+        return None if len(chosen) == len(self._each) else chosen
+
+
+def zero(head: nn.Module) -> Tensor:
+    """The loss of a head that no example trains.
+
+    It is 0 for each of its parameters: of every rank they have a gradient then.
+    """
+    params = [p for p in head.parameters() if p.requires_grad]
+    nothing = torch.zeros((), device=next(head.parameters()).device)
+    return sum((0.0 * p.sum() for p in params), nothing)

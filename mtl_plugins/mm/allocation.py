@@ -8,10 +8,10 @@ from copy import copy
 from functools import wraps
 from typing import Any, NamedTuple
 
-import torch
 from mmengine.dist import get_world_size
 from torch import Tensor, nn
 
+from mtl_plugins.allocation import BatchTasks, zero
 from mtl_plugins.tasks import TaskGroups
 
 
@@ -58,7 +58,7 @@ class AllocationGates:
     """
 
     def __init__(self, model: nn.Module, groups: TaskGroups) -> None:
-        self._tasks: list[tuple[str, ...]] | None = None  # of each image
+        self._images = BatchTasks()
         self._gated: set[str] = set()
         self._mixed: set[str] = set()  # tasks with a part that cannot be gated
         modules = dict(model.named_modules())
@@ -82,10 +82,8 @@ class AllocationGates:
 
     def _note(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         samples = kwargs.get("data_samples", args[1] if len(args) > 1 else None)
-        each = [getattr(s, "metainfo", {}).get("tasks") for s in samples or ()]
-        self._tasks = None if not each or None in each else each
-        tasks = {task for some in self._tasks or () for task in some}
-        for task in tasks - (self._gated - self._mixed):
+        self._images.note(getattr(s, "metainfo", {}).get("tasks") for s in samples or ())
+        for task in self._images.names() - (self._gated - self._mixed):
             raise ValueError(
                 f"train_dataloader.batch_sampler: {type(model).__name__} has no head that trains "
                 f"the task {task!r} on some of the images; those that can do have the tasks "
@@ -102,10 +100,8 @@ class AllocationGates:
     ) -> Callable[..., Any]:
         @wraps(method)
         def gated(*args: Any, **kwargs: Any) -> Any:
-            if self._tasks is None or not head.training:
-                return method(*args, **kwargs)
-            chosen = [i for i, tasks in enumerate(self._tasks) if task in tasks]
-            if len(chosen) == len(self._tasks):
+            chosen = self._images.chosen(task) if head.training else None
+            if chosen is None:
                 return method(*args, **kwargs)
             if chosen:
                 some = {name: select(value, chosen) for name, value in kwargs.items()}
@@ -116,10 +112,7 @@ class AllocationGates:
                 nobody = copy(samples[0])
                 nobody.gt_instances = nobody.gt_instances[:0]
                 return scaled(method(select(values, [0]), [nobody]), 0.0)
-            # Of the parameters, so that every rank has a gradient for each of them.
-            zero = torch.zeros((), device=next(head.parameters()).device)
-            nothing = sum((0.0 * p.sum() for p in head.parameters() if p.requires_grad), zero)
-            losses = dict.fromkeys(gate.losses, nothing)
+            losses = dict.fromkeys(gate.losses, zero(head))
             return {gate.inside: losses, "bbox_feats": None} if gate.inside else losses
 
         return gated
