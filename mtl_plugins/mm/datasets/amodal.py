@@ -15,7 +15,7 @@ Json = dict[str, Any]
 _MASKS = ("segmentation", "visible_mask", "occluded_rate")
 _NEEDED = {
     "images": ("id", "file_name", "depth_file_name", "height", "width"),
-    "annotations": ("id", "image_id", "category_id", "bbox", "area", *_MASKS),
+    "annotations": ("id", "image_id", "category_id", "iscrowd", "bbox", "area", *_MASKS),
     "categories": ("id", "name"),
 }
 

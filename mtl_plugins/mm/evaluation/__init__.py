@@ -1,5 +1,6 @@
-"""Metrics for images that are labelled for some of the tasks."""
+"""Metrics for images that lack some labels, and for hidden objects."""
 
+from mtl_plugins.mm.evaluation.amodal import AmodalMetric
 from mtl_plugins.mm.evaluation.partial import PartialCocoMetric, PartialSemSegMetric
 
-__all__ = ["PartialCocoMetric", "PartialSemSegMetric"]
+__all__ = ["AmodalMetric", "PartialCocoMetric", "PartialSemSegMetric"]
