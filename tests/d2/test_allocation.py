@@ -1,0 +1,348 @@
+"""STA and ISTA for Detectron2: from the loader to the losses of its own models."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import mtl_plugins.d2  # noqa: F401
+from mtl_plugins.allocation import TaskAllocation
+from mtl_plugins.d2.allocation import AllocatedLoader, AllocationGates
+from mtl_plugins.tasks import TaskGroups
+
+from detectron2.config import CfgNode, get_cfg  # isort: skip
+from detectron2.data import build_detection_train_loader  # isort: skip
+from detectron2.modeling import build_model  # isort: skip
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints  # isort: skip
+from detectron2.utils.events import EventStorage  # isort: skip
+
+TASKS = {
+    "detection": ["loss_rpn_*", "loss_cls*", "loss_box_reg*"],
+    "mask": "loss_mask",
+    "semantic": "loss_sem_seg",
+    "keypoint": "loss_keypoint",
+}
+LETTERS = {task[0]: task for task in TASKS}
+SIZE, CLASSES, STUFF, POINTS = 96, 3, 4, 5
+
+
+def config(*options: Any) -> CfgNode:
+    """A very small Panoptic FPN with a keypoint head, that samples everything."""
+    cfg = get_cfg()
+    model = cfg.MODEL
+    model.DEVICE, model.WEIGHTS, model.META_ARCHITECTURE = "cpu", "", "PanopticFPN"
+    model.BACKBONE.NAME, model.BACKBONE.FREEZE_AT = "build_resnet_fpn_backbone", 0
+    model.RESNETS.update(DEPTH=18, RES2_OUT_CHANNELS=64)
+    model.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    model.FPN.update(IN_FEATURES=model.RESNETS.OUT_FEATURES, OUT_CHANNELS=8)
+    levels = [f"p{i}" for i in range(2, 7)]
+    model.ANCHOR_GENERATOR.SIZES = [[16], [32], [64], [128], [256]]
+    model.RPN.update(IN_FEATURES=levels, PRE_NMS_TOPK_TRAIN=50, POST_NMS_TOPK_TRAIN=20)
+    model.RPN.BATCH_SIZE_PER_IMAGE = model.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 10**6
+    model.ROI_HEADS.update(NAME="StandardROIHeads", NUM_CLASSES=CLASSES, IN_FEATURES=levels[:4])
+    box = dict(NAME="FastRCNNConvFCHead", NUM_FC=1, FC_DIM=16, POOLER_RESOLUTION=7)
+    model.ROI_BOX_HEAD.update(box, CLS_AGNOSTIC_BBOX_REG=True)
+    mask = dict(NAME="MaskRCNNConvUpsampleHead", NUM_CONV=1, CONV_DIM=8, POOLER_RESOLUTION=7)
+    model.ROI_MASK_HEAD.update(mask)
+    model.ROI_KEYPOINT_HEAD.update(NUM_KEYPOINTS=POINTS, CONV_DIMS=[8], POOLER_RESOLUTION=7)
+    model.SEM_SEG_HEAD.update(NUM_CLASSES=STUFF, CONVS_DIM=8, NORM="", IN_FEATURES=levels[:4])
+    model.MASK_ON = model.KEYPOINT_ON = True
+    cfg.merge_from_list(list(options))
+    return cfg
+
+
+def build(cfg: CfgNode) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(cfg).train()
+
+
+@pytest.fixture(scope="module", params=["StandardROIHeads", "CascadeROIHeads"])
+def plain(request) -> nn.Module:
+    return build(config("MODEL.ROI_HEADS.NAME", request.param))
+
+
+@pytest.fixture
+def gated(plain) -> nn.Module:
+    model = copy.deepcopy(plain)
+    AllocationGates(model, TaskGroups(TASKS))
+    return model
+
+
+def image(generator: np.random.Generator, count: int) -> dict:
+    corner = generator.integers(0, SIZE // 2, (count, 2))
+    boxes = torch.tensor(np.hstack([corner, corner + generator.integers(20, 48, (count, 2))]))
+    instances = Instances((SIZE, SIZE))
+    instances.gt_boxes = Boxes(boxes.float())
+    instances.gt_classes = torch.tensor(generator.integers(0, CLASSES, count))
+    masks = torch.zeros(count, SIZE, SIZE, dtype=torch.bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
+        mask[y0 : (y0 + y1) // 2, x0:x1] = True
+    instances.gt_masks = BitMasks(masks)
+    centre = (boxes[:, :2] + boxes[:, 2:]).float() / 2
+    points = torch.cat([centre, torch.full((count, 1), 2.0)], dim=1)
+    instances.gt_keypoints = Keypoints(points[:, None].repeat(1, POINTS, 1))
+    return {
+        "image": torch.tensor(generator.integers(0, 256, (3, SIZE, SIZE)), dtype=torch.uint8),
+        "instances": instances,
+        "sem_seg": torch.tensor(generator.integers(0, STUFF, (SIZE, SIZE))),
+    }
+
+
+def batch_of(tasks: Sequence[str]) -> list[dict]:
+    """An image for each string, whose letters are its tasks; one has no object."""
+    generator = np.random.default_rng(4)
+    return [
+        image(generator, (2, 3, 1, 0)[i]) | {"tasks": tuple(LETTERS[x] for x in letters)}
+        for i, letters in enumerate(tasks)
+    ]
+
+
+def without_tasks(batch: Sequence[dict]) -> list[dict]:
+    return [{k: v for k, v in each.items() if k != "tasks"} for each in batch]
+
+
+def losses_of(model: nn.Module, batch: Sequence[dict]) -> dict[str, Tensor]:
+    with EventStorage():
+        return TaskGroups(TASKS)(model(batch))
+
+
+def gradients(loss: Tensor, model: nn.Module) -> list[Tensor | None]:
+    return list(torch.autograd.grad(loss, list(model.parameters()), allow_unused=True))
+
+
+def sizes_at(module: nn.Module) -> list[int]:
+    """How many entries each call of a module gets."""
+    sizes: list[int] = []
+    module.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    return sizes
+
+
+# Every task with some of the images, and one image with none, and one with all.
+SPREAD = ["d", "msk", "dmsk", ""], ["dm", "", "sk", "dmsk"]
+
+
+@pytest.mark.parametrize("tasks", SPREAD)
+def test_losses_are_those_of_the_chosen_images_alone(tasks, gated, plain):
+    """Detectron2's own model, which has no batch statistics, on those images."""
+    batch = batch_of(tasks)
+    losses = losses_of(gated, batch)
+    for letter, task in LETTERS.items():
+        chosen = [b for b, letters in zip(batch, tasks, strict=True) if letter in letters]
+        alone = losses_of(plain, without_tasks(chosen))[task]
+        assert alone > 0
+        assert_close(losses[task], alone, rtol=1e-4, atol=1e-6)
+        found, expected = gradients(losses[task], gated), gradients(alone, plain)
+        assert [g is None for g in found] == [g is None for g in expected]
+        for a, b in zip(found, expected, strict=True):
+            if a is not None:
+                assert_close(a, b, rtol=1e-3, atol=1e-5)
+        losses = losses_of(gated, batch)  # the graph is used up
+
+
+def test_heads_see_the_regions_of_their_images_only(gated):
+    kept: list[Instances] = []
+    rpn, roi_heads = gated.proposal_generator, gated.roi_heads
+    sample, match = roi_heads.label_and_sample_proposals, rpn.anchor_matcher
+    labelled: list[Any] = []
+    roi_heads.label_and_sample_proposals = lambda *args: kept.extend(sample(*args)) or kept
+    rpn.anchor_matcher = lambda x: labelled.append(x) or match(x)
+    box_head = roi_heads.box_head
+    seen = {
+        "d": sizes_at(box_head[0] if isinstance(box_head, nn.ModuleList) else box_head),
+        "m": sizes_at(roi_heads.mask_head),
+        "k": sizes_at(roi_heads.keypoint_head),
+        "s": sizes_at(gated.sem_seg_head.predictor),
+    }
+    tasks = ["d", "ms", "dmsk", "k"]
+    losses_of(gated, batch_of(tasks))
+    all_regions = [len(x) for x in kept]
+    objects = [int((x.gt_classes < CLASSES).sum()) for x in kept]
+    assert min(all_regions) > 0 and len(kept) == 4  # the RPN proposes for all images
+    counts = {"d": all_regions, "m": objects, "k": objects, "s": [1] * 4}
+    for letter, sizes in seen.items():
+        chosen = [i for i, letters in enumerate(tasks) if letter in letters]
+        assert sizes == [sum(counts[letter][i] for i in chosen)]
+    assert len(labelled) == 2
+
+
+@pytest.mark.parametrize("tasks", [None, ["dmsk"] * 4])
+def test_all_tasks_change_nothing(tasks, gated, plain):
+    batch = batch_of(tasks or [""] * 4)
+    expected = losses_of(plain, without_tasks(batch))
+    found = losses_of(gated, batch if tasks else without_tasks(batch))
+    assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("nobody", LETTERS)
+def test_a_task_that_no_image_has(nobody, gated):
+    """Its loss is 0, its head has gradients of 0, and the trunk hears nothing."""
+    parts = {"d": ["proposal_generator", "roi_heads.box"], "s": ["sem_seg_head"]}
+    parts |= {"m": ["roi_heads.mask_head"], "k": ["roi_heads.keypoint_head"]}
+    others = "".join(letter for letter in LETTERS if letter != nobody)
+    predictor = sizes_at(gated.sem_seg_head.predictor)
+    losses = losses_of(gated, batch_of([others] * 4))
+    for letter, task in LETTERS.items():
+        assert (losses[task] == 0.0) == (letter == nobody)
+    found = gradients(losses[LETTERS[nobody]], gated)
+    for (name, _), g in zip(gated.named_parameters(), found, strict=True):
+        if any(name.startswith(part) for part in parts[nobody]):
+            assert not g.any()
+        else:
+            assert g is None
+    assert len(predictor) == (nobody != "s")
+
+
+def test_evaluation_is_as_without(gated, plain):
+    batch = batch_of(["d", "m", "s", "k"])
+    with EventStorage():
+        gated(batch)  # what it noted does not stay
+    gated.eval(), plain.eval()
+    with torch.no_grad():
+        found, expected = gated(without_tasks(batch)), plain(without_tasks(batch))
+    plain.train()
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a["sem_seg"], b["sem_seg"])
+        assert_close(a["instances"].scores, b["instances"].scores)
+
+
+def refused(cfg: CfgNode, tasks: dict[str, Any]) -> None:
+    model = build(cfg)
+    AllocationGates(model, TaskGroups(tasks))
+    model(batch_of(["d", "m", "d", "m"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "tasks", "message"),
+    [
+        (
+            ["MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True],
+            TASKS,
+            "MTL.ALLOCATION: with MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES .* set it to False",
+        ),
+        (
+            ["MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS", False],
+            TASKS,
+            "PanopticFPN computes 'loss_keypoint' of the task 'keypoint' on all images.*'loss_cls'",
+        ),
+        (
+            [],
+            TASKS | {"detection": ["loss_rpn_*", "loss_cls"], "boxes": "loss_box_reg"},
+            "MTL.TASKS: one head computes 'loss_box_reg' of the task 'boxes' .* of 'detection'",
+        ),
+    ],
+    ids=["predicted boxes", "keypoints", "divided head"],
+)
+def test_what_cannot_be_gated(options, tasks, message):
+    with EventStorage(), pytest.raises(ValueError, match=message):
+        refused(config(*options), tasks)
+
+
+def test_heads_with_a_common_part_are_refused():
+    """C4: box and mask head stand on one stage of the backbone, which sees all regions."""
+    options = ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.KEYPOINT_ON", False]
+    options += ["MODEL.ROI_HEADS.NAME", "Res5ROIHeads", "MODEL.ROI_HEADS.IN_FEATURES", ["res4"]]
+    options += ["MODEL.BACKBONE.NAME", "build_resnet_backbone"]
+    options += ["MODEL.RESNETS.OUT_FEATURES", ["res4"], "MODEL.RPN.IN_FEATURES", ["res4"]]
+    options += ["MODEL.ANCHOR_GENERATOR.SIZES", [[32, 64]], "MODEL.RESNETS.DEPTH", 50]
+    message = "GeneralizedRCNN computes 'loss_cls' of the task 'detection' on all .*loss_rpn_cls"
+    with EventStorage(), pytest.raises(ValueError, match=message):
+        refused(config(*options), TASKS)
+
+
+def test_one_stage_detectors_are_refused():
+    options = ["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.IN_FEATURES", ["p2"]]
+    options += ["MODEL.ANCHOR_GENERATOR.SIZES", [[32]]]
+    with EventStorage(), pytest.raises(ValueError, match="RetinaNet computes 'loss_cls' .*on all"):
+        refused(config(*options), TASKS)
+
+
+def shapes(count: int = 10) -> list[dict]:
+    """Entries of a data set, wide ones and high ones."""
+    return [{"id": i, "width": 2 + i % 2, "height": 3 - i % 2} for i in range(count)]
+
+
+def loader(allocation: TaskAllocation, **options: Any) -> AllocatedLoader:
+    batches = build_detection_train_loader(
+        shapes(), **dict(mapper=dict, total_batch_size=2, num_workers=0) | options
+    )
+    return AllocatedLoader(batches, allocation)
+
+
+@pytest.mark.parametrize("grouping", [True, False])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("gap", [1, 3])
+def test_ista_gives_each_image_every_task_a_gap_later(gap, workers, grouping):
+    allocation = TaskAllocation(list(TASKS), 3, gap)
+    batches = loader(allocation, num_workers=workers, aspect_ratio_grouping=grouping)
+    steps = list(islice(batches, 4 * gap))
+    for start in (0, 2 * gap):
+        for i in range(start, start + gap):
+            for a, b in zip(steps[i], steps[i + gap], strict=True):
+                assert a["id"] == b["id"]
+                assert sorted(a["tasks"] + b["tasks"]) == sorted(TASKS)
+                assert len(a["tasks"]) == 3
+
+
+def test_sta_goes_on_with_other_images():
+    steps = list(islice(loader(TaskAllocation(list(TASKS))), 4))
+    ids = [image["id"] for step in steps for image in step]
+    assert len(set(ids)) == len(ids)
+    assert all(len(image["tasks"]) == 1 for step in steps for image in step)
+
+
+def test_turns_share_the_images_but_no_dict():
+    """What a model writes into the dicts of one turn is not there in the next."""
+    first, second = islice(loader(TaskAllocation("ab", gap=1)), 2)
+    first[0]["proposals"] = "mine"
+    assert "proposals" not in second[0] and first[0] is not second[0]
+
+
+def test_ranks_divide_the_batch(monkeypatch):
+    allocation = TaskAllocation("abcd", 2, gap=1, seed=3)
+    whole = [[image["tasks"] for image in step] for step in islice(loader(allocation), 1)]
+    halves: list[tuple[str, ...]] = []
+    for rank in range(2):
+        monkeypatch.setattr("mtl_plugins.d2.allocation.comm.get_rank", lambda rank=rank: rank)
+        halves += [x["tasks"] for x in next(iter(loader(allocation, total_batch_size=1)))]
+    assert whole == [halves]
+
+
+def allocation_config(**options: Any) -> CfgNode:
+    defaults = dict(NAME="ISTA", TASKS_PER_SAMPLE=1, GAP=2)
+    node = CfgNode(dict(TASKS=CfgNode(TASKS), ALLOCATION=CfgNode(defaults | options)))
+    return CfgNode(dict(SEED=5, MTL=node))
+
+
+@pytest.mark.parametrize(("name", "turns"), [("STA", 1), ("ISTA", 4)])
+def test_loader_from_a_config(name, turns):
+    found = AllocatedLoader(allocation_config(NAME=name), []).allocation
+    assert found.turns == turns and found.tasks == tuple(TASKS) and found.seed == 5
+    assert found.gap == (2 if name == "ISTA" else None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"NAME": "ISTAA"}, "MTL.ALLOCATION.NAME: nothing is called 'ISTAA'; did you mean 'ISTA'"),
+        ({"TASKS_PER_SAMPLE": 5}, "MTL.ALLOCATION: tasks_per_sample: expected 1 to 4"),
+        ({"GAP": 0}, "MTL.ALLOCATION: gap: expected at least 1"),
+    ],
+)
+def test_invalid_options(options, message):
+    with pytest.raises((KeyError, ValueError), match=message):
+        AllocatedLoader(allocation_config(**options), [])
+
+
+def test_tasks_must_be_known():
+    cfg = allocation_config()
+    cfg.MTL.TASKS = CfgNode()
+    with pytest.raises(ValueError, match="MTL.ALLOCATION: name the tasks .* in MTL.TASKS"):
+        AllocatedLoader(cfg, [])
