@@ -192,7 +192,7 @@ def _ious(masks: Sequence[Json], others: Sequence[Json]) -> np.ndarray:
 
 
 def _match(ious: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the pairs with the largest sum of IoUs, those below ``least`` left out."""
+    """Rows and columns of the pairs of at least that IoU whose sum of IoUs is the largest."""
     rows, columns = linear_sum_assignment(np.where(ious >= least, ious, 0), maximize=True)
     matched = ious[rows, columns] >= least
     return rows[matched], columns[matched]

@@ -1,0 +1,86 @@
+"""Draws objects with their hidden part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from mmdet.registry import VISUALIZERS
+from mmdet.structures.mask import BitmapMasks, bitmap_to_polygon
+from mmdet.visualization import DetLocalVisualizer
+from mmengine.structures import InstanceData
+
+_COLOURS = [
+    tuple(round(255 * part) for part in colour) for colour in matplotlib.colormaps["tab10"].colors
+]
+
+
+@VISUALIZERS.register_module()
+class AmodalVisualizer(DetLocalVisualizer):
+    """One colour an object: its visible mask filled, its amodal mask outlined.
+
+    An occluded object has a dashed outline, and a label with the probability that it is occluded,
+    where there is one. Truth and predictions have to be in the size of the image: in the pipeline
+    of a data set to be drawn, annotations are loaded after ``Resize``, as MMDetection's are.
+
+    Args:
+        name: Of the instance.
+        alpha: How much the masks cover the image, 0 to 1.
+        **kwargs: Other arguments of ``DetLocalVisualizer``.
+    """
+
+    def __init__(self, name: str = "visualizer", alpha: float = 0.5, **kwargs: Any) -> None:
+        super().__init__(name, alpha=alpha, **kwargs)
+
+    def _draw_instances(
+        self,
+        image: np.ndarray,
+        instances: InstanceData,
+        classes: Sequence[str] | None,
+        palette: Sequence[Any] | None,
+    ) -> np.ndarray:
+        if "visible_masks" not in instances:
+            return super()._draw_instances(image, instances, classes, palette)
+        self.set_image(image)
+        amodal, visible = _bools(instances.masks), _bools(instances.visible_masks)
+        colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(instances))]
+        self.draw_binary_masks(visible, colors=colours, alphas=self.alpha)
+        for i, (mask, colour) in enumerate(zip(amodal, colours, strict=True)):
+            # Through the middle of the pixels at its edge.
+            outlines = [outline + 0.5 for outline in bitmap_to_polygon(mask)[0]]
+            if not outlines:
+                continue
+            occluded = bool(instances.occluded[i])
+            self.draw_polygons(
+                outlines,
+                edge_colors=colour,
+                line_styles="--" if occluded else "-",
+                line_widths=self.line_width,
+                alpha=1.0,
+            )
+            if occluded:
+                corners = np.concatenate(outlines)
+                self._label(instances, i, np.array([corners[:, 0].mean(), corners[:, 1].min()]))
+        return self.get_image()
+
+    def _label(self, instances: InstanceData, i: int, position: np.ndarray) -> None:
+        text = "occluded"
+        if "occlusion_scores" in instances:
+            text += f" {float(instances.occlusion_scores[i]):.2f}"
+        self.draw_texts(
+            text,
+            position,
+            # MMEngine's font fills an image of less than 300 pixels.
+            font_sizes=min(0.8 * self._default_font_size, self.width / 30),
+            colors=self.text_color,
+            horizontal_alignments="center",
+            vertical_alignments="center",
+            bboxes=[{"facecolor": "black", "alpha": 0.7, "pad": 0.7, "edgecolor": "none"}],
+        )
+
+
+def _bools(masks: Any) -> np.ndarray:
+    """bool ``[n, H, W]``"""
+    return np.asarray(masks.masks if isinstance(masks, BitmapMasks) else masks, bool)
