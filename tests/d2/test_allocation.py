@@ -306,13 +306,17 @@ def test_turns_share_the_images_but_no_dict():
 
 
 def test_ranks_divide_the_batch(monkeypatch):
-    allocation = TaskAllocation("abcd", 2, gap=1, seed=3)
-    whole = [[image["tasks"] for image in step] for step in islice(loader(allocation), 1)]
-    halves: list[tuple[str, ...]] = []
+    def tasks_of_a_step(size: int) -> list[tuple[str, ...]]:
+        allocation = TaskAllocation("abcdef", 3, gap=1, seed=3)
+        return [image["tasks"] for image in next(iter(loader(allocation, total_batch_size=size)))]
+
+    halves = []
     for rank in range(2):
         monkeypatch.setattr("mtl_plugins.d2.allocation.comm.get_rank", lambda rank=rank: rank)
-        halves += [x["tasks"] for x in next(iter(loader(allocation, total_batch_size=1)))]
-    assert whole == [halves]
+        halves.append(tasks_of_a_step(2))
+    monkeypatch.undo()
+    assert halves[0] != halves[1]
+    assert tasks_of_a_step(4) == sum(halves, [])
 
 
 def allocation_config(**options: Any) -> CfgNode:
