@@ -11,6 +11,26 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from mtl_plugins.registry import suggest
+
+
+def find_module(model: nn.Module, path: str, key: str) -> nn.Module:
+    """The module at ``path``.
+
+    Args:
+        key: Where the config has the path, for the error message.
+
+    Raises:
+        ValueError: There is none.
+    """
+    modules = dict(model.named_modules())
+    if not path or path not in modules:
+        raise ValueError(
+            f"{key}: the model has no module {path!r}; "
+            + suggest(path, [name for name in modules if name and name.count(".") < 2])
+        )
+    return modules[path]
+
 
 class FeatureWatch:
     """Looks at the output of a module, and collects the gradients that pass by it.

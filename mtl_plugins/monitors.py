@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+from mtl_plugins.registry import suggest
+
+if TYPE_CHECKING:
+    from mtl_plugins.step import Step
+
+MEASURES = ("gds", "gms", "angles", "fd")
+"""What can be asked for in a config."""
 
 
 def gradient_direction_similarity(gramian: Tensor) -> Tensor:
@@ -67,6 +79,54 @@ def entropies(gradients: Tensor) -> tuple[Tensor, Tensor]:
     saliency = saliency / torch.where(matters, largest, 1.0)  # a sum of tiny numbers could vanish
     share = saliency / torch.where(matters, saliency.sum(dim=0), 1.0)
     return torch.special.entr(share).sum(), matters.sum().to(share)
+
+
+def check_measures(measures: Sequence[str], key: str) -> None:
+    """Looks for what is none of :data:`MEASURES`.
+
+    Args:
+        key: Where the config has them, for the error message.
+    """
+    if isinstance(measures, str):
+        raise TypeError(f"{key}: expected a list, got {measures!r}")
+    for measure in measures:
+        if measure not in MEASURES:
+            raise ValueError(f"{key}: {measure!r} is none; {suggest(measure, MEASURES)}")
+
+
+def scalars_of(step: Step, measures: Sequence[str], fallbacks: int) -> dict[str, float]:
+    """What a step has to say, by the names under which both adapters log it.
+
+    Args:
+        measures: Of :data:`MEASURES`; what the step did not compute is left out.
+        fallbacks: How often the solver of the aggregator has not converged.
+    """
+    scalars = dict(zip((f"mtl/loss/{t}" for t in step.tasks), step.losses.tolist(), strict=True))
+    if step.weights is not None:
+        for task, weight in zip(step.tasks, step.weights.tolist(), strict=True):
+            scalars[f"mtl/weight/{task}"] = weight
+    scalars |= {f"mtl/{name}": value for name, value in _measured(step, measures)}
+    if step.penalty is not None:
+        scalars["mtl/penalty"] = float(step.penalty)
+    if fallbacks:
+        scalars["mtl/fallbacks"] = fallbacks
+    return scalars
+
+
+def _measured(step: Step, measures: Sequence[str]) -> Iterator[tuple[str, float]]:
+    if step.disentanglement is not None:
+        yield "fd", float(step.disentanglement)
+    gramian, tasks = step.gramian, step.tasks
+    if gramian is None or not gramian.isfinite().all() or len(tasks) < 2:
+        return
+    if "gds" in measures:
+        yield "gds", float(gradient_direction_similarity(gramian))
+    if "gms" in measures:
+        yield "gms", float(gradient_magnitude_similarity(gramian))
+    if "angles" in measures:
+        angles = pairwise_angles(gramian).tolist()
+        for i, j in combinations(range(len(tasks)), 2):
+            yield f"angle/{tasks[i]}|{tasks[j]}", angles[i][j]
 
 
 def _cosines(gramian: Tensor) -> Tensor:

@@ -7,12 +7,12 @@ the image; output (K, C, height, width).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torchvision  # noqa: F401  (registers torch.ops.torchvision)
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 
 
@@ -104,3 +104,32 @@ class _RoIAlign(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (rois,) = ctx.saved_tensors
         return _RoIAlign.apply(grad, rois, *ctx.geometry, not ctx.spread), None, None, None, None
+
+
+class TwiceDifferentiableRoIAlign(nn.Module):
+    """A framework's RoIAlign layer with gradients of every order.
+
+    Args:
+        layer: One with average pooling, whose options it takes over.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.output_size = layer.output_size
+        self.spatial_scale = layer.spatial_scale
+        self.sampling_ratio = layer.sampling_ratio
+        self.aligned = layer.aligned
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:
+        return roi_align(
+            input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned
+        )
+
+
+def exchange_roi_aligns(model: nn.Module, layers: Iterable[nn.Module]) -> None:
+    """Puts a :class:`TwiceDifferentiableRoIAlign` in the place of each of these layers."""
+    found = set(layers)
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if child in found:
+                setattr(parent, name, TwiceDifferentiableRoIAlign(child))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
+
+from mtl_plugins.random_states import random_states, set_random_states
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -77,17 +77,17 @@ class MTLCheckpointHook(CheckpointHook):
             # The first iteration made the iterator of the data loader, with a draw for its seed.
             # The resumed run makes another, which must not draw again.
             runner.train_dataloader.generator = torch.Generator()
-        _set_random_states(states[get_rank()])
+        set_random_states(states[get_rank()])
 
     def before_val(self, runner: Runner) -> None:
-        self._before_val = _random_states()
+        self._before_val = random_states()
 
     def after_val(self, runner: Runner) -> None:
         if self._before_val is not None:
-            _set_random_states(self._before_val)
+            set_random_states(self._before_val)
 
     def _save_checkpoint(self, runner: Runner) -> None:
-        runner.message_hub.update_info("random_states", all_gather_object(_random_states()))
+        runner.message_hub.update_info("random_states", all_gather_object(random_states()))
         super()._save_checkpoint(runner)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
@@ -119,21 +119,3 @@ class MTLCheckpointHook(CheckpointHook):
             path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(outdated))
             if self.file_backend.isfile(path):
                 self.file_backend.remove(path)
-
-
-def _random_states() -> dict[str, Any]:
-    """Those of this rank."""
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "device": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
-
-
-def _set_random_states(states: dict[str, Any]) -> None:
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.set_rng_state(states["torch"].cpu())
-    if states["device"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["device"].cpu())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import combinations
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -11,15 +10,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from mtl_plugins.mm.optim import MTLOptimWrapper
-from mtl_plugins.monitors import (
-    gradient_direction_similarity,
-    gradient_magnitude_similarity,
-    pairwise_angles,
-)
-from mtl_plugins.registry import suggest
+from mtl_plugins.monitors import check_measures, scalars_of
 from mtl_plugins.step import Step
-
-MONITORS = ("gds", "gms", "angles", "fd")
 
 
 @HOOKS.register_module()
@@ -56,14 +48,7 @@ class TaskInterferenceHook(Hook):
     ) -> None:
         if interval < 1:
             raise ValueError(f"TaskInterferenceHook.interval is at least 1, got {interval}")
-        if isinstance(monitors, str):
-            raise TypeError(f"TaskInterferenceHook.monitors: expected a list, got {monitors!r}")
-        for monitor in monitors:
-            if monitor not in MONITORS:
-                raise ValueError(
-                    f"TaskInterferenceHook.monitors: {monitor!r} is none; "
-                    + suggest(monitor, MONITORS)
-                )
+        check_measures(monitors, "TaskInterferenceHook.monitors")
         self.interval = interval
         self.monitors = tuple(monitors)
         self.representation = representation
@@ -113,34 +98,9 @@ class TaskInterferenceHook(Hook):
         if step is None or not (new and self._due):
             return
         self._due = False
-        scalars = {
-            f"mtl/loss/{task}": value
-            for task, value in zip(step.tasks, step.losses.tolist(), strict=True)
-        }
-        if step.weights is not None:
-            for task, value in zip(step.tasks, step.weights.tolist(), strict=True):
-                scalars[f"mtl/weight/{task}"] = value
-        scalars |= {f"mtl/{name}": value for name, value in self._measures(step)}
-        if step.penalty is not None:
-            scalars["mtl/penalty"] = float(step.penalty)
-        if fallbacks := getattr(runner.optim_wrapper.multitask.aggregator, "fallbacks", 0):
-            scalars["mtl/fallbacks"] = fallbacks
+        fallbacks = getattr(runner.optim_wrapper.multitask.aggregator, "fallbacks", 0)
+        scalars = scalars_of(step, self.monitors, fallbacks)
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
-
-    def _measures(self, step: Step) -> Iterator[tuple[str, float]]:
-        if step.disentanglement is not None:
-            yield "fd", float(step.disentanglement)
-        gramian, tasks = step.gramian, step.tasks
-        if gramian is None or not gramian.isfinite().all() or len(tasks) < 2:
-            return
-        if "gds" in self.monitors:
-            yield "gds", float(gradient_direction_similarity(gramian))
-        if "gms" in self.monitors:
-            yield "gms", float(gradient_magnitude_similarity(gramian))
-        if "angles" in self.monitors:
-            angles = pairwise_angles(gramian).tolist()
-            for i, j in combinations(range(len(tasks)), 2):
-                yield f"angle/{tasks[i]}|{tasks[j]}", angles[i][j]
 
     def _watch(self, runner: Runner, step: Step | None) -> None:
         """Warns of tasks that did not take part for an epoch of iterations."""

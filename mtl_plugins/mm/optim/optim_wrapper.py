@@ -20,8 +20,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mtl_plugins import MultiTaskBackward
 from mtl_plugins.aggregation import build_aggregator
+from mtl_plugins.features import find_module
 from mtl_plugins.mm.allocation import AllocationGates
-from mtl_plugins.mm.optim.model import Replay, differentiate_twice, find_module
+from mtl_plugins.mm.optim.model import Replay, differentiate_twice
 from mtl_plugins.regularization import build_regularizer
 from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import build_weighting

@@ -1,0 +1,35 @@
+"""The random generators of this process: what a resumed run has to continue with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def random_states() -> dict[str, Any]:
+    """Those of Python, NumPy, PyTorch and the current device.
+
+    They are made of tensors and plain values, which ``torch.load`` reads without more ado.
+    """
+    state: Any = np.random.get_state()
+    kind, key, *rest = state
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.tensor(key.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "device": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Restores what :func:`random_states` returned."""
+    random.setstate(states["python"])
+    kind, key, *rest = states["numpy"]
+    np.random.set_state((kind, np.asarray(key, np.uint32), *rest))
+    torch.set_rng_state(states["torch"].cpu())
+    if states["device"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["device"].cpu())
