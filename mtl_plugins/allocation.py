@@ -61,22 +61,39 @@ class TaskAllocation:
         """How many each batch has."""
         return 1 if self.gap is None else math.ceil(len(self.tasks) / self.tasks_per_sample)
 
-    def schedule(self, batches: Iterable[B], epoch: int = 0) -> Iterator[tuple[B, int, int]]:
+    def schedule(
+        self, batches: Iterable[B], epoch: int = 0, first: int = 0
+    ) -> Iterator[tuple[B, int, int]]:
         """Batches in the order in which they are trained, with their number and turn.
 
         Args:
             batches: Of an epoch, or without end.
             epoch: Its number.
+            first: Number of the first of ``batches``, from :meth:`position`.
         """
         start, self._resumed = self._resumed if epoch == self._epoch else 0, 0
-        for step, turn in enumerate(self._all_turns(batches)):
+        for step, turn in enumerate(self._all_turns(batches, first)):
             if step >= start:
                 self._epoch, self._step = epoch, step + 1
                 yield turn
 
-    def _all_turns(self, batches: Iterable[B]) -> Iterator[tuple[B, int, int]]:
+    def position(self, step: int) -> tuple[int, int]:
+        """Where a schedule without end is after some steps.
+
+        Args:
+            step: How many.
+
+        Returns:
+            The number of the first batch that it still needs, and how many steps a schedule that
+            begins there has behind it.
+        """
+        together = self.gap or 1
+        groups, behind = divmod(step, together * self.turns)
+        return groups * together, behind
+
+    def _all_turns(self, batches: Iterable[B], first: int) -> Iterator[tuple[B, int, int]]:
         group: list[tuple[int, B]] = []
-        for numbered in zip(count(), batches):
+        for numbered in zip(count(first), batches):
             group.append(numbered)
             yield numbered[1], numbered[0], 0
             if len(group) == (self.gap or 1):

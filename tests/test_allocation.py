@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import islice
+from itertools import count, islice
 
 import pytest
 from hypothesis import given
@@ -89,6 +89,16 @@ def test_resume_continues_the_sequence(gap, stop):
     assert before + list(second.schedule(batches(), epoch or 1)) == straight
     assert second.seed == 4
     assert list(second.schedule(batches(), 1)) == straight  # the next time from the start
+
+
+@given(gap=st.sampled_from([None, 1, 3]), stop=st.integers(0, 25))
+def test_a_schedule_begins_in_the_middle(gap, stop):
+    allocation = TaskAllocation("abc", gap=gap)
+    straight = list(islice(allocation.schedule(count(), first=0), stop + 10))
+    first, behind = allocation.position(stop)
+    later = allocation.schedule(count(first), first=first)
+    assert list(islice(later, behind, behind + 10)) == straight[stop:]
+    assert first >= min(batch for batch, _, _ in straight[stop:]) - (gap or 1) + 1
 
 
 @pytest.mark.parametrize(
