@@ -30,8 +30,8 @@ def missing_data(cfg: Mapping[str, Any], pseudo: bool = True) -> str | None:
         if not root.is_dir():
             return (
                 f"{key}.data_root: there is no folder {str(root)!r}. Point it, or the environment "
-                "variable that the config reads it from (COCO_ROOT for COCO, BDD100K_ROOT for "
-                "BDD100K), to the data set"
+                "variable that the config reads it from (COCO_ROOT, CITYSCAPES_ROOT, BDD100K_ROOT, "
+                "METAGRASPNET_ROOT), to the data set"
             )
         prefix = dataset.get("data_prefix") or {}
         parts = {name: dataset.get(name) for name in ("ann_file", "pseudo_ann_file")}

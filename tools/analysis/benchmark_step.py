@@ -24,10 +24,6 @@ Needs mmdet and torchjd.
 """
 
 import argparse
-import ctypes
-import multiprocessing
-import resource
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -39,7 +35,7 @@ import torch
 import torchjd.aggregation
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from timing import median_seconds
+from timing import MIB, highest, in_a_fork, keep_freed_memory, median_seconds
 from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -55,7 +51,6 @@ CHANNELS = 64
 IMAGES = (2, 3, 240, 320)
 EVERY = 4  # steps that weights are good for
 WITHIN = 1.1  # wanted: at most this much of the sum of the parts
-MIB = 2**20
 NAME = 24  # width of the names in the tables
 
 Features = Sequence[Tensor]
@@ -229,39 +224,6 @@ def peak_bytes(name: str, tasks: int, args: argparse.Namespace) -> int:
         model.zero_grad()
         step()
     return highest(args.device) - before
-
-
-def highest(device: str) -> int:
-    """The most bytes that were in use so far."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # In bytes on macOS, in kilobytes elsewhere.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def keep_freed_memory() -> None:
-    """Stops glibc from returning memory, only to fault it in again at the next step.
-
-    That took a tenth of a step, here and there. PyTorch's own allocator for CUDA keeps it, too.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, mmap_max = -1, -4  # malloc.h
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_max, 0)
-
-
-def in_a_fork(function: Callable[..., Any], *args: Any) -> Any:
-    """The result of the function, called in a process that is a copy of this one."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: sender.send(function(*args)))
-    process.start()
-    sender.close()
-    result = receiver.recv()
-    process.join()
-    return result
 
 
 class Unsynchronized(DistributedDataParallel):

@@ -77,9 +77,7 @@ class RGBDResNet(BaseModule):
             type='Pretrained', ...)`` both are pretrained.
     """
 
-    def __init__(
-        self, fusion_norm_cfg: Mapping[str, Any] | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, fusion_norm_cfg: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__()
         self.rgb = ResNet(**kwargs)
         self.depth = ResNet(**kwargs)

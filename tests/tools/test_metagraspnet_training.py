@@ -1,0 +1,72 @@
+"""MetaGraspNet as its user does it: converter, training under methods, test, and what they cost."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+from commands import run
+from dataset_converters import metagraspnet as converter
+from make_demo_data import main as draw
+from mmengine.config import Config
+
+CONFIG = "configs/metagraspnet/uoais_r18-small_fpn_rgbd.py"
+TASKS = ("rpn_cls", "rpn_box", "cls", "box", "visible", "amodal", "occlusion")
+SHORT = [
+    "--cfg-options",
+    "train_cfg.max_iters=2",
+    "train_cfg.val_interval=2",
+    "default_hooks.checkpoint.interval=2",
+    "default_hooks.logger.interval=1",
+    "custom_hooks.0.interval=1",
+    "train_dataloader.batch_size=2",
+]
+COLUMNS = [f"{kind}_{score}" for kind in ("bbox", "visible", "amodal") for score in ("mAP", "mAR")]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six drawn scenes in the raw layout, converted; not to be changed."""
+    out = tmp_path_factory.mktemp("metagraspnet") / "data"
+    counts = ["--train", "4", "--val", "2", "--size", "128", "96"]
+    draw(["--layout", "metagraspnet", "--out", str(out), *counts])
+    converter.main([str(out), "--out", str(out / "annotations")])
+    return out
+
+
+@pytest.mark.parametrize("mtl", ["sum", "mgda+feature"])
+def test_train_and_test_print_the_paper_s_columns(root: Path, tmp_path: Path, mtl: str) -> None:
+    command = ["tools/train.py", CONFIG, "--mtl", mtl, "--work-dir", str(tmp_path), *SHORT]
+    printed = run(*command, coco=root, METAGRASPNET_ROOT=str(root))
+    losses = [float(loss) for loss in re.findall(r"  loss: (\S+)", printed)]
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
+    scalars = next(tmp_path.glob("*/vis_data/scalars.json")).read_text()
+    assert all(f'"mtl/loss/{task}"' in scalars for task in TASKS)
+
+    command = ["tools/test.py", CONFIG, str(tmp_path / "iter_2.pth"), "--work-dir", str(tmp_path)]
+    printed = run(*command, coco=root, METAGRASPNET_ROOT=str(root))
+    for column in [*COLUMNS, "occlusion_accuracy", "occlusion_F1"]:
+        assert re.search(rf"{column}: (-?\d\.\d+|nan)", printed), (column, printed[-2000:])
+
+
+def test_what_methods_cost_on_a_config(root: Path) -> None:
+    printed = run(
+        "tools/analysis/benchmark_methods.py", CONFIG, "--mtl", "mgda", "mgda+feature",
+        "--repeats", "1", "--shared", "neck", "--cfg-options", "train_dataloader.batch_size=1",
+        coco=root, METAGRASPNET_ROOT=str(root),
+    )  # fmt: skip
+    rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.split()}
+    for name in ("mgda", "mgda+feature"):
+        assert len(rows[name]) == 4 and all(float(number) > 0 for number in rows[name])
+    assert re.search(r"sum of the parts +\d+\.\d+ +\d+\.\d+  \(forward \S+, heads \S+, ", printed)
+
+
+def test_the_other_configs_are_whole() -> None:
+    for name in ("uoais_r18_fpn_rgbd", "uoais_r50_fpn_rgbd"):
+        cfg = Config.fromfile(f"configs/metagraspnet/{name}.py")
+        assert list(cfg.optim_wrapper.tasks) == list(TASKS)
+        assert cfg.model.backbone.init_cfg.checkpoint.endswith(
+            name.split("_")[1].replace("r", "resnet")
+        )

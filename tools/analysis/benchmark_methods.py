@@ -1,0 +1,152 @@
+"""Time and memory of a config's training step under each method, beside the plain sum.
+
+    python tools/analysis/benchmark_methods.py CONFIG --mtl pcgrad mgda+feature uncertainty
+
+The names are those of --mtl in tools/train.py. A step is what the runner does with a batch: forward,
+backward, method and optimizer. All see the same batch of the config's data. The table has
+
+* the median seconds of a step, also relative to the plain sum, which is timed in turn with each
+  method. On the CPU it is processor time, which other programs on the machine do not lengthen;
+* the peak of memory above that before the first of two steps. On a CUDA device it is what PyTorch
+  has allocated, on the CPU the resident size of a process forked for each.
+
+With --shared neck there is a line more, for what cannot be beaten at the level of the parameters:
+forward, and for each task a backward pass through the heads and one through what lies before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+from timing import MIB, highest, in_a_fork, keep_freed_memory, median_seconds
+from torch import nn
+
+sys.path.append(str(Path(__file__).parents[1]))
+from train import lay_over  # noqa: E402
+
+from mtl_plugins.features import Representation, find_module  # noqa: E402
+from mtl_plugins.mm.data_check import missing_data  # noqa: E402
+from mtl_plugins.tasks import TaskGroups  # noqa: E402
+
+BASELINE = "sum"
+Step = Callable[[], Any]
+
+
+def build(cfg: Config, work_dir: str) -> tuple[Runner, Any]:
+    """A runner with the model in training mode, and a batch."""
+    cfg = Config({**cfg.to_dict(), "work_dir": work_dir, "log_level": "ERROR"})
+    cfg.randomness = {"seed": 0, **cfg.get("randomness", {})}
+    runner = Runner.from_cfg(cfg)
+    batch = next(iter(runner.build_dataloader(cfg.train_dataloader, seed=runner.seed)))
+    runner.model.init_weights()
+    runner.model.train()
+    return runner, batch
+
+
+def step_of(cfg: Config, work_dir: str) -> Step:
+    """What the training loop does with a batch."""
+    runner, batch = build(cfg, work_dir)
+    wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
+    wrapper.initialize_count_status(runner.model, 0, 1000)
+    return partial(runner.model.train_step, batch, wrapper)
+
+
+def parts_of(cfg: Config, shared: str, work_dir: str) -> dict[str, Step]:
+    """What a step at the level of the parameters consists of."""
+    runner, batch = build(cfg, work_dir)
+    model: nn.Module = runner.model
+    cut = Representation(find_module(model, shared, "--shared"))
+    data = model.data_preprocessor(batch, True)
+
+    def forward() -> list[torch.Tensor]:
+        losses = model(**data, mode="loss")
+        _, terms = model.parse_losses(losses)
+        terms = {k: v for k, v in terms.items() if "loss" in k and k in losses}
+        return list(TaskGroups(cfg.optim_wrapper.get("tasks"))(terms).values())
+
+    losses = forward()
+    outputs = list(cut.outputs)
+    grads = [torch.randn_like(output) for output in outputs]
+
+    def heads() -> None:
+        for loss in losses:
+            loss.backward(retain_graph=True)
+
+    def before() -> None:
+        for _ in losses:
+            torch.autograd.backward(outputs, grads, retain_graph=True)
+
+    return {"forward": forward, "heads": heads, f"before {shared}": before}
+
+
+def peak_bytes(cfg: Config, work_dir: str, device: str) -> int:
+    """The peak of two steps above what was in use before."""
+    step = step_of(cfg, work_dir)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    before = highest(device)
+    for _ in range(2):  # the second finds what the first has left
+        step()
+    return highest(device) - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="train config file path")
+    parser.add_argument("--mtl", nargs="+", metavar="NAME", required=True, help="methods")
+    parser.add_argument("--repeats", type=int, default=5, help="steps to take the median of")
+    parser.add_argument("--shared", help="path of the module whose output the tasks share")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="as for train.py")
+    args = parser.parse_args()
+
+    def config(name: str) -> Config:
+        cfg = lay_over(Config.fromfile(args.config), name)
+        if args.cfg_options is not None:
+            cfg.merge_from_dict(args.cfg_options)
+        return cfg
+
+    configs = {name: config(name) for name in [BASELINE, *args.mtl]}
+    if problem := missing_data(configs[BASELINE]):
+        raise SystemExit(problem)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    measure = peak_bytes if device == "cuda" else partial(in_a_fork, peak_bytes)
+    timed = partial(median_seconds, rounds=args.repeats, device=device, clock=clock)
+    with TemporaryDirectory() as work_dir:
+        # Before this process computes anything: a fork does not inherit the threads of PyTorch.
+        memory = {name: measure(cfg, work_dir, device) / MIB for name, cfg in configs.items()}
+        keep_freed_memory()
+        plain = step_of(configs[BASELINE], work_dir)
+        print(f"{'':<24} {'s a step':>9} {'x sum':>6} {'peak MiB':>9} {'x sum':>6}")
+        for name in args.mtl:
+            seconds = timed({BASELINE: plain, name: step_of(configs[name], work_dir)})
+            ratios = seconds[name] / seconds[BASELINE], memory[name] / memory[BASELINE]
+            print(
+                f"{name:<24} {seconds[name]:9.3f} {ratios[0]:6.2f} "
+                f"{memory[name]:9.0f} {ratios[1]:6.2f}",
+                flush=True,
+            )
+        if args.shared:
+            parts = parts_of(configs[BASELINE], args.shared, work_dir)
+            seconds = timed({BASELINE: plain, **parts})
+            total = sum(seconds[name] for name in parts)
+            words = ", ".join(f"{name} {seconds[name]:.3f}" for name in parts)
+            print(
+                f"{'sum of the parts':<24} {total:9.3f} {total / seconds[BASELINE]:6.2f}  ({words})"
+            )
+
+
+if __name__ == "__main__":
+    main()
