@@ -1,6 +1,32 @@
-"""The Detectron2 adapter."""
+"""The Detectron2 adapter: a config node, and trainers that do what it says.
+
+Examples:
+    >>> cfg = get_cfg()
+    >>> add_mtl_config(cfg)
+    >>> cfg.merge_from_file("configs/detectron2/mask_rcnn_R_50_FPN_1x.yaml")
+    >>> cfg.merge_from_list(["MTL.AGGREGATOR.NAME", "PCGrad"])
+    >>> trainer = MTLTrainer(cfg)
+"""
 
 from mtl_plugins.ops import install_detectron2_ops
 
 # Before anything imports the parts of Detectron2 that need the compiled extension.
 install_detectron2_ops()
+
+from mtl_plugins.d2.allocation import AllocatedLoader, AllocationGates  # noqa: E402
+from mtl_plugins.d2.config import add_mtl_config  # noqa: E402
+from mtl_plugins.d2.defaults import MTLTrainer  # noqa: E402
+from mtl_plugins.d2.hooks import TaskInterferenceHook  # noqa: E402
+from mtl_plugins.d2.launch import launch  # noqa: E402
+from mtl_plugins.d2.train_loop import MTLAMPTrainer, MTLSimpleTrainer  # noqa: E402
+
+__all__ = [
+    "AllocatedLoader",
+    "AllocationGates",
+    "MTLAMPTrainer",
+    "MTLSimpleTrainer",
+    "MTLTrainer",
+    "TaskInterferenceHook",
+    "add_mtl_config",
+    "launch",
+]

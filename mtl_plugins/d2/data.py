@@ -1,0 +1,79 @@
+"""Train loaders that a resumed run continues where the interrupted one stood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_train_loader
+from detectron2.data.build import _train_loader_from_config
+from detectron2.utils import comm
+from torch.utils.data import Sampler
+
+
+class TrainLoader:
+    """The batches of ``build_detection_train_loader``, from the first one or from a later one.
+
+    What comes before is not loaded. A later start finds the same images if the sampler has the same
+    seed, which it has with ``SEED`` set. Augmentations are drawn anew for images that were loaded
+    and still waited for others of their orientation, and by workers.
+
+    Args:
+        cfg: Of Detectron2.
+        mapper: From an entry of the data set to what the model takes; by default
+            ``DatasetMapper(cfg)``.
+
+    Attributes:
+        start: Number of the first batch, of this rank.
+    """
+
+    def __init__(self, cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any] | None = None) -> None:
+        self._options = _train_loader_from_config(cfg, mapper=mapper)
+        self.start = 0
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        if self.start == 0:
+            yield from build_detection_train_loader(**self._options)
+            return
+        options = self._options | {"sampler": _Rest(self._options, self.start)}
+        batches = build_detection_train_loader(**options)
+        # Its first draw, a seed for its workers, was made by the interrupted run.
+        loader = batches.dataset if options["aspect_ratio_grouping"] else batches
+        loader.generator = torch.Generator().manual_seed(torch.initial_seed() + self.start)
+        yield from batches
+
+
+class _Rest(Sampler):
+    """The indices of a sampler, without those of the first batches.
+
+    Args:
+        options: Of the train loader.
+        batches: How many.
+    """
+
+    def __init__(self, options: dict[str, Any], batches: int) -> None:
+        self._options = options
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[int]:
+        size = self._options["total_batch_size"] // comm.get_world_size()
+        indices = iter(self._options["sampler"])
+        waiting: dict[bool, list[int]] = {True: [], False: []}  # by orientation
+        passed = 0
+        while passed < self._batches:
+            index = next(indices)
+            group = waiting[self._is_wide(index)]
+            group.append(index)
+            if len(group) == size:
+                group.clear()
+                passed += 1
+        yield from waiting[True] + waiting[False]
+        yield from indices
+
+    def _is_wide(self, index: int) -> bool:
+        if not self._options["aspect_ratio_grouping"]:
+            return True
+        image = self._options["dataset"][index]
+        return bool(image["width"] > image["height"])

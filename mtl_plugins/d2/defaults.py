@@ -1,0 +1,101 @@
+"""Detectron2's ``DefaultTrainer`` with task gradients."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from mtl_plugins import MultiTaskBackward
+from mtl_plugins.d2.allocation import AllocatedLoader, AllocationGates
+from mtl_plugins.d2.config import build_groups, build_multitask, naming_keys
+from mtl_plugins.d2.data import TrainLoader
+from mtl_plugins.d2.hooks import RandomStates, TaskInterferenceHook
+from mtl_plugins.d2.train_loop import MTLAMPTrainer, MTLSimpleTrainer
+
+
+class MTLTrainer(DefaultTrainer):
+    """A ``DefaultTrainer`` that does what the node ``MTL`` of its config says.
+
+    A checkpoint holds optimizer, method and random generators, so that a resumed run continues as
+    the uninterrupted one would have. In several processes it works without CUDA, too. What a
+    subclass overrides of ``DefaultTrainer`` it may override here.
+
+    Args:
+        cfg: Of Detectron2, with the node that :func:`~mtl_plugins.d2.add_mtl_config` adds.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # As DefaultTrainer's does, which makes its own trainer and puts no CPU model into DDP.
+        TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        self.groups = build_groups(cfg)
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        multitask = build_multitask(cfg, model, params, self.groups)
+        data_loader = self.build_train_loader(cfg)
+        if cfg.MTL.ALLOCATION.NAME:
+            data_loader = AllocatedLoader(cfg, data_loader)
+            AllocationGates(model, self.groups)
+
+        on_gpu = next(model.parameters()).is_cuda
+        devices = {} if on_gpu else {"device_ids": None}
+        model = create_ddp_model(model, broadcast_buffers=False, **devices)
+        trainer = MTLAMPTrainer if cfg.SOLVER.AMP.ENABLED else MTLSimpleTrainer
+        self._trainer = trainer(model, data_loader, optimizer, multitask, self.groups)
+
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    @property
+    def multitask(self) -> MultiTaskBackward:
+        """What takes the place of ``losses.backward()``."""
+        return self._trainer.multitask
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+        return TrainLoader(cfg)
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Ours before those that write what they record, and after the timer."""
+        timer, *others = super().build_hooks()
+        monitor = self.cfg.MTL.MONITOR
+        ours: list[HookBase] = [RandomStates(self.cfg.SOLVER.CHECKPOINT_PERIOD)]
+        if monitor.INTERVAL:
+            ours.append(TaskInterferenceHook(monitor.INTERVAL, monitor.MEASURES))
+        return [timer, *ours, *others]
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        if isinstance(self.data_loader, TrainLoader):
+            self.data_loader.start = self.start_iter
+
+    def run_step(self) -> None:
+        with naming_keys():
+            super().run_step()
+
+    # Of version 0.6 these know nothing of the inner trainer.
+    def state_dict(self) -> dict[str, Any]:
+        return TrainerBase.state_dict(self) | {"_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        TrainerBase.load_state_dict(self, state_dict)
+        with naming_keys():
+            self._trainer.load_state_dict(state_dict.get("_trainer", {}))

@@ -1,0 +1,86 @@
+"""Hooks of the trainers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from mtl_plugins.monitors import check_measures, scalars_of
+from mtl_plugins.random_states import random_states, set_random_states
+
+
+class TaskInterferenceHook(HookBase):
+    """Writes how the gradients of the tasks get on, and their losses and weights.
+
+    The scalars go into the ``EventStorage``, under the names of the OpenMMLab adapter: ``mtl/gds``,
+    ``mtl/loss/<task>`` and so on. What the method has computed is reused. What it has not costs up
+    to one backward pass a task on the iterations that are logged, and the parameters are trained
+    unchanged. Its trainer has a ``multitask``.
+
+    Args:
+        interval: Iterations between two records. Detectron2's writers look every 20 iterations, at
+            what was recorded last.
+        measures: Of ``"gds"``, ``"gms"``, ``"angles"`` and ``"fd"``.
+    """
+
+    def __init__(
+        self, interval: int = 20, measures: Sequence[str] = ("gds", "gms", "angles")
+    ) -> None:
+        if interval < 1:
+            raise ValueError(f"MTL.MONITOR.INTERVAL: expected at least 1, got {interval}")
+        check_measures(measures, "MTL.MONITOR.MEASURES")
+        self.interval = interval
+        self.measures = tuple(measures)
+
+    @property
+    def _due(self) -> bool:
+        return (self.trainer.iter + 1) % self.interval == 0
+
+    def before_step(self) -> None:
+        if self._due:
+            multitask = self.trainer.multitask
+            multitask.monitor = bool({"gds", "gms", "angles"} & set(self.measures))
+            multitask.monitor_features = "fd" in self.measures
+
+    def after_step(self) -> None:
+        if self._due:
+            multitask = self.trainer.multitask
+            fallbacks = getattr(multitask.aggregator, "fallbacks", 0)
+            scalars = scalars_of(multitask.last, self.measures, fallbacks)
+            self.trainer.storage.put_scalars(smoothing_hint=False, **scalars)
+
+
+class RandomStates(HookBase):
+    """Has a checkpoint hold the random generators of all ranks, for a resumed run to go on with.
+
+    Args:
+        period: Iterations between two checkpoints.
+    """
+
+    def __init__(self, period: int) -> None:
+        self.period = period
+        self._here: dict[str, Any] | None = None  # what the next iteration starts with
+        self._everywhere: list[dict[str, Any]] = []
+
+    def before_step(self) -> None:
+        # Whatever came in between, such as an evaluation, does so in one of two runs only.
+        if self._here is not None:
+            set_random_states(self._here)
+            self._here = None
+
+    def after_step(self) -> None:
+        step = self.trainer.iter + 1
+        if step % self.period == 0 or step == self.trainer.max_iter:
+            self._here = random_states()
+            self._everywhere = comm.gather(self._here)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ranks": self._everywhere}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores those of this rank; with another number of ranks, they start anew."""
+        if len(state["ranks"]) == comm.get_world_size():
+            self._here = state["ranks"][comm.get_rank()]

@@ -1,0 +1,127 @@
+"""Trains or evaluates from a config, with Detectron2's own arguments.
+
+    python tools/train_net.py --config-file configs/detectron2/mask_rcnn_R_50_FPN_1x.yaml \\
+        MTL.AGGREGATOR.NAME PCGrad
+"""
+
+import argparse
+import logging
+import os
+from importlib.util import find_spec
+from typing import Any
+
+import mtl_plugins.d2  # noqa: F401  # isort: skip  (before Detectron2, see there)
+from detectron2 import _C
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine.hooks import EvalHook
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
+    verify_results,
+)
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import nn
+
+from mtl_plugins.d2 import MTLTrainer, add_mtl_config, launch
+from mtl_plugins.d2.config import unknown_key
+
+logger = logging.getLogger("detectron2.train_net")
+
+
+class Trainer(MTLTrainer):
+    """Evaluates each of Detectron2's own data sets as it is usual there."""
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, folder: str = "inference"
+    ) -> DatasetEvaluator:
+        out = os.path.join(cfg.OUTPUT_DIR, folder)
+        kind = MetadataCatalog.get(dataset_name).evaluator_type
+        single = {
+            "cityscapes_instance": CityscapesInstanceEvaluator,
+            "cityscapes_sem_seg": CityscapesSemSegEvaluator,
+            "pascal_voc": PascalVOCDetectionEvaluator,
+            "lvis": LVISEvaluator,
+        }
+        if kind in single:
+            return single[kind](dataset_name)
+        evaluators: list[DatasetEvaluator] = []
+        if kind in ("sem_seg", "coco_panoptic_seg"):
+            evaluators.append(SemSegEvaluator(dataset_name, output_dir=out))
+        if kind in ("coco", "coco_panoptic_seg"):
+            fast = hasattr(_C, "COCOevalEvaluateImages")  # without a compiler, the Python one
+            evaluators.append(COCOEvaluator(dataset_name, output_dir=out, use_fast_impl=fast))
+        if kind == "coco_panoptic_seg":
+            if find_spec("panopticapi") is not None:
+                evaluators.append(COCOPanopticEvaluator(dataset_name, out))
+            else:
+                logger.warning("no panoptic quality, for want of panopticapi")
+        if not evaluators:
+            raise NotImplementedError(f"DATASETS.TEST: no evaluator is for the type {kind!r}")
+        return DatasetEvaluators(evaluators)
+
+    @classmethod
+    def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """With test-time augmentation, for some R-CNN models."""
+        names = cfg.DATASETS.TEST
+        evaluators = [cls.build_evaluator(cfg, name, "inference_TTA") for name in names]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return {f"{key}_TTA": value for key, value in results.items()}
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """The config of a command line, and the logs."""
+    cfg = get_cfg()
+    add_mtl_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    if problem := unknown_key(cfg, args.opts):
+        raise SystemExit(problem)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="mtl_plugins")
+    return cfg
+
+
+def main(args: argparse.Namespace) -> Any:
+    """Trains or evaluates, in one of the processes."""
+    cfg = setup(args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results |= Trainer.test_with_tta(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    if cfg.TEST.AUG.ENABLED:
+        trainer.register_hooks([EvalHook(0, lambda: Trainer.test_with_tta(cfg, trainer.model))])
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    arguments = default_argument_parser().parse_args()
+    launch(
+        main,
+        arguments.num_gpus,
+        num_machines=arguments.num_machines,
+        machine_rank=arguments.machine_rank,
+        dist_url=arguments.dist_url,
+        args=(arguments,),
+    )
