@@ -202,14 +202,14 @@ def test_each_mask_head_is_compared_with_its_own_masks(
     wrong_answers = (whole, left, torch.tensor([[20.0, -20.0]]))
     names = ("loss_visible_mask", "loss_amodal_mask", "loss_occlusion")
     for right in itertools.product([True, False], repeat=3):
-        picked = [r if ok else w for r, w, ok in zip(right_answers, wrong_answers, right, strict=True)]  # fmt: skip
-        forward = {"outputs": Outputs(*picked)}
+        answers = zip(right, right_answers, wrong_answers, strict=True)
+        forward = {"outputs": Outputs(*(good if ok else bad for ok, good, bad in answers))}
         monkeypatch.setattr(model.roi_head, "_mask_forward", lambda x, rois, f=forward: f)
         losses = model.roi_head.mask_loss((), [sampled], None, [truth])["loss_mask"]
         # half of the pixels are wrong by 20, or the class by 40
-        expected = [0.0 if ok else wrong for ok, wrong in zip(right, (10.0, 10.0, 40.0), strict=True)]  # fmt: skip
-        for name, value in zip(names, expected, strict=True):
-            assert float(losses[name]) == pytest.approx(value, abs=1e-6), (name, right)
+        for name, ok, wrong in zip(names, right, (10.0, 10.0, 40.0), strict=True):
+            expected = 0.0 if ok else wrong
+            assert float(losses[name]) == pytest.approx(expected, abs=1e-6), (name, right)
 
 
 @pytest.mark.parametrize("counts", [(5, 1), (1, 5), (6, 0), (0, 6)])

@@ -2,8 +2,8 @@
 
     python tools/analysis/benchmark_methods.py CONFIG --mtl pcgrad mgda+feature uncertainty
 
-The names are those of --mtl in tools/train.py. A step is what the runner does with a batch: forward,
-backward, method and optimizer. All see the same batch of the config's data. The table has
+The names are those of --mtl in tools/train.py. A step is what the runner does with a batch:
+forward, backward, method and optimizer. All see the same batch of the config's data. The table has
 
 * the median seconds of a step, also relative to the plain sum, which is timed in turn with each
   method. On the CPU it is processor time, which other programs on the machine do not lengthen;
