@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import wraps
+from itertools import islice
 from typing import Any, TypeVar
 
 from detectron2.config import CfgNode, configurable
@@ -15,6 +16,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from mtl_plugins.allocation import BatchTasks, TaskAllocation, zero
+from mtl_plugins.d2.data import TrainLoader
 from mtl_plugins.registry import suggest
 from mtl_plugins.tasks import TaskGroups
 
@@ -30,15 +32,17 @@ class AllocatedLoader:
     later turns ISTA keeps a batch as it was loaded, augmentation and all, and so loads as many
     times fewer; up to ``gap`` batches wait for theirs.
 
-    Like Detectron2's loaders it has no end, and does not know where it was: after ``--resume`` it
-    begins anew, and a batch between two turns does not get the second.
-
     Args:
-        batches: Lists of dicts, those of this rank, as ``build_detection_train_loader`` returns.
+        batches: Lists of dicts, those of this rank, without end: a :class:`TrainLoader`, or what
+            ``build_detection_train_loader`` returns. Only the former can begin later.
         allocation: The policy.
 
+    Attributes:
+        start: Number of the first step. After ``--resume`` within the turns of a batch it is loaded
+            again for the others, with an augmentation of its own.
+
     Examples:
-        >>> loader = AllocatedLoader(cfg, build_detection_train_loader(cfg))
+        >>> loader = AllocatedLoader(cfg, TrainLoader(cfg))
     """
 
     @configurable
@@ -47,6 +51,7 @@ class AllocatedLoader:
     ) -> None:
         self.batches = batches
         self.allocation = allocation
+        self.start = 0
 
     @classmethod
     def from_config(
@@ -69,10 +74,14 @@ class AllocatedLoader:
         return {"batches": batches, "allocation": allocation}
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        for batch, number, turn in self.allocation.schedule(self.batches):
-            first = comm.get_rank() * len(batch)
+        first, behind = self.allocation.position(self.start)
+        if isinstance(self.batches, TrainLoader):
+            self.batches.start = first
+        schedule = self.allocation.schedule(self.batches, first=first)
+        for batch, number, turn in islice(schedule, behind, None):
+            place = comm.get_rank() * len(batch)
             yield [
-                {**image, "tasks": self.allocation.tasks_of(first + i, number, turn)}
+                {**image, "tasks": self.allocation.tasks_of(place + i, number, turn)}
                 for i, image in enumerate(batch)
             ]
 

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-import mtl_plugins.d2  # noqa: F401
 from mtl_plugins.allocation import TaskAllocation
-from mtl_plugins.d2.allocation import AllocatedLoader, AllocationGates
+from mtl_plugins.d2 import AllocatedLoader, AllocationGates, add_mtl_config
+from mtl_plugins.d2.data import TrainLoader
 from mtl_plugins.tasks import TaskGroups
 
 from detectron2.config import CfgNode, get_cfg  # isort: skip
-from detectron2.data import build_detection_train_loader  # isort: skip
+from detectron2.data import DatasetCatalog, build_detection_train_loader  # isort: skip
 from detectron2.modeling import build_model  # isort: skip
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints  # isort: skip
+from detectron2.utils.env import seed_all_rng  # isort: skip
 from detectron2.utils.events import EventStorage  # isort: skip
 
 TASKS = {
@@ -319,10 +320,34 @@ def test_ranks_divide_the_batch(monkeypatch):
     assert tasks_of_a_step(4) == sum(halves, [])
 
 
+@pytest.mark.parametrize("name", ["STA", "ISTA"])
+def test_a_later_start(name):
+    """Of a resumed run: the same images with the same tasks as without the interruption."""
+    DatasetCatalog.register("shapes", shapes)
+    try:
+        cfg = allocation_config(NAME=name, TASKS_PER_SAMPLE=2)
+        cfg.DATASETS.TRAIN, cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS = ["shapes"], 2, 0
+
+        def steps(start: int, stop: int) -> list[list[dict]]:
+            seed_all_rng(cfg.SEED)  # as default_setup() does
+            batches = AllocatedLoader(cfg, TrainLoader(cfg, mapper=dict))
+            batches.start = start
+            return list(islice(batches, stop - start))
+
+        straight = steps(0, 14)
+        for start in range(10):
+            assert steps(start, 14) == straight[start:]
+    finally:
+        DatasetCatalog.remove("shapes")
+
+
 def allocation_config(**options: Any) -> CfgNode:
-    defaults = dict(NAME="ISTA", TASKS_PER_SAMPLE=1, GAP=2)
-    node = CfgNode(dict(TASKS=CfgNode(TASKS), ALLOCATION=CfgNode(defaults | options)))
-    return CfgNode(dict(SEED=5, MTL=node))
+    cfg = get_cfg()
+    add_mtl_config(cfg)
+    cfg.SEED = 5
+    cfg.MTL.TASKS.update({task: [losses] for task, losses in TASKS.items()})
+    cfg.MTL.ALLOCATION.update(dict(NAME="ISTA", TASKS_PER_SAMPLE=1, GAP=2) | options)
+    return cfg
 
 
 @pytest.mark.parametrize(("name", "turns"), [("STA", 1), ("ISTA", 4)])
@@ -347,6 +372,6 @@ def test_invalid_options(options, message):
 
 def test_tasks_must_be_known():
     cfg = allocation_config()
-    cfg.MTL.TASKS = CfgNode()
+    cfg.MTL.TASKS.clear()
     with pytest.raises(ValueError, match="MTL.ALLOCATION: name the tasks .* in MTL.TASKS"):
         AllocatedLoader(cfg, [])
