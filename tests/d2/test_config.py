@@ -1,0 +1,173 @@
+"""The MTL node: files, command lines, and what is wrong with them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from mmengine.config import Config
+from models import ROOT
+from small import CONFIGS, SMALL, TwoTasks, config, toy_config, trainer_for
+
+from mtl_plugins.aggregation import build_aggregator
+from mtl_plugins.d2 import add_mtl_config
+from mtl_plugins.d2.config import build_multitask, unknown_key
+from mtl_plugins.regularization import build_regularizer
+from mtl_plugins.tasks import TaskGroups
+from mtl_plugins.weighting import build_weighting
+
+METHODS = sorted(path.stem for path in (CONFIGS / "mtl").glob("*.yaml"))
+MM = ROOT / "configs" / "_base_" / "mtl"
+
+
+def multitask(cfg):
+    model = TwoTasks()
+    groups = TaskGroups({task: list(losses) for task, losses in cfg.MTL.TASKS.items()})
+    return build_multitask(cfg, model, list(model.parameters()), groups)
+
+
+def test_both_adapters_have_the_same_methods():
+    assert sorted(path.stem for path in MM.glob("*.py")) == METHODS
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method_laid_over_a_config_is_that_of_the_other_adapter(name, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f'_BASE_: ["{SMALL}", "{CONFIGS / "mtl" / name}.yaml"]')
+    built = multitask(config(file=mine))
+    theirs = Config.fromfile(MM / f"{name}.py").optim_wrapper
+    assert built.level == theirs.get("level", "parameter")
+    aggregator = theirs.get("aggregator", "Sum")
+    assert repr(built.aggregator) == repr(build_aggregator(aggregator))
+    if "weighting" in theirs:
+        window = {"window": 500} if name == "dwa" else {}  # they have epochs
+        assert repr(built.weighting) == repr(build_weighting(theirs.weighting | window))
+    if "regularizer" in theirs:
+        assert repr(built.regularizer) == repr(build_regularizer(theirs.regularizer))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*_*_*.yaml")), ids=lambda path: path.stem)
+def test_config_builds(path):
+    """The model, and the MTL node with the tasks of its losses."""
+    cfg = get_cfg()
+    add_mtl_config(cfg)
+    cfg.merge_from_file(str(path))
+    assert multitask(cfg).tasks == list(cfg.MTL.TASKS)
+
+
+@pytest.mark.parametrize(
+    ("options", "part", "expected"),
+    [
+        (
+            ["MTL.AGGREGATOR.NAME", "CAGrad", "MTL.AGGREGATOR.C", "0.7"],
+            "aggregator",
+            build_aggregator({"type": "CAGrad", "c": 0.7}),
+        ),
+        (
+            ["MTL.AGGREGATOR.NAME", "MCLGS", "MTL.AGGREGATOR.BASE", "{type: CAGrad, c: 0.2}"],
+            "aggregator",
+            build_aggregator({"type": "MCLGS", "base": {"type": "CAGrad", "c": 0.2}}),
+        ),
+        (
+            ["MTL.AGGREGATOR.NAME", "{type: TorchJD, name: UPGradWeighting}"],
+            "aggregator",
+            build_aggregator({"type": "TorchJD", "name": "UPGradWeighting"}),
+        ),
+        (
+            ["MTL.WEIGHTING.NAME", "Fixed", "MTL.WEIGHTING.WEIGHTS", "{detection: 1, mask: 3}"],
+            "weighting",
+            build_weighting({"type": "Fixed", "weights": {"detection": 1, "mask": 3}}),
+        ),
+        (
+            ["MTL.REGULARIZER.NAME", "CosReg", "MTL.REGULARIZER.WEIGHT", "0.1"],
+            "regularizer",
+            build_regularizer({"type": "CosReg", "weight": 0.1}),
+        ),
+    ],
+    ids=lambda value: value[1] if isinstance(value, list) else "",
+)
+def test_command_line(options, part, expected, tmp_path):
+    cfg = config(*options)
+    assert repr(getattr(multitask(cfg), part)) == repr(expected)
+    # The file that Detectron2 leaves beside the results is a config again.
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    assert config(file=tmp_path / "config.yaml").MTL == cfg.MTL
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["MTL.AGGREGATOR.NAME", "PCGard"],
+            "MTL.AGGREGATOR.NAME: no method is called 'PCGard'; did you mean 'PCGrad'",
+        ),
+        (
+            ["MTL.AGGREGATOR.NAME", "PCGrad", "MTL.AGGREGATOR.C", 0.5],
+            "MTL.AGGREGATOR: PCGrad takes no argument 'c'",
+        ),
+        (["MTL.WEIGHTING.NAME", "FAMOUS"], "MTL.WEIGHTING.NAME: .* did you mean 'FAMO'"),
+        (["MTL.WEIGHTING.NAME", "Fixed"], "MTL.WEIGHTING: Fixed: .*weights"),
+        (["MTL.REGULARIZER.NAME", "Cos"], "MTL.REGULARIZER.NAME: .*'CosReg'"),
+        (["MTL.LEVEL", "features"], "MTL.LEVEL: expected one of"),
+        (
+            ["MTL.LEVEL", "feature", "MTL.REPRESENTATION", "bakbone"],
+            "MTL.REPRESENTATION: the model has no module 'bakbone'; did you mean 'backbone'",
+        ),
+        (["MTL.SYNC", "all"], "MTL.SYNC: expected one of"),
+        (
+            ["MTL.LOW_MEMORY", True, "MTL.AGGREGATOR.NAME", "GradDrop"],
+            "MTL.LOW_MEMORY needs an aggregator",
+        ),
+        (["MTL.WEIGHTS_EVERY", 0], "MTL.WEIGHTS_EVERY: expected"),
+        (["MTL.ON_NONFINITE", "stop"], "MTL.ON_NONFINITE: expected one of"),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, list) else "",
+)
+def test_what_is_wrong_is_named(options, message):
+    with pytest.raises((KeyError, TypeError, ValueError), match=message):
+        multitask(config(*options))
+
+
+def test_wrong_argument_in_a_file(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f'_BASE_: "{SMALL}"\nMTL: {{AGGREGATOR: {{NAME: CAGrad, RESKALE: 1}}}}')
+    with pytest.raises(TypeError, match="MTL.AGGREGATOR: .*'reskale'; did you mean 'rescale'"):
+        multitask(config(file=mine))
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("MTL.AGREGATOR.NAME", "MTL has no 'AGREGATOR'; did you mean 'AGGREGATOR'"),
+        ("MTL.AGGREGATOR.CE", "MTL.AGGREGATOR has no 'CE'; "),
+        ("MTTL.SYNC", "the config has no 'MTTL'; did you mean 'MTL'"),
+        ("MTL.SYNC.X", "MTL.SYNC has no 'X'"),
+    ],
+)
+def test_unknown_key(key, message):
+    assert message in unknown_key(config(), ["MTL.SYNC", "exact", key, "1"])
+
+
+def test_known_keys():
+    assert unknown_key(config(), ["MTL.SYNC", "exact", "MTL.TASKS.mask", "[]"]) is None
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ({"box": ["loss_cls", "loss_reg"]}, "no task claims the loss 'loss_mask'"),
+        ({"box": ["loss_*"], "mask": ["loss_mask"]}, "'loss_mask' is claimed by"),
+        ({"box": ["loss_cls", "loss_reg"], "mask": ["loss_m*", "seg"]}, "'seg' matches none"),
+    ],
+    ids=["unclaimed", "claimed twice", "no such loss"],
+)
+def test_tasks_that_do_not_fit(tasks, message):
+    """An error before anything is trained."""
+    cfg = toy_config()
+    cfg.MTL.TASKS = type(cfg)(tasks)
+    model = TwoTasks()
+    before = [p.clone() for p in model.parameters()]
+    trainer = trainer_for(cfg, model, [torch.ones(2, 4)])
+    with pytest.raises(KeyError, match=message):
+        trainer.run_step()
+    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
