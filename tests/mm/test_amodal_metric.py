@@ -73,7 +73,7 @@ def write(path: Path, scenes: Sequence[Sequence[Thing]]) -> str:
             "area": int(thing.amodal.sum()),
             "segmentation": rle(thing.amodal),
             "visible_mask": rle(thing.visible),
-            "occluded_rate": 1 - thing.visible.sum() / thing.amodal.sum(),
+            "occluded_rate": (thing.amodal & ~thing.visible).sum() / thing.amodal.sum(),
         }
         for number, (image, thing) in enumerate(things, start=1)
     ]
@@ -202,6 +202,13 @@ def test_the_least_iou_is_an_argument() -> None:
     answer = [[truth[0][0], bar(2, 20, 12)]]
     assert measure(truth, answer)["occlusion_accuracy"] == 1 / 2
     assert measure(truth, answer, iou_thr=0.61)["occlusion_accuracy"] == 1.0
+
+
+def test_a_match_is_not_given_up_for_two_pairs_that_are_none() -> None:
+    # IoUs of 0.6 and nothing, or crosswise 0.45 and 0.45.
+    truth = [[bar(8, 2, 16), bar(18, 2, 16)]]
+    found = measure(truth, [[bar(12, 2, 16), bar(2, 2, 16)]])
+    assert found["occlusion_accuracy"] == 1.0
 
 
 def test_the_threshold_counts_as_occluded() -> None:
