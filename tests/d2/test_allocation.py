@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import mtl_plugins.d2  # noqa: F401  # isort: skip  (before Detectron2, for the second process)
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
+from detectron2.data.datasets import register_coco_instances
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
+from small import CONFIGS, detector, parameters, trainer_for
+from small import config as small_config
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
+from two_processes import results_of_two, work
 
+from mtl_plugins import MultiTaskBackward
 from mtl_plugins.allocation import TaskAllocation
-from mtl_plugins.d2 import AllocatedLoader, AllocationGates, add_mtl_config
+from mtl_plugins.d2 import AllocatedLoader, AllocationGates, MTLTrainer, add_mtl_config
 from mtl_plugins.d2.data import TrainLoader
 from mtl_plugins.tasks import TaskGroups
-
-from detectron2.config import CfgNode, get_cfg  # isort: skip
-from detectron2.data import DatasetCatalog, build_detection_train_loader  # isort: skip
-from detectron2.modeling import build_model  # isort: skip
-from detectron2.structures import BitMasks, Boxes, Instances, Keypoints  # isort: skip
-from detectron2.utils.env import seed_all_rng  # isort: skip
-from detectron2.utils.events import EventStorage  # isort: skip
 
 TASKS = {
     "detection": ["loss_rpn_*", "loss_cls*", "loss_box_reg*"],
@@ -375,3 +382,105 @@ def test_tasks_must_be_known():
     cfg.MTL.TASKS.clear()
     with pytest.raises(ValueError, match="MTL.ALLOCATION: name the tasks .* in MTL.TASKS"):
         AllocatedLoader(cfg, [])
+
+
+@pytest.fixture
+def drawn(coco: Path) -> Iterator[str]:
+    """A data set of four images that a config can name."""
+    annotations = coco / "annotations" / "instances_train2017.json"
+    register_coco_instances("drawn", {}, str(annotations), str(coco / "train2017"))
+    yield "drawn"
+    DatasetCatalog.remove("drawn")
+    MetadataCatalog.remove("drawn")
+
+
+def train(
+    name: str, drawn: str, out: Path, *options: Any
+) -> tuple[MTLTrainer, list[list[tuple[int, tuple[str, ...]]]]]:
+    """Trains with a config of the repository, and tells image and tasks at each step."""
+    cfg = small_config(*options, file=CONFIGS / f"mask_rcnn_R_18_small_{name}.yaml")
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, cfg.OUTPUT_DIR = [drawn], [], str(out)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.RANDOM_FLIP = [64], "none"
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SEED = 4, 2, 1
+    seed_all_rng(cfg.SEED)
+    out.mkdir(exist_ok=True)
+    trainer = MTLTrainer(cfg)
+    seen: list[list[tuple[int, tuple[str, ...]]]] = []
+    trainer.model.register_forward_pre_hook(
+        lambda model, args: seen.append([(x["image_id"], x["tasks"]) for x in args[0]])
+    )
+    trainer.resume_or_load(resume=(out / "last_checkpoint").exists())
+    trainer.train()
+    return trainer, seen
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ista_trains_a_batch_twice(workers, drawn, tmp_path):
+    trainer, seen = train("ista", drawn, tmp_path, "DATALOADER.NUM_WORKERS", workers)
+    assert len(seen) == 4
+    for first, second in (seen[:2], seen[2:]):
+        for (i, a), (j, b) in zip(first, second, strict=True):
+            assert i == j and sorted(a + b) == ["detection", "mask"]
+    assert {i for i, _ in seen[0]} != {i for i, _ in seen[2]}
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("aggregator", ["Sum", "PCGrad"])
+def test_sta_with_one_image_a_step(aggregator, drawn, tmp_path):
+    """One of the tasks has none, and the training goes on."""
+    options = ["SOLVER.IMS_PER_BATCH", 1, "MTL.AGGREGATOR.NAME", aggregator]
+    trainer, seen = train("sta", drawn, tmp_path, *options)
+    ((_, had),) = seen[-1]
+    last = trainer.multitask.last
+    for task, loss in zip(last.tasks, last.losses, strict=True):
+        assert (loss > 0.0) == (task in had)
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def two_tasks() -> tuple[CfgNode, TaskAllocation]:
+    """The first image has one task and the second the other, and then vice versa."""
+    everything = ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 10**6]
+    everything += ["MODEL.RPN.BATCH_SIZE_PER_IMAGE", 10**6, "SOLVER.CLIP_GRADIENTS.ENABLED", False]
+    cfg = small_config("MTL.AGGREGATOR.NAME", "PCGrad", "SOLVER.BASE_LR", 0.01, *everything)
+    allocation = TaskAllocation(list(cfg.MTL.TASKS), gap=1, seed=3)
+    assert allocation.tasks_of(0, 0, 0) != allocation.tasks_of(1, 0, 0)
+    return cfg, allocation
+
+
+def in_two_processes(rank: int) -> list[Tensor]:
+    """One image each, two turns."""
+    cfg, allocation = two_tasks()
+    model = detector(cfg)
+    AllocationGates(model, TaskGroups(dict(cfg.MTL.TASKS)))
+    batches = AllocatedLoader([batch_of(["", ""])[rank : rank + 1]], allocation)
+    trainer = trainer_for(cfg, DistributedDataParallel(model, broadcast_buffers=False), batches)
+    trainer.train(0, 2)
+    return parameters(model)
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """One that goes over the images one by one, and takes the mean of their losses."""
+    cfg, allocation = two_tasks()
+    model = detector(cfg)
+    groups = TaskGroups(dict(cfg.MTL.TASKS))
+    AllocationGates(model, groups)
+    trainer = trainer_for(cfg, model, [])  # for its optimizer
+    backward = MultiTaskBackward(model.parameters(), aggregator="PCGrad", tasks=groups.names)
+    with EventStorage():
+        for (step,) in zip(AllocatedLoader([batch_of(["", ""])], allocation), strict=True):
+            terms = [groups(model([image])) for image in step]
+            trainer.optimizer.zero_grad()
+            backward({task: sum(each[task] for each in terms) / 2 for task in groups.names})
+            trainer.optimizer.step()
+    expected = parameters(model)
+    moved = [
+        not torch.equal(p, q) for p, q in zip(expected, parameters(detector(cfg)), strict=True)
+    ]
+    assert sum(moved) > 0.9 * len(moved)
+    for found in results_of_two(__file__, tmp_path / "found"):
+        assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+if __name__ == "__main__":
+    work(in_two_processes)
