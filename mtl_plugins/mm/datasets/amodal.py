@@ -55,7 +55,7 @@ class AmodalCOCO(COCO):
 
 @DATASETS.register_module()
 class MetaGraspNetDataset(CocoDataset):
-    """`MetaGraspNet <https://arxiv.org/abs/2112.14663>`_ in the files of
+    """`MetaGraspNet <https://github.com/maximiliangilles/MetaGraspNet>`_ in the files of
     ``tools/dataset_converters/metagraspnet.py``: one class, UOAIS's keys.
 
     What an image has: ``img_path``; ``depth_path``, of an npz; ``instances``, each with the amodal

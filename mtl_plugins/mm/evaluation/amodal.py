@@ -42,7 +42,7 @@ class AmodalMetric(BaseMetric):
       ``segmentation``.
     - ``occlusion_accuracy``: share of right labels, occluded or not, among the predictions that
       match an object: one to one, by the IoU of the amodal masks. As in UOAIS
-      (``eval/eval_on_OSD_amodal.py``).
+      (``eval/eval_utils.py``).
     - ``occlusion_F1``: of the label *occluded*. A prediction so labelled that matches nothing is a
       false one, an occluded object that nothing matches a missed one. UOAIS's script counts right
       labels of both kinds instead, over all predictions and all objects, which is a measure of
