@@ -41,8 +41,8 @@ class AmodalMetric(BaseMetric):
       (``adet/evaluation/amodalvisible_evaluation.py``): ``visible_mask`` in place of
       ``segmentation``.
     - ``occlusion_accuracy``: share of right labels, occluded or not, among the predictions that
-      match an object: one to one, by the IoU of the amodal masks. As in UOAIS
-      (``eval/eval_utils.py``).
+      match an object: one to one, by the IoU of the amodal masks. UOAIS has it too; its script
+      (``eval/eval_utils.py``) pairs by F-measure and has no ``iou_thr``.
     - ``occlusion_F1``: of the label *occluded*. A prediction so labelled that matches nothing is a
       false one, an occluded object that nothing matches a missed one. UOAIS's script counts right
       labels of both kinds instead, over all predictions and all objects, which is a measure of
