@@ -76,10 +76,11 @@ class MTLTrainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase | None]:
         """Ours before those that write what they record, and after the timer."""
         timer, *others = super().build_hooks()
-        monitor = self.cfg.MTL.MONITOR
+        mtl = self.cfg.MTL
         ours: list[HookBase] = [RandomStates(self.cfg.SOLVER.CHECKPOINT_PERIOD)]
-        if monitor.INTERVAL:
-            ours.append(TaskInterferenceHook(monitor.INTERVAL, monitor.MEASURES))
+        if mtl.MONITOR.INTERVAL:
+            interval, measures = mtl.MONITOR.INTERVAL, mtl.MONITOR.MEASURES
+            ours.append(TaskInterferenceHook(interval, measures, mtl.REPRESENTATION))
         return [timer, *ours, *others]
 
     def resume_or_load(self, resume: bool = True) -> None:

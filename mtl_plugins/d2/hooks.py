@@ -7,7 +7,9 @@ from typing import Any
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from torch.nn.parallel import DistributedDataParallel
 
+from mtl_plugins.features import find_module
 from mtl_plugins.monitors import check_measures, scalars_of
 from mtl_plugins.random_states import random_states, set_random_states
 
@@ -24,16 +26,29 @@ class TaskInterferenceHook(HookBase):
         interval: Iterations between two records. Detectron2's writers look every 20 iterations, at
             what was recorded last.
         measures: Of ``"gds"``, ``"gms"``, ``"angles"`` and ``"fd"``.
+        representation: For ``"fd"``, the path of the module whose output the tasks share; at the
+            feature level it is that of ``multitask``.
     """
 
     def __init__(
-        self, interval: int = 20, measures: Sequence[str] = ("gds", "gms", "angles")
+        self,
+        interval: int = 20,
+        measures: Sequence[str] = ("gds", "gms", "angles"),
+        representation: str = "backbone",
     ) -> None:
         if interval < 1:
             raise ValueError(f"MTL.MONITOR.INTERVAL: expected at least 1, got {interval}")
         check_measures(measures, "MTL.MONITOR.MEASURES")
         self.interval = interval
         self.measures = tuple(measures)
+        self.representation = representation
+
+    def before_train(self) -> None:
+        if "fd" in self.measures:
+            model = self.trainer.model
+            model = model.module if isinstance(model, DistributedDataParallel) else model
+            module = find_module(model, self.representation, "MTL.REPRESENTATION")
+            self.trainer.multitask.watch(module)
 
     @property
     def _due(self) -> bool:
