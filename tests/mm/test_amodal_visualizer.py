@@ -172,15 +172,21 @@ def test_without_visible_masks_it_is_mmdetections(visualizer: AmodalVisualizer) 
 
 
 def test_by_mmdetections_hook(tmp_path: Path) -> None:
-    Image.fromarray(np.full((HEIGHT, WIDTH, 3), GREY, np.uint8)).save(tmp_path / "1.png")
+    scenes = [tmp_path / "scene1/1.png", tmp_path / "scene2/1.png"]
+    for path in scenes:
+        path.parent.mkdir()
+        Image.fromarray(np.full((HEIGHT, WIDTH, 3), GREY, np.uint8)).save(path)
     AmodalVisualizer.get_instance("amodal_hook", line_width=2)
     hook = DetVisualizationHook(draw=True, test_out_dir="drawn")
     hook._visualizer = AmodalVisualizer.get_instance("amodal_hook")
-    sample = DetDataSample(gt_instances=truth(), pred_instances=predictions())
-    sample.set_metainfo({"img_path": str(tmp_path / "1.png")})
     runner = SimpleNamespace(work_dir=str(tmp_path), timestamp="now")
-    hook.after_test_iter(runner, 0, {}, [sample])
-    drawn = np.asarray(Image.open(tmp_path / "now/drawn/1.png"), int) - GREY
+    for path in scenes:
+        sample = DetDataSample(gt_instances=truth(), pred_instances=predictions())
+        sample.set_metainfo({"img_path": str(path)})
+        hook.after_test_iter(runner, 0, {}, [sample])
+    out = tmp_path / "now/drawn"
+    assert sorted(path.name for path in out.iterdir()) == ["scene1_1.png", "scene2_1.png"]
+    drawn = np.asarray(Image.open(out / "scene2_1.png"), int) - GREY
     assert drawn.shape == (HEIGHT, 2 * WIDTH, 3)
     # Truth to the left, predictions to the right; they differ in their labels alone.
     left, right = drawn[:, :WIDTH], drawn[:, WIDTH:]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from mmdet.registry import VISUALIZERS
+from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks, bitmap_to_polygon
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.structures import InstanceData
@@ -33,6 +35,24 @@ class AmodalVisualizer(DetLocalVisualizer):
 
     def __init__(self, name: str = "visualizer", alpha: float = 0.5, **kwargs: Any) -> None:
         super().__init__(name, alpha=alpha, **kwargs)
+
+    def add_datasample(
+        self,
+        name: str,
+        image: np.ndarray,
+        data_sample: DetDataSample | None = None,
+        *args: Any,
+        out_file: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As MMDetection's; the folder of the image becomes part of the name of its drawing.
+
+        MetaGraspNet's images have the same names in every scene.
+        """
+        if out_file is not None and data_sample is not None and "img_path" in data_sample:
+            path = Path(out_file)
+            out_file = str(path.with_name(f"{Path(data_sample.img_path).parent.name}_{path.name}"))
+        super().add_datasample(name, image, data_sample, *args, out_file=out_file, **kwargs)
 
     def _draw_instances(
         self,
