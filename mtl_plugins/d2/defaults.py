@@ -85,7 +85,8 @@ class MTLTrainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
-        if isinstance(self.data_loader, TrainLoader):
+        # Any other, of a subclass, begins anew.
+        if isinstance(self.data_loader, (TrainLoader, AllocatedLoader)):
             self.data_loader.start = self.start_iter
 
     def run_step(self) -> None:
