@@ -99,7 +99,7 @@ class AllocationGates:
         groups: Which losses make which task.
 
     Raises:
-        ValueError: A part needs the images that do not have its task. In the first step: a loss
+        ValueError: A part needs the images that do not have its task. With the first batch: a loss
             comes from a part that looks at all images, or a head has losses of several tasks.
     """
 

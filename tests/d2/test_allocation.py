@@ -16,6 +16,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
@@ -438,46 +439,54 @@ def test_sta_with_one_image_a_step(aggregator, drawn, tmp_path):
     assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
-def two_tasks() -> tuple[CfgNode, TaskAllocation]:
+def two_tasks(aggregator: str) -> tuple[CfgNode, TaskAllocation]:
     """The first image has one task and the second the other, and then vice versa."""
     everything = ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 10**6]
     everything += ["MODEL.RPN.BATCH_SIZE_PER_IMAGE", 10**6, "SOLVER.CLIP_GRADIENTS.ENABLED", False]
-    cfg = small_config("MTL.AGGREGATOR.NAME", "PCGrad", "SOLVER.BASE_LR", 0.01, *everything)
+    cfg = small_config("MTL.AGGREGATOR.NAME", aggregator, "SOLVER.BASE_LR", 0.01, *everything)
     allocation = TaskAllocation(list(cfg.MTL.TASKS), gap=1, seed=3)
     assert allocation.tasks_of(0, 0, 0) != allocation.tasks_of(1, 0, 0)
     return cfg, allocation
 
 
-def in_two_processes(rank: int) -> list[Tensor]:
+def in_two_processes(rank: int) -> dict[str, list[Tensor]]:
     """One image each, two turns."""
-    cfg, allocation = two_tasks()
+    found = {}
+    for aggregator in ("Sum", "PCGrad"):
+        cfg, allocation = two_tasks(aggregator)
+        model = detector(cfg)
+        AllocationGates(model, TaskGroups(dict(cfg.MTL.TASKS)))
+        batches = AllocatedLoader([batch_of(["", ""])[rank : rank + 1]], allocation)
+        trainer = trainer_for(cfg, DistributedDataParallel(model, broadcast_buffers=False), batches)
+        trainer.train(0, 2)
+        found[aggregator] = parameters(model)
+    return found
+
+
+def in_one(aggregator: str) -> list[Tensor]:
+    """It goes over the images one by one, and takes the mean of their losses."""
+    cfg, allocation = two_tasks(aggregator)
     model = detector(cfg)
-    AllocationGates(model, TaskGroups(dict(cfg.MTL.TASKS)))
-    batches = AllocatedLoader([batch_of(["", ""])[rank : rank + 1]], allocation)
-    trainer = trainer_for(cfg, DistributedDataParallel(model, broadcast_buffers=False), batches)
-    trainer.train(0, 2)
+    groups = TaskGroups(dict(cfg.MTL.TASKS))
+    AllocationGates(model, groups)
+    optimizer = build_optimizer(cfg, model)
+    backward = MultiTaskBackward(model.parameters(), aggregator=aggregator, tasks=groups.names)
+    with EventStorage():
+        for step in AllocatedLoader([batch_of(["", ""])], allocation):
+            terms = [groups(model([image])) for image in step]
+            optimizer.zero_grad()
+            backward({task: sum(each[task] for each in terms) / 2 for task in groups.names})
+            optimizer.step()
+    moved = [
+        not torch.equal(p, q)
+        for p, q in zip(model.parameters(), detector(cfg).parameters(), strict=True)
+    ]
+    assert sum(moved) > 0.9 * len(moved)
     return parameters(model)
 
 
 def test_two_processes_train_as_one(tmp_path):
-    """One that goes over the images one by one, and takes the mean of their losses."""
-    cfg, allocation = two_tasks()
-    model = detector(cfg)
-    groups = TaskGroups(dict(cfg.MTL.TASKS))
-    AllocationGates(model, groups)
-    trainer = trainer_for(cfg, model, [])  # for its optimizer
-    backward = MultiTaskBackward(model.parameters(), aggregator="PCGrad", tasks=groups.names)
-    with EventStorage():
-        for (step,) in zip(AllocatedLoader([batch_of(["", ""])], allocation), strict=True):
-            terms = [groups(model([image])) for image in step]
-            trainer.optimizer.zero_grad()
-            backward({task: sum(each[task] for each in terms) / 2 for task in groups.names})
-            trainer.optimizer.step()
-    expected = parameters(model)
-    moved = [
-        not torch.equal(p, q) for p, q in zip(expected, parameters(detector(cfg)), strict=True)
-    ]
-    assert sum(moved) > 0.9 * len(moved)
+    expected = {aggregator: in_one(aggregator) for aggregator in ("Sum", "PCGrad")}
     for found in results_of_two(__file__, tmp_path / "found"):
         assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
