@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mtl_plugins.d2  # noqa: F401  # isort: skip  (before Detectron2, for the second process)
 import copy
+import shutil
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -437,6 +438,19 @@ def test_sta_with_one_image_a_step(aggregator, drawn, tmp_path):
     for task, loss in zip(last.tasks, last.losses, strict=True):
         assert (loss > 0.0) == (task in had)
     assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("gap", [1, 2], ids=["between batches", "between turns"])
+def test_resume_goes_on_with_the_next_turn(gap, drawn, tmp_path):
+    straight, seen = train("ista", drawn, tmp_path / "a", "MTL.ALLOCATION.GAP", gap)
+    (tmp_path / "b").mkdir()
+    shutil.copy(tmp_path / "a" / "model_0000001.pth", tmp_path / "b")
+    (tmp_path / "b" / "last_checkpoint").write_text("model_0000001.pth")
+    resumed, later = train("ista", drawn, tmp_path / "b", "MTL.ALLOCATION.GAP", gap)
+    assert later == seen[2:]
+    if gap == 1:  # otherwise batches are loaded again, and loading draws random numbers
+        for p, q in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
+            assert torch.equal(p, q)
 
 
 def two_tasks(aggregator: str) -> tuple[CfgNode, TaskAllocation]:
