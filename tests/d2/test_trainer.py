@@ -100,9 +100,8 @@ def plain(state: Any) -> list[Any]:
     [
         keys_of("MTL.AGGREGATOR", method("GradVac")) + ["MTL.WEIGHTING.NAME", "Uncertainty"],
         ["MTL.WEIGHTING.NAME", "FAMO"],
-        ["MTL.AGGREGATOR.NAME", "NashMTL", "SOLVER.AMP.ENABLED", True],
     ],
-    ids=["GradVac and Uncertainty", "FAMO", "bfloat16"],
+    ids=["GradVac and Uncertainty", "FAMO"],
 )
 def test_resumed_run_is_the_uninterrupted_one(options, cfg, tmp_path):
     """Killed after a checkpoint, and after an evaluation that drew random numbers."""
@@ -226,3 +225,11 @@ def test_loader_starts_in_the_middle(start, grouping, mixed):
         found = [[image["image_id"] for image in batch] for batch in islice(loader, 20 - first)]
         batches.append(found)
     assert batches[1] == batches[0][start:]
+
+
+def test_checkpoint_of_another_method(cfg):
+    cfg.MTL.AGGREGATOR.NAME = "MGDA"
+    trainer_for(cfg).train()
+    cfg.MTL.AGGREGATOR.NAME = "Sum"
+    with pytest.raises(ValueError, match="MTL.AGGREGATOR: the checkpoint was written with MGDA"):
+        trainer_for(cfg, resume=True)

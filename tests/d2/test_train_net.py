@@ -1,0 +1,118 @@
+"""``tools/train_net.py`` as a user types it, on drawn images in Detectron2's place for COCO."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from detectron2.engine import default_argument_parser
+from models import ROOT
+from PIL import Image
+from small import PANOPTIC, SMALL
+from train_net import setup
+
+TWO_STEPS = ["SOLVER.MAX_ITER", "2", "MTL.MONITOR.INTERVAL", "2", "SEED", "1"]
+TWO_STEPS += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]  # such a model is sure of nothing
+
+
+@pytest.fixture(scope="module")
+def datasets(coco, tmp_path_factory) -> Path:
+    """``DETECTRON2_DATASETS``."""
+    folder = tmp_path_factory.mktemp("datasets")
+    script = ROOT / "tools" / "dataset_converters" / "detectron2_coco.py"
+    subprocess.run([sys.executable, script, coco, folder / "coco"], check=True)
+    return folder
+
+
+def train_net(datasets: Path, *arguments: object) -> str:
+    """All that it prints."""
+    done = subprocess.run(
+        [sys.executable, "tools/train_net.py", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    return done.stdout
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+
+
+def test_train_resume_and_evaluate(datasets, tmp_path):
+    base = ["--config-file", SMALL, "OUTPUT_DIR", tmp_path, *TWO_STEPS]
+    method = ["MTL.AGGREGATOR.NAME", "CAGrad", "MTL.AGGREGATOR.C", "0.3"]
+    printed = train_net(datasets, *base, *method)
+    assert "copypaste: Task: segm" in printed
+    first = metrics(tmp_path)
+    assert first[0]["iteration"] == 1
+    assert "mtl/gds" in first[0]
+
+    longer = [*base, *method, "SOLVER.MAX_ITER", "4"]
+    assert "Starting training from iteration 2" in train_net(datasets, "--resume", *longer)
+    state = torch.load(tmp_path / "model_final.pth")["trainer"]
+    assert state["iteration"] == 3
+    assert state["_trainer"]["mtl"]["aggregator"]["type"] == "CAGrad"
+
+    weights = ["MODEL.WEIGHTS", tmp_path / "model_final.pth"]
+    assert "copypaste: Task: bbox" in train_net(datasets, "--eval-only", *base, *weights)
+
+
+def test_two_processes(datasets, tmp_path):
+    """On gloo, for want of GPUs."""
+    options = ["OUTPUT_DIR", tmp_path, *TWO_STEPS, "MTL.AGGREGATOR.NAME", "PCGrad"]
+    base = ["--config-file", SMALL, "--num-gpus", "2", "--dist-url", "auto"]
+    printed = train_net(datasets, *base, *options)
+    assert "World size: 2" in printed
+    assert "copypaste: Task: segm" in printed
+    assert (
+        len(torch.load(tmp_path / "model_final.pth")["trainer"]["hooks"]["RandomStates"]["ranks"])
+        == 2
+    )
+
+
+def test_panoptic_fpn(datasets, tmp_path):
+    options = ["OUTPUT_DIR", tmp_path, *TWO_STEPS, "MTL.AGGREGATOR.NAME", "MGDA"]
+    printed = train_net(datasets, "--config-file", PANOPTIC, *options)
+    assert "copypaste: Task: sem_seg" in printed
+    assert "copypaste: Task: segm" in printed
+    assert {"mtl/angle/box|mask", "mtl/loss/semantic"} < metrics(tmp_path)[0].keys()
+
+
+def test_unknown_key():
+    options = ["--config-file", str(SMALL), "MTL.AGREGATOR.NAME", "PCGrad"]
+    with pytest.raises(SystemExit, match="MTL.AGREGATOR.NAME: MTL has no 'AGREGATOR'; did you"):
+        setup(default_argument_parser().parse_args(options))
+
+
+def test_semantic_maps_are_those_that_detectron2_expects(coco, datasets):
+    """Things are 0, stuff counts from 1 in the order of its own categories."""
+    stuff = [c["id"] for c in COCO_CATEGORIES if not c["isthing"]]
+    content = json.loads((coco / "annotations" / "panoptic_train2017.json").read_text())
+    image = content["annotations"][0]
+    segments = np.asarray(
+        Image.open(coco / "annotations" / "panoptic_train2017" / image["file_name"]), np.int64
+    )
+    labels = np.asarray(
+        Image.open(datasets / "coco" / "panoptic_stuff_train2017" / image["file_name"])
+    )
+    seen = set()
+    for segment in image["segments_info"]:
+        colour = [segment["id"] >> shift & 255 for shift in (0, 8, 16)]
+        here = (segments == colour).all(-1)
+        category = segment["category_id"]
+        expected = stuff.index(category) + 1 if category in stuff else 0
+        assert (labels[here] == expected).all()
+        seen.add(expected)
+    assert 0 in seen
+    assert len(seen) > 1
