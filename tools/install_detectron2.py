@@ -7,6 +7,7 @@ package index, where pip checks its hash before anything of it is used, and inst
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -45,11 +46,13 @@ def main() -> None:
         here = Path(folder)
         wanted = here / "requirements.txt"
         wanted.write_text(f"{ARCHIVE} --hash=sha256:{SHA256}\n")
-        # Without isolation: to tell its metadata, the archive imports torch.
+        # To tell its metadata, the archive imports torch, and so cannot be isolated.
+        pip("install", "--target", here / "build", "setuptools>=77")
         options = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
-        pip("download", *options, "--requirement", wanted, "--dest", here)
-        with tarfile.open(next(here.glob("*.tar.gz"))) as archive:
-            archive.extractall(here, filter="data")
+        archive = ["--requirement", wanted, "--dest", here]
+        pip("download", *options, *archive, PYTHONPATH=str(here / "build"))
+        with tarfile.open(next(here.glob("*.tar.gz"))) as packed:
+            packed.extractall(here, filter="data")
         source = here / ARCHIVE.replace("==", "-")
         (source / "setup.py").unlink()
         (source / "setup.cfg").unlink()
@@ -57,10 +60,11 @@ def main() -> None:
         pip("install", "--constraint", CONSTRAINTS, "--no-compile", source)
 
 
-def pip(command: str, *arguments: str | Path) -> None:
+def pip(command: str, *arguments: str | Path, **env: str) -> None:
     """Runs pip, quietly."""
     quiet = ["--quiet", "--disable-pip-version-check"]
-    subprocess.run([sys.executable, "-m", "pip", command, *quiet, *arguments], check=True)
+    pip = [sys.executable, "-m", "pip", command, *quiet, *arguments]
+    subprocess.run(pip, check=True, env=os.environ | env)
 
 
 if __name__ == "__main__":
