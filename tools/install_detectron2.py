@@ -17,6 +17,7 @@ from pathlib import Path
 
 ARCHIVE = "pb1-detectron2==0.6"
 SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
+TOOLS = ("pip==25.1.1", "setuptools==80.9.0")  # with which it is taken
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 # In place of the archive's own build, which compiles sources that it does not have. The
 # requirements are those that are used; opencv is no wish of Detectron2's.
@@ -46,8 +47,9 @@ def main() -> None:
         here = Path(folder)
         wanted = here / "requirements.txt"
         wanted.write_text(f"{ARCHIVE} --hash=sha256:{SHA256}\n")
-        # To tell its metadata, the archive imports torch, and so cannot be isolated.
-        pip("install", "--target", here / "build", "setuptools>=77")
+        # To tell its metadata, the archive imports torch, and so cannot be isolated; and pip 26
+        # refuses what it tells, for a requirement that nobody asks for.
+        pip("install", "--target", here / "build", *TOOLS)
         options = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
         archive = ["--requirement", wanted, "--dest", here]
         pip("download", *options, *archive, PYTHONPATH=str(here / "build"))
