@@ -36,6 +36,7 @@ from torch import nn
 
 from mtl_plugins.d2 import MTLTrainer, add_mtl_config, launch
 from mtl_plugins.d2.config import unknown_key
+from mtl_plugins.d2.data import missing_data
 
 logger = logging.getLogger("detectron2.train_net")
 
@@ -98,6 +99,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def main(args: argparse.Namespace) -> Any:
     """Trains or evaluates, in one of the processes."""
     cfg = setup(args)
+    if problem := missing_data(cfg):
+        raise SystemExit(problem)
     if args.eval_only:
         model = Trainer.build_model(cfg)
         checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)

@@ -74,7 +74,7 @@ def _method(registry: Mapping[str, type], name: str = "") -> CfgNode:
 def build_groups(cfg: CfgNode) -> TaskGroups:
     """Which losses make which task."""
     with naming_keys():
-        return TaskGroups({task: _names(losses) for task, losses in cfg.MTL.TASKS.items()} or None)
+        return TaskGroups(dict(cfg.MTL.TASKS) or None)
 
 
 def build_multitask(
@@ -105,10 +105,6 @@ def build_multitask(
             total_steps=cfg.SOLVER.MAX_ITER,
             **options,
         )
-
-
-def _names(losses: str | Sequence[str]) -> list[str]:
-    return [losses] if isinstance(losses, str) else list(losses)
 
 
 def _arguments(node: CfgNode) -> dict[str, Any] | None:

@@ -1,16 +1,22 @@
-"""Train loaders that a resumed run continues where the interrupted one stood."""
+"""Train loaders that a resumed run continues, and what is wrong with the data of a config."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_train_loader
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.data.build import _train_loader_from_config
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from torch.utils.data import Sampler
+
+from mtl_plugins.registry import suggest
+
+PATHS = ("_root", "_dir", "_file", "_json")  # names of a data set's metadata that are paths
 
 
 class TrainLoader:
@@ -77,3 +83,29 @@ class _Rest(Sampler):
             return True
         image = self._options["dataset"][index]
         return bool(image["width"] > image["height"])
+
+
+def missing_data(cfg: CfgNode) -> str | None:
+    """Looks for data sets that are not there, before anything is built.
+
+    Returns:
+        The first problem: config key, what was found, what would be valid; None if there is none.
+    """
+    for split in ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[split]:
+            if name not in DatasetCatalog.list():
+                return f"DATASETS.{split}: no data set is registered as {name!r}; " + suggest(
+                    name, sorted(DatasetCatalog.list())
+                )
+            for key, path in MetadataCatalog.get(name).as_dict().items():
+                is_path = key.endswith(("_root", "_dir", "_file", "_json")) and isinstance(
+                    path, str
+                )
+                if is_path and not PathManager.exists(path):
+                    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+                    return (
+                        f"DATASETS.{split}: {name!r} needs {path!r}, which is not there. The "
+                        f"environment variable DETECTRON2_DATASETS, now {root!r}, says where "
+                        "Detectron2's own data sets are"
+                    )
+    return None

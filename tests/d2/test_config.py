@@ -11,9 +11,8 @@ from small import CONFIGS, SMALL, TwoTasks, config, toy_config, trainer_for
 
 from mtl_plugins.aggregation import build_aggregator
 from mtl_plugins.d2 import add_mtl_config
-from mtl_plugins.d2.config import build_multitask, unknown_key
+from mtl_plugins.d2.config import build_groups, build_multitask, unknown_key
 from mtl_plugins.regularization import build_regularizer
-from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import build_weighting
 
 METHODS = sorted(path.stem for path in (CONFIGS / "mtl").glob("*.yaml"))
@@ -22,8 +21,7 @@ MM = ROOT / "configs" / "_base_" / "mtl"
 
 def multitask(cfg):
     model = TwoTasks()
-    groups = TaskGroups({task: list(losses) for task, losses in cfg.MTL.TASKS.items()})
-    return build_multitask(cfg, model, list(model.parameters()), groups)
+    return build_multitask(cfg, model, list(model.parameters()), build_groups(cfg))
 
 
 def test_both_adapters_have_the_same_methods():

@@ -20,7 +20,7 @@ from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves
 
 from mtl_plugins.d2 import AllocatedLoader, MTLTrainer
-from mtl_plugins.d2.data import TrainLoader
+from mtl_plugins.d2.data import TrainLoader, missing_data
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +233,18 @@ def test_checkpoint_of_another_method(cfg):
     cfg.MTL.AGGREGATOR.NAME = "Sum"
     with pytest.raises(ValueError, match="MTL.AGGREGATOR: the checkpoint was written with MGDA"):
         trainer_for(cfg, resume=True)
+
+
+def test_missing_data(cfg, tmp_path):
+    assert missing_data(cfg) is None
+    cfg.DATASETS.TEST = ("drawn_vall",)
+    assert "DATASETS.TEST: no data set is registered as 'drawn_vall'; did you mean 'drawn_val'" in (
+        missing_data(cfg)
+    )
+    gone = tmp_path / "gone.json"
+    register_coco_instances("gone", {}, str(gone), str(tmp_path))
+    cfg.DATASETS.TRAIN = ("gone",)
+    message = missing_data(cfg)
+    DatasetCatalog.remove("gone")
+    MetadataCatalog.remove("gone")
+    assert message.startswith(f"DATASETS.TRAIN: 'gone' needs '{gone}', which is not there.")
