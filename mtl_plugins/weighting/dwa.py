@@ -18,7 +18,8 @@ class DWA(Weighting):
 
     Args:
         temperature: :math:`\tau`; the higher, the more equal the weights.
-        window: How many steps make a window; None for an epoch.
+        window: How many steps make a window; None for an epoch, and in a run that counts iterations
+            for a hundredth of it.
     """
 
     def __init__(self, temperature: float = 2.0, window: int | None = None) -> None:
@@ -66,10 +67,12 @@ class DWA(Weighting):
 
     def _size(self) -> int:
         size = self.window or self.steps_per_epoch
+        if size is None and self.total_steps is not None:
+            size = max(1, self.total_steps // 100)
         if size is None:
             raise ValueError(
-                "weighting: DWA.window: how many steps make a window? By default it is an epoch, "
-                "but this run counts iterations, or has one epoch"
+                "weighting: DWA.window: how many steps make a window? By default it is an epoch, or "
+                "a hundredth of the run, and neither is known here"
             )
         return size
 

@@ -319,10 +319,10 @@ def test_dwa_learns_the_length_of_an_epoch(tmp_path):
     assert len({1.0, seen[12], seen[18]}) == 3
 
 
-def test_dwa_needs_a_window_where_there_are_no_epochs(tmp_path):
-    runner = make_runner(tmp_path, mtl("Sum", weighting="DWA"))
-    with pytest.raises(ValueError, match="weighting: DWA.window"):
-        runner.train()
+def test_dwa_has_a_window_where_there_are_no_epochs(tmp_path):
+    runner = make_runner(tmp_path, mtl("Sum", weighting="DWA"), iters=4)
+    runner.train()
+    assert runner.optim_wrapper.multitask.last.weights.tolist() != [1.0, 1.0]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

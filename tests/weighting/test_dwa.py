@@ -80,10 +80,20 @@ def test_window_comes_before_the_epoch():
     assert weights["a"] < weights["b"]
 
 
-def test_run_without_epochs_has_to_say_how_long_a_window_is():
-    with pytest.raises(
-        ValueError, match=r"weighting: DWA\.window: .*counts iterations, or has one epoch"
-    ):
+@pytest.mark.parametrize(("total", "window"), [(400, 4), (30, 1)])
+def test_in_a_run_without_epochs_a_window_is_a_hundredth_of_it(total, window):
+    by_default, given = DWA(), DWA(window=window)
+    by_default.total_steps = total
+    for step in range(5 * window):
+        losses = {"a": 1.0 / (1 + step), "b": 1.0 + step}
+        assert by_default.weights("ab") == given.weights("ab")
+        by_default.update(losses)
+        given.update(losses)
+    assert given.weights("ab")["a"] < 1.0
+
+
+def test_where_the_length_of_the_run_is_unknown_the_window_has_to_be_given():
+    with pytest.raises(ValueError, match=r"weighting: DWA\.window: .* neither is known"):
         DWA().weights(["a"])
 
 
