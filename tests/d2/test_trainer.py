@@ -173,7 +173,7 @@ def test_what_is_logged(options, cfg):
         (["MTL.MONITOR.INTERVAL", -1], "MTL.MONITOR.INTERVAL: expected at least 1"),
         (["MTL.AGGREGATOR.NAME", "Summ"], "MTL.AGGREGATOR.NAME: .*'Summ'"),
         (["MTL.ALLOCATION.NAME", "IST"], "MTL.ALLOCATION.NAME: .*'ISTA'"),
-        (["MTL.WEIGHTING.NAME", "DWA"], "MTL.WEIGHTING: DWA.window: how many steps"),
+        (["MTL.WEIGHTING.NAME", "DWAY"], "MTL.WEIGHTING.NAME: .*did you mean 'DWA'"),
         (["MTL.TASKS.mask", ["loss_msk", "loss_mask"]], "MTL.TASKS.mask: 'loss_msk' matches none"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
