@@ -152,6 +152,17 @@ class TestRead:
         assert steps.tolist() == [10, 20, 30, 35]
         assert values.tolist() == [0.0, 0.0, 1.0, 2.0]
 
+    def test_detectron2_goes_on_in_one_file_and_counts_from_0(self, tmp_path):
+        """Killed after 60 iterations and resumed from the checkpoint of 30."""
+        steps = (19, 39, 59, 39, 49)
+        lines = [{"mtl/gds": float(i), "iteration": step} for i, step in enumerate(steps)]
+        lines.insert(2, {"bbox/AP": math.nan, "iteration": 40})
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / "metrics.json").write_text(text)
+        steps, values = read_curves(tmp_path)["mtl/gds"]
+        assert steps.tolist() == [20, 40, 50]
+        assert values.tolist() == [0.0, 3.0, 4.0]
+
     def test_a_start_without_scalars_of_the_hook_changes_nothing(self, tmp_path):
         write(tmp_path, [record(10)])
         other = tmp_path / "20260102_000000" / "vis_data" / "scalars.json"

@@ -129,23 +129,23 @@ def main() -> None:
         memory = {name: measure(cfg, work_dir, device) / MIB for name, cfg in configs.items()}
         keep_freed_memory()
         plain = step_of(configs[BASELINE], work_dir)
-        print(f"{'':<24} {'s a step':>9} {'x sum':>6} {'peak MiB':>9} {'x sum':>6}")
+        rows = [f"{'':<24} {'s a step':>9} {'x sum':>6} {'peak MiB':>9} {'x sum':>6}"]
         for name in args.mtl:
             seconds = timed({BASELINE: plain, name: step_of(configs[name], work_dir)})
             ratios = seconds[name] / seconds[BASELINE], memory[name] / memory[BASELINE]
-            print(
+            rows.append(
                 f"{name:<24} {seconds[name]:9.3f} {ratios[0]:6.2f} "
-                f"{memory[name]:9.0f} {ratios[1]:6.2f}",
-                flush=True,
+                f"{memory[name]:9.0f} {ratios[1]:6.2f}"
             )
         if args.shared:
             parts = parts_of(configs[BASELINE], args.shared, work_dir)
             seconds = timed({BASELINE: plain, **parts})
             total = sum(seconds[name] for name in parts)
             words = ", ".join(f"{name} {seconds[name]:.3f}" for name in parts)
-            print(
-                f"{'sum of the parts':<24} {total:9.3f} {total / seconds[BASELINE]:6.2f}  ({words})"
-            )
+            ratio = total / seconds[BASELINE]
+            rows.append(f"{'sum of the parts':<24} {total:9.3f} {ratio:6.2f}  ({words})")
+    # At the end, since loading the data prints lines of its own.
+    print("\n".join(rows))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python tools/analysis/plot_interference.py work_dirs/RUN [work_dirs/RUN ...] --baseline sum
 
-Reads what TaskInterferenceHook wrote to MMEngine's own ``<timestamp>/vis_data/scalars.json``. The
-page stands beside the picture, has everything in it, and can be sent to somebody as it is.
+Reads what TaskInterferenceHook wrote to MMEngine's own ``<timestamp>/vis_data/scalars.json``, or to
+Detectron2's ``metrics.json``. The page stands beside the picture, has everything in it, and can be
+sent to somebody as it is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,14 +129,19 @@ def labels(runs: Sequence[Path]) -> list[str]:
 
 
 def scalars_files(run: Path) -> list[Path]:
-    """The scalar logs of a work directory, oldest first: one for each start and resume.
+    """The scalar logs of a work directory, oldest first.
+
+    MMEngine begins one at each start and resume, Detectron2 goes on with the one it has.
 
     Raises:
         SystemExit: There is none.
     """
-    files = sorted(run.glob("*/vis_data/scalars.json"))
+    files = sorted(run.glob("*/vis_data/scalars.json")) or list(run.glob("metrics.json"))
     if not files:
-        raise SystemExit(f"{run}: no */vis_data/scalars.json in it; is it the work_dir of a run?")
+        raise SystemExit(
+            f"{run}: no */vis_data/scalars.json in it and no metrics.json; is it the work_dir (in "
+            "Detectron2, OUTPUT_DIR) of a run?"
+        )
     return files
 
 
@@ -160,7 +167,9 @@ def read_records(file: Path) -> list[tuple[int, dict[str, float]]]:
             continue
         scalars = {name: value for name, value in record.items() if name.startswith("mtl/")}
         if scalars:
-            records.append((record["step"], scalars))
+            # Detectron2 counts from 0.
+            step = record["step"] if "step" in record else record["iteration"] + 1
+            records.append((step, scalars))
     return records
 
 
@@ -171,15 +180,17 @@ def read_curves(run: Path) -> Curves:
         SystemExit: There is no log, or the hook wrote nothing to it.
     """
     points: dict[str, dict[int, float]] = {}
-    for file in scalars_files(run):
-        records = read_records(file)
-        first = min((step for step, _ in records), default=float("inf"))
-        for name, curve in points.items():
+    last = -1
+    for step, scalars in chain.from_iterable(map(read_records, scalars_files(run))):
+        if step <= last:
             # What came after the checkpoint that was resumed from is no part of this training.
-            points[name] = {step: value for step, value in curve.items() if step < first}
-        for step, scalars in records:
-            for name, value in scalars.items():
-                points.setdefault(name, {})[step] = value
+            points = {
+                name: {s: value for s, value in curve.items() if s < step}
+                for name, curve in points.items()
+            }
+        for name, value in scalars.items():
+            points.setdefault(name, {})[step] = value
+        last = step
     curves = {}
     for name in [name for panel in PANELS for name in names_of(panel, points)]:
         curve = sorted(points[name].items())
@@ -188,7 +199,10 @@ def read_curves(run: Path) -> Curves:
         if there.any():
             curves[name] = steps.astype(int), np.where(there, values, np.nan)
     if not curves:
-        raise SystemExit(f"{run}: no mtl/ scalars in it; add TaskInterferenceHook to custom_hooks")
+        raise SystemExit(
+            f"{run}: no mtl/ scalars in it; add TaskInterferenceHook to custom_hooks "
+            "(in Detectron2, set MTL.MONITOR.INTERVAL)"
+        )
     return curves
 
 
