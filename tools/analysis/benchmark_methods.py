@@ -3,7 +3,9 @@
     python tools/analysis/benchmark_methods.py CONFIG --mtl pcgrad mgda+feature uncertainty
 
 The names are those of --mtl in tools/train.py. A step is what the runner does with a batch:
-forward, backward, method and optimizer. All see the same batch of the config's data. The table has
+forward, backward, method and optimizer, whose learning rate is 0. All see the same batch of the
+config's data. How many objects a detector finds there, and so what a step costs, depends on its
+weights: --checkpoint. The table has
 
 * the median seconds of a step, also relative to the plain sum, which is timed in turn with each
   method. On the CPU it is processor time, which other programs on the machine do not lengthen;
@@ -46,9 +48,11 @@ def build(cfg: Config, work_dir: str) -> tuple[Runner, Any]:
     """A runner with the model in training mode, and a batch."""
     cfg = Config({**cfg.to_dict(), "work_dir": work_dir, "log_level": "ERROR"})
     cfg.randomness = {"seed": 0, **cfg.get("randomness", {})}
+    cfg.optim_wrapper.optimizer.lr = 0.0  # or a later step would find other objects
     runner = Runner.from_cfg(cfg)
     batch = next(iter(runner.build_dataloader(cfg.train_dataloader, seed=runner.seed)))
     runner.model.init_weights()
+    runner.load_or_resume()
     runner.model.train()
     return runner, batch
 
@@ -106,6 +110,7 @@ def main() -> None:
     )
     parser.add_argument("config", help="train config file path")
     parser.add_argument("--mtl", nargs="+", metavar="NAME", required=True, help="methods")
+    parser.add_argument("--checkpoint", help="weights of the model; by default its initial ones")
     parser.add_argument("--repeats", type=int, default=5, help="steps to take the median of")
     parser.add_argument("--shared", help="path of the module whose output the tasks share")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="as for train.py")
@@ -113,6 +118,7 @@ def main() -> None:
 
     def config(name: str) -> Config:
         cfg = lay_over(Config.fromfile(args.config), name)
+        cfg.load_from = args.checkpoint or cfg.get("load_from")
         if args.cfg_options is not None:
             cfg.merge_from_dict(args.cfg_options)
         return cfg
