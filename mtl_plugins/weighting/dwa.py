@@ -71,8 +71,8 @@ class DWA(Weighting):
             size = max(1, self.total_steps // 100)
         if size is None:
             raise ValueError(
-                "weighting: DWA.window: how many steps make a window? By default it is an epoch, or "
-                "a hundredth of the run, and neither is known here"
+                "weighting: DWA.window: how many steps make a window? By default it is an epoch "
+                "or a hundredth of the run, and neither is known here"
             )
         return size
 
