@@ -23,7 +23,9 @@ def results_of_two(file: str, out: Path) -> list[Any]:
         cwd=ROOT,
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(map(str, [ROOT, ROOT / "tests", ROOT / "tests/mm"])),
+            "PYTHONPATH": os.pathsep.join(
+                str(ROOT / folder) for folder in (".", "tools", "tests", "tests/mm")
+            ),
             "OMP_NUM_THREADS": "1",
         },
         stdout=subprocess.PIPE,

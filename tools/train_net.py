@@ -54,8 +54,9 @@ class Trainer(MTLTrainer):
             "cityscapes_instance": CityscapesInstanceEvaluator,
             "cityscapes_sem_seg": CityscapesSemSegEvaluator,
             "pascal_voc": PascalVOCDetectionEvaluator,
-            "lvis": LVISEvaluator,
         }
+        if kind == "lvis":
+            return LVISEvaluator(dataset_name, output_dir=out)
         if kind in single:
             return single[kind](dataset_name)
         evaluators: list[DatasetEvaluator] = []
@@ -99,7 +100,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 def main(args: argparse.Namespace) -> Any:
     """Trains or evaluates, in one of the processes."""
     cfg = setup(args)
-    if problem := missing_data(cfg):
+    if problem := missing_data(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST")):
         raise SystemExit(problem)
     if args.eval_only:
         model = Trainer.build_model(cfg)

@@ -1,4 +1,4 @@
-# The same with two ResNet-50, as UOAIS-Net itself.
+# The same with two ResNet-50, as in UOAIS-Net.
 _base_ = ["./uoais_r18_fpn_rgbd.py"]
 
 model = dict(

@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from mtl_plugins.allocation import BatchTasks, TaskAllocation, zero
+from mtl_plugins.d2.config import tasks_of
 from mtl_plugins.d2.data import TrainLoader
 from mtl_plugins.registry import suggest
 from mtl_plugins.tasks import TaskGroups
@@ -63,12 +64,12 @@ class AllocatedLoader:
                 f"MTL.ALLOCATION.NAME: nothing is called {options.NAME!r}; "
                 f"{suggest(options.NAME, names)}"
             )
-        if not cfg.MTL.TASKS:
+        if not (tasks := list(tasks_of(cfg))):
             raise ValueError("MTL.ALLOCATION: name the tasks that images are to have in MTL.TASKS")
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         gap = options.GAP if options.NAME == "ISTA" else None
         try:
-            allocation = TaskAllocation(list(cfg.MTL.TASKS), options.TASKS_PER_SAMPLE, gap, seed)
+            allocation = TaskAllocation(tasks, options.TASKS_PER_SAMPLE, gap, seed)
         except ValueError as error:
             raise ValueError(f"MTL.ALLOCATION: {error}") from error
         return {"batches": batches, "allocation": allocation}
@@ -116,11 +117,12 @@ class AllocationGates:
         sem_seg_head = getattr(model, "sem_seg_head", None)
         if isinstance(sem_seg_head, SemSegFPNHead):
             self._gate_sem_seg_head(sem_seg_head)
-        model.register_forward_pre_hook(self._before)
+        model.register_forward_pre_hook(self._before, with_kwargs=True)
         model.register_forward_hook(self._after)
 
-    def _before(self, model: nn.Module, args: tuple[Sequence[Mapping[str, Any]]]) -> None:
-        self._images.note(image.get("tasks") for image in args[0])
+    def _before(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        (images,) = (*args, *kwargs.values())
+        self._images.note(image.get("tasks") for image in images)
         self._computed.clear()
 
     def _after(self, model: nn.Module, args: Any, losses: Losses) -> None:

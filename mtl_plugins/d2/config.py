@@ -41,7 +41,7 @@ def add_mtl_config(cfg: CfgNode) -> None:
     """
     cfg.MTL = mtl = CfgNode()
     # Names of the losses of each task, shell patterns allowed: {mask: [loss_mask], ...}. Without
-    # any, every loss is a task.
+    # any, every loss is a task. An empty list takes a task of the base config away.
     mtl.TASKS = CfgNode(new_allowed=True)
     mtl.AGGREGATOR = _method(AGGREGATORS, "Sum")
     mtl.WEIGHTING = _method(WEIGHTINGS)
@@ -71,10 +71,15 @@ def _method(registry: Mapping[str, type], name: str = "") -> CfgNode:
     return node
 
 
+def tasks_of(cfg: CfgNode) -> dict[str, Any]:
+    """The losses of each task: a config cannot take a key of its base away, but empty it."""
+    return {task: losses for task, losses in cfg.MTL.TASKS.items() if losses}
+
+
 def build_groups(cfg: CfgNode) -> TaskGroups:
     """Which losses make which task."""
     with naming_keys():
-        return TaskGroups(dict(cfg.MTL.TASKS) or None)
+        return TaskGroups(tasks_of(cfg) or None)
 
 
 def build_multitask(
@@ -109,17 +114,21 @@ def build_multitask(
 
 def _arguments(node: CfgNode) -> dict[str, Any] | None:
     """``dict(type=name, ...)`` of a node that has a name."""
-    name = _value(node.NAME)
+    name = _value("NAME", node.NAME)
     if not name:
         return None
-    given = {k.lower(): _value(v) for k, v in node.items() if k != "NAME" and v is not None}
+    given = {k.lower(): _value(k, v) for k, v in node.items() if k != "NAME" and v is not None}
     return given | (dict(name) if isinstance(name, Mapping) else {"type": name})
 
 
-def _value(value: Any) -> Any:
+def _value(key: str, value: Any) -> Any:
     """A dict is written as text, since yacs has none."""
-    is_dict = isinstance(value, str) and value.lstrip().startswith("{")
-    return yaml.safe_load(value) if is_dict else value
+    if not (isinstance(value, str) and value.lstrip().startswith("{")):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{key}: {value!r} is no dict in YAML, such as '{{a: 1.0}}'") from error
 
 
 @contextmanager

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.data.build import _train_loader_from_config
+from detectron2.data.common import DatasetFromList
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch.utils.data import Sampler
 
 from mtl_plugins.registry import suggest
 
-PATHS = ("_root", "_dir", "_file", "_json")  # names of a data set's metadata that are paths
+# Ends of the names of a data set's metadata that are paths.
+PATHS = ("_root", "_dir", "_file", "_json", "dirname")
 
 
 class TrainLoader:
     """The batches of ``build_detection_train_loader``, from the first one or from a later one.
 
     What comes before is not loaded. A later start finds the same images if the sampler has the same
-    seed, which it has with ``SEED`` set. Augmentations are drawn anew for images that were loaded
-    and still waited for others of their orientation, and by workers.
+    seed, which it has with ``SEED`` set, and with ``DATALOADER.NUM_WORKERS`` 0: workers take the
+    images in another order than the sampler's. Augmentations are drawn anew for images that were
+    loaded and still waited for others of their orientation, and by workers.
 
     Args:
         cfg: Of Detectron2.
@@ -37,6 +40,9 @@ class TrainLoader:
 
     def __init__(self, cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any] | None = None) -> None:
         self._options = _train_loader_from_config(cfg, mapper=mapper)
+        if isinstance(self._options["dataset"], list):
+            # Serialised, as Detectron2 would keep it: a large list of dicts is several times that.
+            self._options["dataset"] = DatasetFromList(self._options["dataset"], copy=False)
         self.start = 0
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
@@ -85,22 +91,24 @@ class _Rest(Sampler):
         return bool(image["width"] > image["height"])
 
 
-def missing_data(cfg: CfgNode) -> str | None:
+def missing_data(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> str | None:
     """Looks for data sets that are not there, before anything is built.
+
+    Args:
+        cfg: Of Detectron2.
+        splits: Keys of ``DATASETS`` that are needed.
 
     Returns:
         The first problem: config key, what was found, what would be valid; None if there is none.
     """
-    for split in ("TRAIN", "TEST"):
+    for split in splits:
         for name in cfg.DATASETS[split]:
             if name not in DatasetCatalog.list():
                 return f"DATASETS.{split}: no data set is registered as {name!r}; " + suggest(
                     name, sorted(DatasetCatalog.list())
                 )
             for key, path in MetadataCatalog.get(name).as_dict().items():
-                is_path = key.endswith(("_root", "_dir", "_file", "_json")) and isinstance(
-                    path, str
-                )
+                is_path = key.endswith(PATHS) and isinstance(path, str)
                 if is_path and not PathManager.exists(path):
                     root = os.environ.get("DETECTRON2_DATASETS", "datasets")
                     return (

@@ -52,6 +52,13 @@ def test_config_builds(path):
     assert multitask(cfg).tasks == list(cfg.MTL.TASKS)
 
 
+def test_tasks_of_a_base_config_are_exchanged(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    tasks = "detection: [], rpn: [loss_rpn_*], box: [loss_cls, loss_box_reg]"
+    mine.write_text(f'_BASE_: "{SMALL}"\nMTL: {{TASKS: {{{tasks}}}}}')
+    assert sorted(multitask(config(file=mine)).tasks) == ["box", "mask", "rpn"]
+
+
 @pytest.mark.parametrize(
     ("options", "part", "expected"),
     [

@@ -172,6 +172,7 @@ def test_what_is_logged(options, cfg):
         (["MTL.MONITOR.MEASURES", ["gdss"]], "MTL.MONITOR.MEASURES: 'gdss' is none; .*'gds'"),
         (["MTL.MONITOR.INTERVAL", -1], "MTL.MONITOR.INTERVAL: expected at least 1"),
         (["MTL.AGGREGATOR.NAME", "Summ"], "MTL.AGGREGATOR.NAME: .*'Summ'"),
+        (["MTL.AGGREGATOR.NAME", "{type: Sum"], "NAME: '{type: Sum' is no dict in YAML"),
         (["MTL.ALLOCATION.NAME", "IST"], "MTL.ALLOCATION.NAME: .*'ISTA'"),
         (["MTL.WEIGHTING.NAME", "DWAY"], "MTL.WEIGHTING.NAME: .*did you mean 'DWA'"),
         (["MTL.TASKS.mask", ["loss_msk", "loss_mask"]], "MTL.TASKS.mask: 'loss_msk' matches none"),

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmdet.registry import METRICS
 from mmengine.logging import MMLogger
+from mmengine.registry import DefaultScope
 from pycocotools import mask as coco_mask
 from two_processes import results_of_two, work
 
@@ -113,7 +114,8 @@ def measure(
     with TemporaryDirectory() as folder:
         ann_file = write(Path(folder) / "val.json", truth)
         config = {"type": "AmodalMetric", "ann_file": ann_file, "prefix": "it", **options}
-        metric = METRICS.build(config)
+        with DefaultScope.overwrite_default_scope("mmdet"):  # not that of another test's runner
+            metric = METRICS.build(config)
         metric.dataset_meta = {"classes": ("object",)}
         for image, things in enumerate(predicted, start=1):
             metric.process({}, [sample(image, things)])

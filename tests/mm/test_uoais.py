@@ -16,17 +16,25 @@ from mmdet.models.task_modules import SamplingResult
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.structures import InstanceData
 from models import build_detector
 from torch import Tensor, nn
 from torch.nn import functional as F
+from train import lay_over
 
-from mtl_plugins import MultiTaskBackward
 from mtl_plugins.mm.models import HierarchicalOcclusionHead, RGBDDataPreprocessor, RGBDResNet
 from mtl_plugins.mm.models.uoais import Outputs
 from mtl_plugins.tasks import TaskGroups
 
 SMALL = Config.fromfile(ROOT / "configs/metagraspnet/uoais_r18-small_fpn_rgbd.py")
+# Table 1 of the paper, and the three that are left out there.
+GRADIENTS = ("pcgrad", "gradvac", "rgw", "mgda", "cagrad", "aligned_mtl", "imtl", "cosreg")
+WEIGHTS = ("uncertainty", "rlw", "famo", "dwa", "gradnorm")
+METHODS = [
+    *("sum", *GRADIENTS, "graddrop", "nash_mtl", *WEIGHTS),
+    *(f"{name}+feature" for name in (*GRADIENTS, "graddrop")),
+]
 SIZE = (96, 128)
 RESNET = {"depth": 18, "base_channels": 8, "norm_eval": False}
 
@@ -94,6 +102,13 @@ def test_pretrained_weights_load_into_both_trunks(tmp_path: Any) -> None:
             torch.testing.assert_close(trunk.state_dict()[name], value, msg=name)
 
 
+def test_depth_trains_where_colour_is_frozen() -> None:
+    backbone = RGBDResNet(**RESNET, frozen_stages=1)
+    assert all(p.requires_grad for p in backbone.depth.parameters())
+    frozen = {n.split(".")[0] for n, p in backbone.rgb.named_parameters() if not p.requires_grad}
+    assert frozen == {"conv1", "bn1", "layer1"}
+
+
 @pytest.mark.parametrize("part", ["rgb", "depth"])
 def test_each_stage_fuses_colour_and_depth_as_a_grey_picture(part: str) -> None:
     backbone = RGBDResNet(**RESNET).eval()
@@ -135,15 +150,34 @@ def test_the_preprocessor_normalises_four_channels_and_pads_both_kinds_of_masks(
     assert truth.visible_masks.masks.sum() == 50
     with pytest.raises(ValueError, match=r"data_preprocessor\.mean: expected four values"):
         RGBDDataPreprocessor(mean[:3], std)
+    with pytest.raises(ValueError, match="an image has 3 channels, not 4: LoadDepth is missing"):
+        preprocess({"inputs": [image[:3]], "data_samples": [sample()]})
 
 
 def test_seven_losses_and_every_parameter_learns(model: nn.Module) -> None:
+    for name, p in model.backbone.named_parameters():
+        if name.endswith("gn2.weight"):  # MMDetection's blocks begin with zero here
+            nn.init.ones_(p)
     losses = losses_of(model, [sample(*TWO, occluded=[1, 0]), sample(TWO[0])])
     tasks = TaskGroups(SMALL.optim_wrapper.tasks)(losses)
     assert len(tasks) == len(losses) == 7
     assert all(loss.isfinite() and loss > 0 for loss in tasks.values())
-    MultiTaskBackward(model.parameters(), "MGDA")(tasks)
-    assert not [name for name, p in model.named_parameters() if p.grad is None]
+    sum(tasks.values()).backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_of_the_paper_takes_a_step(name: str, model: nn.Module) -> None:
+    cfg = lay_over(Config(deepcopy(SMALL.to_dict())), name)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    wrapper.initialize_count_status(model, 0, 100)
+    before = [p.detach().clone() for p in model.parameters()]
+    images = [torch.rand(4, *SIZE) * 255 for _ in range(2)]
+    samples = [sample(*TWO, occluded=[1, 0]), sample(TWO[0])]
+    model.train_step({"inputs": images, "data_samples": samples}, wrapper)
+    assert len(wrapper.multitask.last.tasks) == 7 and not wrapper.multitask.last.nonfinite
+    moved = [not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True)]
+    assert sum(moved) > len(moved) / 2
 
 
 @pytest.mark.parametrize("boxes", [[], [TWO[0]]], ids=["no object", "nothing hidden"])
@@ -228,6 +262,56 @@ def test_occlusion_without_examples_is_no_loss() -> None:
     loss = head.loss(logits, torch.zeros(0, dtype=torch.long))
     loss.backward()
     assert loss == 0
+
+
+def test_predictions_are_what_the_heads_say(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes = [torch.tensor([[8.0, 8, 36, 36], [50, 30, 106, 86]]), torch.zeros(0, 4)]
+    left = torch.full((2, 1, 28, 28), -20.0)
+    left[..., :14] = 20.0
+    whole = torch.full((2, 1, 28, 28), 20.0)
+    occlusion = torch.tensor([[-20.0, 20.0], [20.0, -20.0]])
+    outputs = {"outputs": Outputs(left, whole, occlusion)}
+    monkeypatch.setattr(model.roi_head, "_mask_forward", lambda x, rois: outputs)
+    found = [InstanceData(bboxes=b, labels=torch.zeros(len(b), dtype=torch.long)) for b in boxes]
+    metas = [sample().metainfo, sample().metainfo]
+    first, second = model.roi_head.predict_mask((), metas, found)
+    assert first.occluded.tolist() == [1, 0]
+    torch.testing.assert_close(first.occlusion_scores, torch.tensor([1.0, 0.0]))
+    expected = rectangles([(8, 8, 36, 36), (50, 30, 106, 86)]).masks
+    halves = rectangles([(8, 8, 22, 36), (50, 30, 78, 86)]).masks
+    np.testing.assert_array_equal(first.masks.numpy(), expected)
+    np.testing.assert_array_equal(first.visible_masks.numpy(), halves)
+    assert len(second.masks) == len(second.visible_masks) == len(second.occluded) == 0
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("bbox_head", {"num_classes": 80}, r"bbox_head\.num_classes: expected 1, got 80"),
+        ("bbox_head", {"num_shared_convs": 0, "num_shared_fcs": 1}, r"bbox_head\.num_shared_convs"),
+        ("mask_head", {"conv_out_channels": 64}, "conv_out_channels of the heads have to be equal"),
+        ("mask_roi_extractor", {"roi_layer": {"output_size": 7}}, r"mask_roi.*: expected 14"),
+    ],
+)
+def test_heads_that_do_not_fit_are_named(part: str, changes: dict, message: str) -> None:
+    cfg = deepcopy(SMALL.model)
+    for key, value in changes.items():
+        old = cfg.roi_head[part].get(key)
+        cfg.roi_head[part][key] = {**old, **value} if isinstance(value, dict) else value
+    with pytest.raises(ValueError, match=rf"model\.roi_head\.{message}"):
+        build_detector(cfg)
+
+
+@pytest.mark.parametrize("name", ["uoais_r18_fpn_rgbd", "uoais_r50_fpn_rgbd"])
+def test_the_paper_s_sizes_build(name: str) -> None:
+    cfg = Config.fromfile(ROOT / f"configs/metagraspnet/{name}.py").model
+    cfg.backbone.init_cfg = None
+    features = build_detector(cfg).eval().extract_feat(torch.rand(1, 4, 64, 64))
+    assert [tuple(f.shape[1:]) for f in features] == [
+        (256, 16 // 2**i, 16 // 2**i) for i in range(5)
+    ]
 
 
 def predictions(model: nn.Module, score_thr: float, scale: float) -> list[InstanceData]:

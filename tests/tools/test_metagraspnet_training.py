@@ -10,7 +10,9 @@ import pytest
 from commands import run
 from dataset_converters import metagraspnet as converter
 from make_demo_data import main as draw
+from mmdet.registry import DATASETS
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
 CONFIG = "configs/metagraspnet/uoais_r18-small_fpn_rgbd.py"
 TASKS = ("rpn_cls", "rpn_box", "cls", "box", "visible", "amodal", "occlusion")
@@ -47,8 +49,10 @@ def test_train_and_test_print_the_paper_s_columns(root: Path, tmp_path: Path, mt
 
     command = ["tools/test.py", CONFIG, str(tmp_path / "iter_2.pth"), "--work-dir", str(tmp_path)]
     printed = run(*command, coco=root, METAGRASPNET_ROOT=str(root))
-    for column in [*COLUMNS, "occlusion_accuracy", "occlusion_F1"]:
-        assert re.search(rf"{column}: (-?\d\.\d+|nan)", printed), (column, printed[-2000:])
+    for column in COLUMNS:
+        assert re.search(rf"{column}: [01]\.\d+", printed), (column, printed[-2000:])
+    for column in ("occlusion_accuracy", "occlusion_F1"):  # of nothing, perhaps
+        assert re.search(rf"{column}: ([01]\.\d+|nan)", printed), (column, printed[-2000:])
 
 
 def test_what_methods_cost_on_a_config(root: Path) -> None:
@@ -63,10 +67,15 @@ def test_what_methods_cost_on_a_config(root: Path) -> None:
     assert re.search(r"sum of the parts +\d+\.\d+ +\d+\.\d+  \(forward \S+, heads \S+, ", printed)
 
 
-def test_the_other_configs_are_whole() -> None:
-    for name in ("uoais_r18_fpn_rgbd", "uoais_r50_fpn_rgbd"):
-        cfg = Config.fromfile(f"configs/metagraspnet/{name}.py")
-        assert list(cfg.optim_wrapper.tasks) == list(TASKS)
-        assert cfg.model.backbone.init_cfg.checkpoint.endswith(
-            name.split("_")[1].replace("r", "resnet")
-        )
+def test_the_paper_s_pipeline(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METAGRASPNET_ROOT", str(root))
+    cfg = Config.fromfile("configs/metagraspnet/uoais_r18_fpn_rgbd.py")
+    assert list(cfg.optim_wrapper.tasks) == list(TASKS)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        data = DATASETS.build(cfg.train_dataloader.dataset)
+    for i in range(12):  # of four scenes, half of the time a part of one
+        packed = data[i % 4]
+        image, truth = packed["inputs"], packed["data_samples"].gt_instances
+        assert len(image) == 4 and max(image.shape) <= 640
+        assert (truth.visible_masks.masks <= truth.masks.masks).all()
+        assert truth.masks.masks.shape[1:] == image.shape[1:]

@@ -67,15 +67,25 @@ class MetaGraspNetDataset(CocoDataset):
         **kwargs: Other arguments of ``CocoDataset``.
 
     Raises:
-        ValueError: A record in ``ann_file`` lacks a key.
+        ValueError: A record in ``ann_file`` lacks a key, or no category there has the class's name.
     """
 
     METAINFO = {"classes": ("object",), "palette": [(220, 20, 60)]}
     COCOAPI = AmodalCOCO
 
     def __init__(self, *args: Any, data_prefix: Mapping[str, str], **kwargs: Any) -> None:
-        folders = {"depth": data_prefix["img"], **data_prefix}
+        folders = {"depth": data_prefix.get("img", ""), **data_prefix}
         super().__init__(*args, data_prefix=folders, **kwargs)
+
+    def load_data_list(self) -> list[Json]:
+        """Reads the file."""
+        images = super().load_data_list()
+        if not self.cat_ids:
+            raise ValueError(
+                f"{self.ann_file}: no category is called one of {self.metainfo['classes']}; name "
+                "those of the file in metainfo=dict(classes=...)"
+            )
+        return images
 
     def parse_data_info(self, raw_data_info: Json) -> Json:
         """Adds depth and the second mask to what ``CocoDataset`` finds out of an image."""

@@ -37,21 +37,32 @@ class RGBDDataPreprocessor(DetDataPreprocessor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.order = [2, 1, 0, 3] if bgr_to_rgb else [0, 1, 2, 3]
         for key, values in (("mean", mean), ("std", std)):
             if len(values) != 4:
                 raise ValueError(
                     f"model.data_preprocessor.{key}: expected four values, of red, green, blue and "
                     f"depth, got {list(values)}"
                 )
-            self.register_buffer(key, torch.tensor(values).view(-1, 1, 1), persistent=False)
-        self._enable_normalize = True  # MMEngine's, which counts no more than three channels itself
-        self.bgr_to_rgb = bgr_to_rgb
+            # In the order that the images have, which MMEngine's code normalises.
+            channels = torch.tensor(values)[self.order].view(-1, 1, 1)
+            self.register_buffer(key, channels, persistent=False)
+        self._enable_normalize = True
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """As ``DetDataPreprocessor``, on images ``[4, H, W]``."""
-        if self.bgr_to_rgb:
-            data = {**data, "inputs": [image[[2, 1, 0, 3]] for image in data["inputs"]]}
-        return super().forward(data, training)
+        """As ``DetDataPreprocessor``, on images ``[4, H, W]``.
+
+        Raises:
+            ValueError: An image has no depth.
+        """
+        for image in data["inputs"]:
+            if len(image) != 4:
+                raise ValueError(
+                    f"pipeline: an image has {len(image)} channels, not 4: LoadDepth is missing, "
+                    "or a transform of colours comes after it"
+                )
+        data = super().forward(data, training)
+        return {**data, "inputs": data["inputs"][:, self.order]}
 
     def pad_gt_masks(self, batch_data_samples: Sequence[DetDataSample]) -> None:
         """Pads ``masks`` and ``visible_masks`` at the right and at the bottom."""
@@ -72,15 +83,22 @@ class RGBDResNet(BaseModule):
     is shown to its ResNet three times, as a grey image, so that both start from the same weights.
 
     Args:
-        fusion_norm_cfg: Norm of the fused features.
+        fusion_norm_cfg: Norm of the fused features; by default batch norm.
+        depth_frozen_stages: ``frozen_stages`` of the one for depth. By default, all of it trains,
+            as in UOAIS (``adet/modeling/backbone/resnet_depth.py``).
         **kwargs: Arguments of MMDetection's ``ResNet``, for both: with ``init_cfg=dict(
             type='Pretrained', ...)`` both are pretrained.
     """
 
-    def __init__(self, fusion_norm_cfg: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        fusion_norm_cfg: Mapping[str, Any] | None = None,
+        depth_frozen_stages: int = -1,
+        **kwargs: Any,
+    ) -> None:
         super().__init__()
         self.rgb = ResNet(**kwargs)
-        self.depth = ResNet(**kwargs)
+        self.depth = ResNet(**{**kwargs, "frozen_stages": depth_frozen_stages})
         norm_cfg = {"type": "BN"} if fusion_norm_cfg is None else dict(fusion_norm_cfg)
         widths = [
             self.rgb.base_channels * 2**stage * self.rgb.block.expansion

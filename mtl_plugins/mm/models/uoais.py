@@ -24,7 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ROI_SIZE = 14
-"""Height and width of what the mask and occlusion heads look at."""
+"""Height and width of what the mask and occlusion heads look at; the box head's is half of it."""
+
+HEADS = ("visible_mask_head", "mask_head", "occlusion_head")
+"""In the order of occlusion."""
 
 
 class Outputs(NamedTuple):
@@ -55,34 +58,61 @@ class UOAISRoIHead(StandardRoIHead):
     ``occlusion_scores``, the probability of being occluded.
 
     Args:
-        bbox_head: Such as a ``ConvFCBBoxHead`` with ``num_shared_convs=4`` and no layer that is
-            fully connected but the last.
-        mask_head: For the amodal mask, such as :class:`HierarchicalMaskHead` with ``position=1``.
-        visible_mask_head: Likewise with ``position=0``.
-        occlusion_head: Such as :class:`HierarchicalOcclusionHead`.
-        **kwargs: Other arguments of ``StandardRoIHead``.
+        mask_head: A :class:`HierarchicalMaskHead`, for the amodal mask.
+        visible_mask_head: Likewise.
+        occlusion_head: A :class:`HierarchicalOcclusionHead`.
+        **kwargs: Other arguments of ``StandardRoIHead``. The ``bbox_head`` is a ``ConvFCBBoxHead``
+            with ``num_shared_convs=4`` and no layer that is fully connected but the last.
+
+    Raises:
+        ValueError: The heads do not fit together.
     """
 
     def __init__(
         self,
         *,
+        mask_head: Mapping[str, Any],
         visible_mask_head: Mapping[str, Any],
         occlusion_head: Mapping[str, Any],
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.visible_mask_head = MODELS.build(visible_mask_head)
-        self.occlusion_head = MODELS.build(occlusion_head)
+        super().__init__(mask_head={**mask_head, "position": 1}, **kwargs)
+        self.visible_mask_head = MODELS.build({**visible_mask_head, "position": 0})
+        self.occlusion_head = MODELS.build({**occlusion_head, "position": 2})
+        self._check()
         channels = self.mask_head.conv_out_channels
         self.coding = nn.Sequential(
             nn.ConvTranspose2d(self.bbox_head.conv_out_channels, channels, 2, stride=2),
             *convolutions([channels] * 3),
         )
 
+    def _check(self) -> None:
+        heads = {name: getattr(self, name) for name in HEADS}
+        widths = {name: head.conv_out_channels for name, head in heads.items()}
+        sizes = {
+            "bbox": tuple(self.bbox_roi_extractor.roi_layers[0].output_size),
+            "mask": tuple(self.mask_roi_extractor.roi_layers[0].output_size),
+        }
+        problem = None
+        if not getattr(self.bbox_head, "num_shared_convs", 0):
+            problem = "bbox_head.num_shared_convs: expected at least 1, whose feature is passed on"
+        elif self.bbox_head.num_classes != 1:
+            problem = f"bbox_head.num_classes: expected 1, got {self.bbox_head.num_classes}"
+        elif len(set(widths.values())) > 1:
+            problem = f"conv_out_channels of the heads have to be equal, got {widths}"
+        for name, size in (("bbox", ROI_SIZE // 2), ("mask", ROI_SIZE)):
+            if sizes[name] != (size, size):
+                problem = problem or (
+                    f"{name}_roi_extractor.roi_layer.output_size: expected {size}, got "
+                    f"{sizes[name]}"
+                )
+        if problem is not None:
+            raise ValueError(f"model.roi_head.{problem}")
+
     def _mask_forward(self, x: Sequence[Tensor], rois: Tensor) -> dict[str, Any]:
         """What the heads say of regions ``[n, 5]``, also for training on sampled ones."""
-        # The box head's first feature is taken anew: of the boxes that it found, in a test, and
-        # without its other convolutions.
+        # The box head's first feature is taken anew, without its other convolutions: in a test, of
+        # the boxes that it found, as the region is, where UOAIS takes that of their proposals.
         boxes = self.bbox_roi_extractor(x[: self.bbox_roi_extractor.num_inputs], rois)
         coding = self.coding(self.bbox_head.shared_convs[0](boxes))
         region = self.mask_roi_extractor(x[: self.mask_roi_extractor.num_inputs], rois)
@@ -195,11 +225,11 @@ class HierarchicalMaskHead(FCNMaskHead):
     """A class-agnostic mask head for :class:`UOAISRoIHead`.
 
     Args:
-        position: How many heads come before.
+        position: How many heads come before; :class:`UOAISRoIHead` says so.
         in_channels: Of the region's features.
         conv_out_channels: Of what the heads return.
         num_convs: See :class:`HierarchicalConvs`.
-        **kwargs: Other arguments of ``FCNMaskHead``.
+        loss_mask: By default the binary cross entropy of ``FCNMaskHead``.
     """
 
     def __init__(
@@ -208,7 +238,7 @@ class HierarchicalMaskHead(FCNMaskHead):
         in_channels: int = 256,
         conv_out_channels: int = 256,
         num_convs: int = 4,
-        **kwargs: Any,
+        loss_mask: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             num_convs=0,
@@ -216,9 +246,14 @@ class HierarchicalMaskHead(FCNMaskHead):
             conv_out_channels=conv_out_channels,
             num_classes=1,
             class_agnostic=True,
-            **kwargs,
+            **({} if loss_mask is None else {"loss_mask": loss_mask}),
         )
         self.trunk = HierarchicalConvs(position, in_channels, conv_out_channels, num_convs)
+
+    def init_weights(self) -> None:
+        """As ``FCNMaskHead``, but both masks begin at a probability of one half, as in UOAIS."""
+        super().init_weights()
+        nn.init.normal_(self.conv_logits.weight, std=0.001)
 
     def forward(self, features: Sequence[Tensor], coding: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``[n, 1, 28, 28]``, and the feature ``[n, C, 14, 14]`` for the heads that follow.
@@ -236,7 +271,7 @@ class HierarchicalOcclusionHead(BaseModule):
     """Tells objects that something hides, for :class:`UOAISRoIHead`.
 
     Args:
-        position: How many heads come before.
+        position: How many heads come before; :class:`UOAISRoIHead` says so.
         in_channels: Of the region's features.
         conv_out_channels: Of what the heads before return.
         num_convs: See :class:`HierarchicalConvs`.
@@ -252,6 +287,7 @@ class HierarchicalOcclusionHead(BaseModule):
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__(init_cfg={"type": "Normal", "layer": "Linear", "std": 0.01})
+        self.conv_out_channels = conv_out_channels
         self.loss_weight = loss_weight
         self.trunk = HierarchicalConvs(
             position, in_channels, conv_out_channels, num_convs, stride=2

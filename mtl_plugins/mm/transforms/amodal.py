@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Sequence
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -74,7 +76,7 @@ class LoadDepth(BaseTransform):
                 if self.key not in file:
                     raise ValueError(f"key: {path!r} has no {self.key!r}; found: {file.files}")
                 return file[self.key]
-        except (EOFError, zipfile.BadZipFile) as error:
+        except (EOFError, zipfile.BadZipFile, zlib.error, UnpicklingError) as error:
             raise ValueError(f"{path!r} cannot be read: {error}") from error
 
 
@@ -83,8 +85,8 @@ class LoadAmodalAnnotations(LoadAnnotations):
     """Loads the objects of an image of a ``MetaGraspNetDataset``.
 
     Each becomes two in ``gt_masks``, the whole of it and what is seen of it, with the same box, so
-    that any transform of MMDetection that knows ``gt_masks`` keeps them aligned.
-    :class:`PackAmodalInputs` joins them again.
+    that any transform of MMDetection that knows ``gt_masks`` and mixes no images keeps them
+    aligned. :class:`PackAmodalInputs` joins them again.
 
     Args:
         **kwargs: Arguments of ``LoadAnnotations``.
@@ -135,13 +137,22 @@ class PackAmodalInputs(PackDetInputs):
         self.occluded_threshold = occluded_threshold
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """The image as ``inputs``, ``[4, H, W]``, and its objects as ``data_samples``."""
+        """The image as ``inputs``, ``[4, H, W]``, and its objects as ``data_samples``.
+
+        Raises:
+            ValueError: A transform has mixed objects of several images.
+        """
         if "gt_masks" not in results:
             return super().transform(results)
         objects, is_visible = np.divmod(results["gt_bboxes_labels"], 2)
         masks, areas = results["gt_masks"], results["gt_masks"].areas
         whole = np.flatnonzero(is_visible == 0)
         seen = np.flatnonzero((is_visible == 1) & (areas > 0))
+        if len(np.unique(results["gt_bboxes_labels"])) < len(objects):
+            raise ValueError(
+                "pipeline: two objects have the same number; transforms that mix images, such as "
+                "Mosaic, MixUp and CopyPaste, cannot follow LoadAmodalAnnotations"
+            )
         # A transform may have dropped one of the two.
         _, first, second = np.intersect1d(
             objects[whole], objects[seen], assume_unique=True, return_indices=True
