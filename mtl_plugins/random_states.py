@@ -6,7 +6,6 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 
@@ -15,6 +14,8 @@ def random_states() -> dict[str, Any]:
 
     They are made of tensors and plain values, which ``torch.load`` reads without more ado.
     """
+    import numpy as np  # which the frameworks have, and the core does not need
+
     state: Any = np.random.get_state()
     kind, key, *rest = state
     return {
@@ -27,6 +28,8 @@ def random_states() -> dict[str, Any]:
 
 def set_random_states(states: Mapping[str, Any]) -> None:
     """Restores what :func:`random_states` returned."""
+    import numpy as np
+
     random.setstate(states["python"])
     kind, key, *rest = states["numpy"]
     np.random.set_state((kind, np.asarray(key, np.uint32), *rest))

@@ -73,6 +73,7 @@ def parts_of(cfg: Config, shared: str, work_dir: str) -> dict[str, Step]:
     data = model.data_preprocessor(batch, True)
 
     def forward() -> list[torch.Tensor]:
+        cut.outputs, cut.leaves = [], []  # or it would hold the graphs of all calls
         losses = model(**data, mode="loss")
         _, terms = model.parse_losses(losses)
         terms = {k: v for k, v in terms.items() if "loss" in k and k in losses}
