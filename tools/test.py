@@ -1,13 +1,6 @@
-"""Evaluates a checkpoint: MMDetection's own ``tools/test.py``, with our parts registered."""
+"""Evaluate a checkpoint; ``mtl-test`` is the same command."""
 
-import runpy
-from pathlib import Path
-
-import mmdet
-
-import mtl_plugins.mm  # noqa: F401
+from mtl_plugins.mm.test import main
 
 if __name__ == "__main__":
-    # MMDetection installs its tools next to its modules, for mim.
-    script = Path(mmdet.__file__).parent / ".mim" / "tools" / "test.py"
-    runpy.run_path(str(script), run_name="__main__")
+    main()

@@ -3,18 +3,26 @@
 Examples:
     >>> cfg = get_cfg()
     >>> add_mtl_config(cfg)
-    >>> cfg.merge_from_file("configs/detectron2/mask_rcnn_R_50_FPN_1x.yaml")
+    >>> cfg.merge_from_file(config_file("mask_rcnn_R_50_FPN_1x.yaml"))
     >>> cfg.merge_from_list(["MTL.AGGREGATOR.NAME", "PCGrad"])
     >>> trainer = MTLTrainer(cfg)
 """
 
+from mtl_plugins import configs
+from mtl_plugins.extras import DETECTRON2, require
 from mtl_plugins.ops import install_detectron2_ops
 
+require(
+    "mtl_plugins.d2",
+    "detectron2",
+    extra="d2",
+    how=DETECTRON2.format(tools=configs().parent / "tools"),
+)
 # Before anything imports the parts of Detectron2 that need the compiled extension.
 install_detectron2_ops()
 
 from mtl_plugins.d2.allocation import AllocatedLoader, AllocationGates  # noqa: E402
-from mtl_plugins.d2.config import add_mtl_config  # noqa: E402
+from mtl_plugins.d2.config import add_mtl_config, config_file  # noqa: E402
 from mtl_plugins.d2.defaults import MTLTrainer  # noqa: E402
 from mtl_plugins.d2.hooks import TaskInterferenceHook  # noqa: E402
 from mtl_plugins.d2.launch import launch  # noqa: E402
@@ -28,5 +36,6 @@ __all__ = [
     "MTLTrainer",
     "TaskInterferenceHook",
     "add_mtl_config",
+    "config_file",
     "launch",
 ]

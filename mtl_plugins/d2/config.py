@@ -12,7 +12,7 @@ import yaml
 from detectron2.config import CfgNode
 from torch import nn
 
-from mtl_plugins import MultiTaskBackward
+from mtl_plugins import MultiTaskBackward, configs
 from mtl_plugins.aggregation import AGGREGATORS, build_aggregator
 from mtl_plugins.features import find_module
 from mtl_plugins.registry import suggest
@@ -58,6 +58,25 @@ def add_mtl_config(cfg: CfgNode) -> None:
     mtl.ALLOCATION = CfgNode({"NAME": "", "TASKS_PER_SAMPLE": 1, "GAP": 1})
     # What is logged, and every how many iterations; 0 for never. "fd" is of the representation.
     mtl.MONITOR = CfgNode({"INTERVAL": 20, "MEASURES": ["gds", "gms", "angles"]})
+
+
+def config_file(name: str) -> str:
+    """Return the path of a YAML config that comes with the package, for ``merge_from_file``.
+
+    In the list of bases of a YAML file of one's own, the tag of PyYAML calls it:
+    ``!!python/object/apply:mtl_plugins.d2.config_file ["mtl/pcgrad.yaml"]``.
+
+    Args:
+        name: Path in the package's ``detectron2`` configs, such as ``"mtl/pcgrad.yaml"``.
+
+    Raises:
+        FileNotFoundError: There is none of that name; the message has the nearest ones.
+    """
+    folder = configs() / "detectron2"
+    if not (folder / name).is_file():
+        known = (str(path.relative_to(folder)) for path in sorted(folder.rglob("*.yaml")))
+        raise FileNotFoundError(f"no config is called {name!r}; {suggest(name, known)}")
+    return str(folder / name)
 
 
 def _method(registry: Mapping[str, type], name: str = "") -> CfgNode:

@@ -5,11 +5,16 @@ Examples:
     >>> custom_imports = dict(imports=["mtl_plugins.mm"])
 """
 
+from mtl_plugins.extras import require
 from mtl_plugins.ops import install_mmcv_ops
 
+require("mtl_plugins.mm", "mmengine", extra="mm")
 # Before anything imports mmcv.ops, which needs the compiled extension or its stand-in.
 install_mmcv_ops()
 
 from mtl_plugins.mm import hooks, optim, samplers  # noqa: E402
+from mtl_plugins.mm.inheritance import enter_configs  # noqa: E402
+
+enter_configs()
 
 __all__ = ["hooks", "optim", "samplers"]

@@ -1,0 +1,153 @@
+"""Draw a small data set of procedural scenes, in the layout of a well-known one.
+
+    python tools/make_demo_data.py --layout coco --out data/demo/coco
+
+Scenes show textured objects that overlap in front of a wall, in a few seconds and without any
+download. The same options give the same files; a scene depends on --seed, its split and its number
+alone, so asking for more of them leaves the earlier ones as they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from demo_scenes.bdd100k import write_bdd100k
+from demo_scenes.cityscapes import write_cityscapes
+from demo_scenes.coco import write_coco
+from demo_scenes.metagraspnet import write_metagraspnet
+from demo_scenes.scene import MIN_SIDE, Scene, draw_scene
+
+Layout = Callable[[Path, str, Iterable[Scene]], None]
+"""Writer of one split: the data set's folder, ``"train"`` or ``"val"``, its scenes."""
+
+LAYOUTS: dict[str, Layout] = {
+    "bdd100k": write_bdd100k,
+    "cityscapes": write_cityscapes,
+    "coco": write_coco,
+    "metagraspnet": write_metagraspnet,
+}
+
+_SPLITS = ("train", "val")
+_MANIFEST = "demo.json"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw what the command line asks for, unless the same data are already there."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    args.out = args.out or Path("data/demo") / args.layout
+    problem = _problem(args)
+    if problem:
+        parser.error(problem)
+
+    out = args.out.resolve()
+    manifest = {
+        "layout": args.layout,
+        "train": args.train,
+        "val": args.val,
+        "size": list(args.size),
+        "seed": args.seed,
+        "code": _code_hash(),
+    }
+    if _read_manifest(out) == manifest:
+        print(f"{args.out} already holds these scenes; left as it is")
+        return
+    try:
+        _write(out, LAYOUTS[args.layout], manifest)
+    except OSError as error:
+        sys.exit(f"--out {args.out}: cannot write there: {error}")
+    print(f"drew {args.train} training and {args.val} validation scenes into {args.out}")
+
+
+def _write(out: Path, layout: Layout, manifest: Mapping[str, Any]) -> None:
+    """Draw the scenes that a manifest describes, and replace a folder by them."""
+    width, height = manifest["size"]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Drawn aside and moved into place when complete, so that a run that is stopped leaves nothing
+    # that looks finished, and no file of an earlier, larger data set stays behind.
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as aside:
+        root = Path(aside) / out.name
+        root.mkdir()
+        for split in _SPLITS:
+            layout(root, split, _scenes(manifest["seed"], split, manifest[split], (height, width)))
+        (root / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        if out.exists():
+            shutil.rmtree(out)
+        root.rename(out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    description, _, details = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--layout", choices=sorted(LAYOUTS), default="coco", help="(default coco)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder to write; demo scenes in it are replaced (default data/demo/LAYOUT)",
+    )
+    parser.add_argument("--train", type=int, default=64, help="training scenes (default 64)")
+    parser.add_argument("--val", type=int, default=16, help="validation scenes (default 16)")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(320, 240),
+        metavar=("WIDTH", "HEIGHT"),
+        help="of the images, in pixels (default 320 240)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another one, other scenes (default 0)")
+    return parser
+
+
+def _problem(args: argparse.Namespace) -> str | None:
+    """What is wrong with the options, or None."""
+    for option in ("train", "val"):
+        if getattr(args, option) < 1:
+            return f"--{option} {getattr(args, option)}: must be at least 1"
+    if args.seed < 0:
+        return f"--seed {args.seed}: must not be negative"
+    if min(args.size) < MIN_SIDE:
+        width, height = args.size
+        return f"--size {width} {height}: both sides must be at least {MIN_SIDE} pixels"
+    # Never remove what this script did not write.
+    if args.out.exists() and not (args.out / _MANIFEST).is_file():
+        if not args.out.is_dir():
+            return f"--out {args.out}: is a file; name a folder"
+        if any(args.out.iterdir()):
+            return (
+                f"--out {args.out}: holds other data (there is no {_MANIFEST} in it); "
+                "name a new or an empty folder"
+            )
+    return None
+
+
+def _scenes(seed: int, split: str, count: int, size: tuple[int, int]) -> Iterator[Scene]:
+    for number in range(count):
+        yield draw_scene(np.random.default_rng([seed, _SPLITS.index(split), number]), size)
+
+
+def _code_hash() -> str:
+    """Digest of the drawing code, so that data from an older version are drawn anew."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+
+
+def _read_manifest(out: Path) -> object:
+    """The arguments that drew a folder, or None if they are not known."""
+    try:
+        return json.loads((out / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

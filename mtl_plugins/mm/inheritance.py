@@ -1,0 +1,101 @@
+"""Inheritance from the configs of this package: ``_base_ = ["mtl_plugins::_base_/mtl/pcgrad.py"]``.
+
+MMEngine reads ``package::config`` for a fixed list of packages, and refuses two bases with the same
+key, as a framework's config and a method both have an ``optim_wrapper``. Here the package joins the
+list, and methods among the bases are laid over the others as ``mtl-train --mtl`` does it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+
+import mtl_plugins
+from mtl_plugins.registry import suggest
+
+PREFIX = "mtl_plugins::"
+METHODS = f"{PREFIX}_base_/mtl/"
+
+
+class _Layers(str):
+    """The bases of a config that has methods among them, in place of the path of one base.
+
+    Attributes:
+        others: Bases that are no methods, in their order.
+        methods: Names of methods, in their order.
+    """
+
+    others: Sequence[str]
+    methods: Sequence[str]
+
+    @classmethod
+    def of(cls, others: Sequence[str], methods: Sequence[str]) -> _Layers:
+        """Return layers whose text is that of a list of bases."""
+        layers = cls([*others, *methods])
+        layers.others, layers.methods = others, methods
+        return layers
+
+
+def enter_configs() -> None:
+    """Make ``mtl_plugins::`` known to MMEngine's configs; repeated calls do nothing."""
+    if "mtl_plugins" in MODULE2PACKAGE:
+        return
+    MODULE2PACKAGE["mtl_plugins"] = "mtl_plugins"
+    base_files, cfg_path, file2dict = (
+        Config._get_base_files,
+        Config._get_cfg_path,
+        Config._file2dict,
+    )
+
+    def get_base_files(filename: str) -> list[str]:
+        bases = base_files(filename)
+        methods = [base for base in bases if base.startswith(METHODS)]
+        if not methods:
+            return bases
+        return [_Layers.of([base for base in bases if base not in methods], methods)]
+
+    def get_cfg_path(path: str, filename: str) -> tuple[str, str | None]:
+        if isinstance(path, _Layers):
+            folder = Path(filename).parent
+            others = [base if "::" in base else str(folder / base) for base in path.others]
+            return _Layers.of(others, path.methods), None
+        # No scope: types are those of the config that inherits, as in any config of its own.
+        return (_find(path), None) if path.startswith(PREFIX) else cfg_path(path, filename)
+
+    def read(filename: str, *args: Any, **kwargs: Any) -> tuple[dict, str, dict]:
+        if not isinstance(filename, _Layers):
+            return file2dict(filename, *args, **kwargs)
+        from mtl_plugins.mm.train import lay_over
+
+        for method in filename.methods:
+            _find(method)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "bases.py"
+            path.write_text(f"_base_ = {filename.others!r}\n")
+            below, text, env = file2dict(str(path), *args, **kwargs)
+        names = "+".join(Path(method).stem for method in filename.methods)
+        cfg = lay_over(Config({"optim_wrapper": {}} | below), names)
+        return cfg.to_dict(), f"{text}\n# methods: {names}\n", env
+
+    Config._get_base_files = staticmethod(get_base_files)
+    Config._get_cfg_path = staticmethod(get_cfg_path)
+    Config._file2dict = staticmethod(read)
+
+
+def _find(base: str) -> str:
+    """Return the path of a config of this package.
+
+    Raises:
+        FileNotFoundError: The package has none of that name; the message has the nearest ones.
+    """
+    folder = mtl_plugins.configs()
+    path = folder / base.removeprefix(PREFIX)
+    if not path.is_file():
+        beside = [PREFIX + str(p.relative_to(folder)) for p in sorted(path.parent.glob("*.py"))]
+        raise FileNotFoundError(f"_base_: there is no {base!r}; {suggest(base, beside)}")
+    return str(path)
