@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from demo_scenes.cityscapes import LABELS
 from demo_scenes.images import save_image
 from demo_scenes.scene import CLASSES, Scene, SceneObject

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-
 from demo_scenes.images import save_image
 from demo_scenes.scene import CLASSES, Scene, SceneObject
 from demo_scenes.things import STUFF

@@ -14,7 +14,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-
 from demo_scenes.images import save_image
 from demo_scenes.scene import CLASSES, Scene, box_of
 from demo_scenes.things import STUFF

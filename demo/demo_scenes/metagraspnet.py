@@ -15,7 +15,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-
 from demo_scenes.images import save_image
 from demo_scenes.scene import Scene
 from demo_scenes.things import OBJECTS

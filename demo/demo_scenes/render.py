@@ -11,7 +11,6 @@ from functools import cached_property
 from itertools import product
 
 import numpy as np
-
 from demo_scenes.shapes import dot, unit
 from demo_scenes.things import Solid
 

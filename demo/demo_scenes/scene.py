@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-
 from demo_scenes.render import Body, Camera, Hit, Light, camera_normals, cast, compose, shade
 from demo_scenes.things import OBJECTS, STUFF, WALLS, Solid, wooden_floor
 

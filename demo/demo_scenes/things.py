@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-
 from demo_scenes.shapes import Box, Ellipsoid, Frustum, Plane, Primitive
 
 Paint = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]

@@ -1,0 +1,107 @@
+"""The methods table: each config of ``_base_/mtl``, with what its classes say of themselves."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import runpy
+from typing import Any, NamedTuple
+
+import mtl_plugins
+from mtl_plugins.aggregation import AGGREGATORS
+from mtl_plugins.regularization import REGULARIZERS
+from mtl_plugins.weighting import WEIGHTINGS, Weighting
+
+
+class Row(NamedTuple):
+    """One config, in the words of the table.
+
+    Attributes:
+        name: For ``--mtl``.
+        scale: ``"sum"`` or ``"mean"``, of the aggregator; ``"any"`` where it depends on an
+            argument, ``"-"`` without an aggregator.
+        level: Where the method works: ``"p"``, gradients of the parameters, ``"f"``, of features.
+        cost: Passes through what the tasks share, forward and backward, at the parameter level.
+        about: Name and first sentence of each class.
+    """
+
+    name: str
+    scale: str
+    level: str
+    cost: str
+    about: str
+
+
+def methods() -> list[Row]:
+    """Return a row for every config, sorted by name."""
+    return [_row(path.stem) for path in sorted((mtl_plugins.configs() / "_base_/mtl").glob("*.py"))]
+
+
+def table() -> str:
+    """Return the rows as text, with a heading and a legend.
+
+    Examples:
+        >>> print(table().splitlines()[0])
+        --mtl         scale  level  cost          method
+    """
+    rows = [Row("--mtl", "scale", "level", "cost", "method"), *methods()]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = [
+        "  ".join(
+            [*(cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)), row[4]]
+        )
+        for row in rows
+    ]
+    legend = (
+        "scale: what equal gradients g of T tasks give, T·g (sum) or g (mean); "
+        "level: p parameters, f features (with +feature);\n"
+        "cost: backward passes through what the tasks share, at the level p; at f all have 1. "
+        "Names combine: uncertainty+pcgrad."
+    )
+    return "\n".join([*lines, "", legend])
+
+
+def _row(name: str) -> Row:
+    config = runpy.run_path(str(mtl_plugins.configs() / "_base_/mtl" / f"{name}.py"))
+    wrapper = config["optim_wrapper"]
+    scale, level, cost, about = "-", "p f", "1", []
+    if part := wrapper.get("aggregator"):
+        aggregator = AGGREGATORS[part["type"]]
+        # A method around others has the scale of the one in it.
+        base = part.get("base", part)["type"]
+        scale = AGGREGATORS[base].scale
+        if not isinstance(scale, str):  # a property: each method of TorchJD has one of its own
+            scale = "any"
+        level = "p" if aggregator.scales_own else "p f"
+        cost = "T" if aggregator.needs_gradients else "1"
+        about.append(_about(aggregator))
+    if part := wrapper.get("weighting"):
+        weighting = WEIGHTINGS[part["type"]]
+        cost += _extra(weighting)
+        about.append(_about(weighting))
+    if part := wrapper.get("regularizer"):
+        cost = "second order"
+        about.append(_about(REGULARIZERS[part["type"]]))
+    if not about:
+        sampler: dict[str, Any] = config.get("train_dataloader", {}).get("batch_sampler", {})
+        scale, level = "-", "f" if wrapper.get("level") == "feature" else "p f"
+        about.append(
+            f"{sampler['type'].removesuffix('BatchSampler')}: each image trains some of the tasks"
+            if sampler
+            else "laid over another method: gradients of the features decide"
+        )
+    return Row(name, scale, level, cost, "; ".join(about))
+
+
+def _extra(weighting: type[Weighting]) -> str:
+    """Return what a weighting costs above its aggregator."""
+    if weighting.needs_new_losses:
+        return " + forward"
+    return " + T heads" if weighting.needs_norms else ""
+
+
+def _about(method: type) -> str:
+    """Return the name of a class and the first sentence of its docstring, without links."""
+    first = (inspect.getdoc(method) or "").split("\n\n")[0]
+    plain = re.sub(r"`([^<`]+?)\s*<[^>]*>`_", r"\1", " ".join(first.split())).rstrip(".:")
+    return f"{method.__name__}: {plain}"
