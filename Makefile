@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # --no-compile: bytecode of what is used is written when it is used, that of CUDA's tools never.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/mm.installed
 	$(BIN)/python tools/demo.py
@@ -17,6 +17,9 @@ lint: $(VENV)/dev.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/docs.installed
+	$(BIN)/mkdocs build --strict --site-dir site
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -30,4 +33,4 @@ $(VENV)/detectron2.installed: tools/install_detectron2.py $(VENV)/dev.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) work_dirs data/demo
+	rm -rf $(VENV) work_dirs data/demo site

@@ -1,0 +1,147 @@
+"""The wheel in a fresh environment and an empty folder, as a user's own project has it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from commands import ROOT
+
+PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+PARTS = ["mtl_plugins", "configs", "tools", "demo", "pyproject.toml", "README.md", "LICENSE"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, since setuptools writes beside its sources."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for part in PARTS:
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        options = {"symlinks": True, "ignore": shutil.ignore_patterns("__pycache__")}
+        copy(ROOT / part, source / part, **(options if copy is shutil.copytree else {}))
+    options = ["--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(folder)]
+    subprocess.run([*PIP, "wheel", *options, str(source)], check=True)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with the wheel, and what it needs from that of the tests."""
+    venv = tmp_path_factory.mktemp("fresh") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    python = str(venv / "bin" / "python")
+    subprocess.run(
+        [*PIP, "--python", python, "install", "--no-deps", "--no-index", str(wheel)], check=True
+    )
+    # A path that a .pth file adds comes after those of the environment, and its .pth files, among
+    # them that of an editable installation, are not read.
+    site = venv / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
+    (site / "needs.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return venv
+
+
+def call(environment: Path, folder: Path, command: str, *arguments: str, **env: str) -> str:
+    """Run a command of the environment in a folder, and return all that it prints."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run(
+        [str(environment / "bin" / command), *arguments],
+        cwd=folder,
+        env=clean | {"OMP_NUM_THREADS": "1"} | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def three_classes(coco: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A data set of the user's own, and the names of its classes."""
+    root = tmp_path_factory.mktemp("own") / "data"
+    (root / "annotations").mkdir(parents=True)
+    content = json.loads((coco / "annotations" / "instances_train2017.json").read_text())
+    common = Counter(a["category_id"] for a in content["annotations"]).most_common(3)
+    ids = {category for category, _ in common}
+    for split in ("train2017", "val2017"):
+        (root / split).symlink_to(coco / split)
+        content = json.loads((coco / "annotations" / f"instances_{split}.json").read_text())
+        content["categories"] = [c for c in content["categories"] if c["id"] in ids]
+        content["annotations"] = [a for a in content["annotations"] if a["category_id"] in ids]
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root, [category["name"] for category in content["categories"]]
+
+
+def test_wheel_holds_every_config_and_tool(wheel):
+    with zipfile.ZipFile(wheel) as packed:
+        names = set(packed.namelist())
+        metadata = next(name for name in names if name.endswith("METADATA"))
+        text = packed.read(metadata).decode()
+    for folder in ("configs", "tools", "demo"):
+        for path in (ROOT / folder).rglob("*.*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                assert f"mtl_plugins/.mim/{path.relative_to(ROOT)}" in names
+    assert {"mtl_plugins/py.typed", "mtl_plugins/.mim/model-index.yml"} <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not [name for name in names if name.startswith(("tests", "configs", "tools", "demo"))]
+    extras = set(re.findall(r"^Provides-Extra: (.*)$", text, re.MULTILINE))
+    assert {"mm", "d2", "torchjd", "compare", "metagraspnet", "dense", "docs"} <= extras
+    # Nothing but torch is needed without an extra.
+    needed = re.findall(r"^Requires-Dist: ([\w.-]+)(?!.*extra)", text, re.MULTILINE)
+    assert needed == ["torch"]
+
+
+def test_core_needs_torch_only_and_names_missing_extras(environment, tmp_path):
+    """In an interpreter that has torch and what torch needs, and neither framework."""
+    code = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top in ("mmengine", "mmcv", "mmdet", "mmseg", "detectron2", "torchjd", "torchvision"):
+            raise ModuleNotFoundError(f"No module named {top!r}", name=top)
+sys.meta_path.insert(0, Blocked())
+import importlib, importlib.util
+find = importlib.util.find_spec
+def find_spec(name, package=None):
+    try:
+        return find(name, package)
+    except ModuleNotFoundError:
+        return None
+importlib.util.find_spec = find_spec
+import mtl_plugins
+print(mtl_plugins.__file__)
+for name in ("mtl_plugins.mm", "mtl_plugins.d2"):
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        print(error)
+from mtl_plugins.aggregation import build_aggregator
+try:
+    build_aggregator(dict(type="TorchJD", name="UPGradWeighting"))
+except ImportError as error:
+    print(error)
+"""
+    arguments = ["-W", "error::DeprecationWarning:mtl_plugins", "-c", code]
+    where, mm, d2, torchjd = call(environment, tmp_path, "python", *arguments).splitlines()
+    assert Path(where).is_relative_to(environment)
+    assert mm == "mtl_plugins.mm needs mmengine, not installed here: pip install 'mtl-plugins[mm]'"
+    assert d2.startswith("mtl_plugins.d2 needs detectron2, not installed here: it is not on the")
+    assert "facebookresearch/detectron2" in d2
+    assert Path(re.search(r"python (\S+install_detectron2.py)", d2)[1]).is_file()
+    assert torchjd == "TorchJD is not installed: pip install 'mtl-plugins[torchjd]'"
+
+
+def test_import_warns_of_nothing():
+    subprocess.run([sys.executable, "-W", "error", "-c", "import mtl_plugins"], check=True)
