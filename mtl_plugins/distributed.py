@@ -31,8 +31,11 @@ def from_first_rank(value: int) -> int:
 def average(tensor: Tensor) -> Tensor:
     """Averages over the ranks, in place."""
     if world_size() > 1:
-        distributed.all_reduce(tensor)
-        tensor /= world_size()
+        whole = tensor.contiguous()
+        distributed.all_reduce(whole)
+        whole /= world_size()
+        if whole is not tensor:
+            tensor.copy_(whole)
     return tensor
 
 

@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge, increment_version
 from torch.utils._pytree import tree_map_only
 
 from mtl_plugins.registry import suggest
 
 
 def find_module(model: nn.Module, path: str, key: str) -> nn.Module:
-    """The module at ``path``.
+    """Find the module at ``path``.
 
     Args:
+        model: The model.
+        path: Names with dots, as in ``named_modules()``.
         key: Where the config has the path, for the error message.
 
     Raises:
@@ -32,53 +35,89 @@ def find_module(model: nn.Module, path: str, key: str) -> nn.Module:
     return modules[path]
 
 
-class FeatureWatch:
-    """Looks at the output of a module, and collects the gradients that pass by it.
+class Features:
+    """Outputs of a module in training mode, since they were cleared.
 
     Args:
-        module: Its output is a tensor, or lists, tuples and dicts of tensors.
+        module: Returns a tensor, or lists, tuples and dicts of tensors. It may be called several
+            times a step.
 
     Attributes:
-        features: What it returned since :meth:`clear`, in training mode and where it requires a
-            gradient.
+        tensors: The outputs that require a gradient. A tensor that is returned twice counts once.
+        edges: Where in the autograd graph they are.
+        was_called: Whether the module was called, with gradients enabled.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.features: list[Tensor] = []
-        self._passed: dict[int, dict[int, Tensor]] = {}  # of each task, by the feature's number
+        self._asleep = False
         self._handle = module.register_forward_hook(self._note)
-
-    def _note(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if module.training and torch.is_grad_enabled():
-            tree_map_only(Tensor, self._keep, output)
-
-    def _keep(self, output: Tensor) -> None:
-        if output.requires_grad:
-            self.features.append(output)
+        self.clear()
 
     def clear(self) -> None:
-        """Forgets them."""
-        self.features, self._passed = [], {}
+        """Forget the outputs."""
+        self.tensors: list[Tensor] = []
+        self.edges: list[GradientEdge] = []
+        self.was_called = False
+        self._known: dict[int, tuple[Tensor, Tensor]] = {}
 
     def remove(self) -> None:
-        """Looks no more."""
+        """Remove the forward hook."""
         self._handle.remove()
         self.clear()
 
     @contextmanager
+    def asleep(self) -> Iterator[None]:
+        """Note nothing for a while, such as in the backward pass of activation checkpointing."""
+        self._asleep = True
+        try:
+            yield
+        finally:
+            self._asleep = False
+
+    def _note(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        if not (module.training and torch.is_grad_enabled()):
+            return output
+        self.was_called |= not self._asleep
+        return tree_map_only(Tensor, self._each, output)
+
+    def _each(self, output: Tensor) -> Tensor:
+        if not output.requires_grad:
+            return output
+        if self._asleep:
+            return self._keep(output, 0)
+        if id(output) not in self._known:
+            kept = self._keep(output, len(self.tensors))
+            self.tensors.append(kept)
+            self.edges.append(get_gradient_edge(kept))
+            self._known[id(output)] = output, kept
+        return self._known[id(output)][1]
+
+    def _keep(self, output: Tensor, number: int) -> Tensor:
+        """What takes the place of an output."""
+        return output
+
+
+class FeatureWatch(Features):
+    """Collects the gradients that pass by the outputs of a module."""
+
+    @contextmanager
     def collecting(self) -> Iterator[Callable[[int], None]]:
-        """Gives a function that says whose gradients pass by next, see :meth:`rows`."""
-        self._passed = {}
+        """Give a function that says which task's gradients pass by next, see :meth:`rows`."""
+        self._passed: dict[int, dict[int, Tensor]] = {}
         passing: dict[int, Tensor] = {}
 
         def turn(task: int) -> None:
             nonlocal passing
             passing = self._passed.setdefault(task, {})
 
-        def collect(i: int, grad: Tensor) -> None:
-            passing[i] = grad
+        def collect(i: int, slot: int, grads: Sequence[Tensor | None]) -> None:
+            if (grad := grads[slot]) is not None:
+                passing[i] = grad
 
-        handles = [f.register_hook(partial(collect, i)) for i, f in enumerate(self.features)]
+        handles = [
+            edge.node.register_prehook(partial(collect, i, edge.output_nr))
+            for i, edge in enumerate(self.edges)
+        ]
         try:
             yield turn
         finally:
@@ -91,7 +130,7 @@ class FeatureWatch:
             torch.cat(
                 [
                     self._passed.get(t, {}).get(i, torch.zeros_like(f)).detach().flatten()
-                    for i, f in enumerate(self.features)
+                    for i, f in enumerate(self.tensors)
                 ]
             )
             for t in range(tasks)
@@ -99,42 +138,70 @@ class FeatureWatch:
         return torch.stack(rows)
 
 
-class Representation:
+class Representation(Features):
     """Cuts the graph at the output of a module, so that the trunk can be run back once for all.
 
-    What follows the module gets detached copies of the tensors it returns; their gradients are the
-    feature-level gradients.
-
-    Args:
-        module: Its output is a tensor, or lists, tuples and dicts of tensors. It may be called
-            several times a step.
+    The layers behind the module get tensors that share the memory of what it returned. A pass from
+    the losses ends there, and leaves the feature-level gradients.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        if not isinstance(module, nn.Module):
-            raise TypeError(
-                f"representation: expected a module, got {type(module).__name__} ({module!r})"
-            )
-        self.outputs: list[Tensor] = []
-        self.leaves: list[Tensor] = []
-        module.register_forward_hook(self._cut)
+    def clear(self) -> None:
+        super().clear()
+        self._outputs: list[Tensor] = []
+        self._grads: list[Tensor | None] = []
 
-    def _cut(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        if not (module.training and torch.is_grad_enabled()):
-            return output
-        return tree_map_only(Tensor, self._detach, output)
+    def _keep(self, output: Tensor, number: int) -> Tensor:
+        arrive: Callable[[Tensor], None] = lambda grad: None  # noqa: E731
+        if not self._asleep:
+            self._outputs.append(output)
+            self._grads.append(None)
+            arrive = partial(self._arrive, number)
+        # An operation may work in place on what this returns, as on any feature.
+        anchor = torch.empty((), device=output.device, requires_grad=True)
+        kept: Tensor = _Cut.apply(output.detach(), anchor, arrive)
+        return kept
 
-    def _detach(self, output: Tensor) -> Tensor:
-        if not output.requires_grad:
-            return output
-        leaf = output.detach().requires_grad_()
-        self.outputs.append(output)
-        self.leaves.append(leaf)
-        return leaf
+    def _arrive(self, number: int, grad: Tensor) -> None:
+        before = self._grads[number]
+        self._grads[number] = grad if before is None else before + grad
+
+    def take_grads(self) -> list[Tensor | None]:
+        """Return the gradients that have arrived since the last time, one a feature."""
+        found, self._grads = self._grads, [None] * len(self.tensors)
+        return found
+
+    @property
+    def outputs(self) -> Sequence[Tensor]:
+        """Outputs of the module, before the cut."""
+        return self._outputs
 
     def backward(self, grads: Sequence[Tensor | None]) -> None:
-        """Runs the trunk back from the gradients of its outputs, and forgets them."""
-        pairs = zip(self.outputs, grads, strict=True)
+        """Run the trunk back from the gradients of its outputs, and forget them.
+
+        Args:
+            grads: One a feature; None for no gradient.
+        """
+        for output, kept in zip(self._outputs, self.tensors, strict=True):
+            if kept._version:  # changed in place: autograd is to notice if the trunk needs it
+                increment_version(output)
+        pairs = zip(self._outputs, grads, strict=True)
         used = [(output, grad) for output, grad in pairs if grad is not None]
-        torch.autograd.backward([output for output, _ in used], [grad for _, grad in used])
-        self.outputs, self.leaves = [], []
+        if used:
+            torch.autograd.backward([output for output, _ in used], [grad for _, grad in used])
+        self.clear()
+
+
+class _Cut(torch.autograd.Function):
+    """Hands the gradient over in place of passing it on."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, value: Tensor, anchor: Tensor, arrive: Callable[[Tensor], None]
+    ) -> Tensor:
+        ctx.arrive = arrive
+        return value.data  # no view of the value: in-place operations are refused on those
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
+        ctx.arrive(grad)
+        return None, None, None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
-from mtl_plugins.distributed import average, gather
-from mtl_plugins.step import Batch
+from mtl_plugins.distributed import average, world_size
 
 
 def gramian_of(rows: Tensor, averaged: bool = False) -> Tensor:
@@ -34,6 +33,20 @@ def gramian_of(rows: Tensor, averaged: bool = False) -> Tensor:
     zero = rows.new_zeros(len(rows), len(rows), dtype=torch.float64)
     exact = sum((c.double() @ c.double().T for c in rows.split(1 << 20, dim=1)), zero)
     return (average(exact) if averaged else exact).cpu()
+
+
+def gramian_over_ranks(rows: Tensor, of_features: bool, exact: bool) -> Tensor:
+    """``J Jᵀ`` of the gradients of all ranks, see :func:`gramian_of`.
+
+    Args:
+        rows: ``[T, D]``, the gradients of this rank.
+        of_features: Whether they are gradients of features, which every rank has of its own.
+        exact: Whether parameters' gradients are averaged, which leaves the averages in the rows,
+            or only their inner products.
+    """
+    if of_features:  # each rank's loss is its share of the mean loss
+        return gramian_of(rows, averaged=True) / world_size()
+    return gramian_of(average(rows)) if exact else gramian_of(rows, averaged=True)
 
 
 def dense_strides(leaf: Tensor) -> tuple[int, ...]:
@@ -86,23 +99,48 @@ class TaskRows:
         self.data = (leaves[0] if leaves else self.data).new_zeros(tasks, width)
         self.views = [self.split(row) for row in self.data]
 
+    def first(self, count: int) -> Tensor:
+        """``[T, D']``, the columns of the first ``count`` leaves."""
+        return self.data[:, : sum(leaf.numel() for leaf in self.leaves[:count])]
+
     def split(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """Views of a ``[D]`` tensor in the shapes of the leaves, and in their memory format."""
+        """Views of a ``[D']`` tensor in the shapes and the memory format of the first leaves."""
         ends = accumulate(leaf.numel() for leaf in self.leaves)
         return tuple(
             flat[end - leaf.numel() : end].as_strided(leaf.shape, dense_strides(leaf))
             for leaf, end in zip(self.leaves, ends, strict=True)
+            if end <= len(flat)
         )
 
-    def add(self, other: TaskRows) -> None:
-        """Adds the rows of a buffer that holds some of the same leaves, for the first tasks."""
+    def take(self, other: TaskRows) -> None:
+        """Add the rows of a buffer that holds some of the same leaves, for the first tasks."""
         position = {id(leaf): i for i, leaf in enumerate(self.leaves)}
         for mine, theirs in zip(self.views, other.views, strict=False):
             for leaf, view in zip(other.leaves, theirs, strict=True):
-                mine[position[id(leaf)]].add_(view)
+                if id(leaf) in position:
+                    mine[position[id(leaf)]].add_(view)
+
+    def fill(
+        self,
+        turns: Sequence[tuple[int, Tensor]],
+        announce: Callable[[int], None],
+        retain_graph: bool = False,
+    ) -> None:
+        """Runs each loss back into its row.
+
+        Args:
+            turns: Row and loss.
+            announce: Called with the row before each pass.
+            retain_graph: Whether the graph stays usable.
+        """
+        with self._bound() as bind:
+            for i, (row, loss) in enumerate(turns):
+                bind(row)
+                announce(row)
+                loss.backward(retain_graph=retain_graph or i + 1 < len(turns))
 
     @contextmanager
-    def bound(self) -> Iterator[Callable[[int], None]]:
+    def _bound(self) -> Iterator[Callable[[int], None]]:
         """Gives a function that binds a row; afterwards every ``.grad`` is what it was before."""
         before = [leaf.grad for leaf in self.leaves]
 
@@ -132,14 +170,18 @@ def combine(weights: Tensor, rows: Tensor) -> Tensor:
 
 
 def rows_of(
-    losses: Sequence[Tensor | None], tensors: Sequence[Tensor], create_graph: bool = False
+    losses: Sequence[Tensor | None],
+    tensors: Sequence[Tensor],
+    create_graph: bool = False,
+    edges: Sequence[GradientEdge] | None = None,
 ) -> Tensor:
     """``[T, D]``, the gradient of each loss. No ``.grad`` is touched and the graph stays usable.
 
     Args:
-        losses: Those that are None have the gradient zero.
+        losses: A loss that is None has the gradient zero.
         tensors: What to differentiate by; ``D`` is the sum of their sizes.
         create_graph: Whether the result can be differentiated.
+        edges: Where in the graph the tensors are, if they may have been changed in place since.
     """
     zero = torch.cat([torch.zeros_like(x).flatten() for x in tensors])
     rows = []
@@ -148,7 +190,11 @@ def rows_of(
             rows.append(zero)
             continue
         grads = torch.autograd.grad(
-            loss, tensors, retain_graph=True, create_graph=create_graph, allow_unused=True
+            loss,
+            tensors if edges is None else edges,
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
         )
         pairs = zip(grads, tensors, strict=True)
         rows.append(
@@ -157,38 +203,14 @@ def rows_of(
     return torch.stack(rows)
 
 
-class LastLayer:
-    """The last layer that all tasks share, of the batch with the most tasks so far.
-
-    Args:
-        params: Those that are trained.
-    """
-
-    def __init__(self, params: Sequence[nn.Parameter]) -> None:
-        self._params = params
-        self._indices: list[int] = []
-        self._tasks: set[str] = set()  # whose it is
-
-    def weights(self, batch: Batch, tasks: Collection[str]) -> list[nn.Parameter]:
-        """Its weights; empty if the tasks share none.
-
-        Args:
-            batch: The losses.
-            tasks: Those that take part, on any rank.
-        """
-        frozen = any(not self._params[i].requires_grad for i in self._indices)
-        if frozen or not set(tasks) <= self._tasks:
-            found = batch.graph.last_common(self._params) if batch.raw else []
-            flags = [i in found for i in range(len(self._params))]
-            everyone = gather(flags, self._params[0].device)
-            self._indices = [i for i, ranks in enumerate(everyone) if any(ranks)]
-            self._tasks = set(tasks) if self._indices else set()
-        return [self._params[i] for i in self._indices]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Which one it is."""
-        return {"indices": list(self._indices), "tasks": sorted(self._tasks)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned."""
-        self._indices, self._tasks = list(state["indices"]), set(state["tasks"])
+@contextmanager
+def grads_set_aside(params: Iterable[Tensor]) -> Iterator[None]:
+    """Leave every ``.grad`` None for a while, and then what it was before."""
+    before = [(p, p.grad) for p in params]
+    for p, _ in before:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, grad in before:
+            p.grad = grad

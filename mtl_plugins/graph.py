@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import Node, get_gradient_edge
 
-NOBODY, SEVERAL = -1, -2
+from mtl_plugins.lockstep import LockStep
+from mtl_plugins.nodes import (
+    HIDDEN,
+    NOBODY,
+    SEVERAL,
+    behind,
+    edges,
+    elements,
+    end_of,
+    is_leaf,
+    variable,
+)
 
-_CHUNK = 1 << 18  # elements of a gradient that are copied at a time, to be multiplied
-
-Slot = tuple[Node, int]  # an output of the operation behind the node: where a gradient arrives
-
-
-def common_owner(owners: Iterable[int]) -> int:
-    """Who owns what has these owners in different batches, or on different ranks."""
-    found = set(owners) - {NOBODY}
-    return found.pop() if len(found) == 1 else SEVERAL if found else NOBODY
+_FEW = 128
+"""Elements up to which the gradient of a loss may be about losses, rather than features."""
 
 
 class LossGraph:
@@ -35,7 +39,8 @@ class LossGraph:
         losses: Scalars that require a gradient.
 
     Attributes:
-        hides_a_part: Whether reentrant checkpointing does, which it will compute again.
+        hides_a_part: Whether reentrant checkpointing hides a part of the graph, which is computed
+            again in the backward pass.
     """
 
     def __init__(self, losses: Sequence[Tensor]) -> None:
@@ -52,29 +57,51 @@ class LossGraph:
                     continue
                 self._owner[node] = t if before is None else SEVERAL
                 self.hides_a_part |= node.name() == "CheckpointFunctionBackward"
-                stack += [child for child, _ in _edges(node)]
+                stack += [child for child, _ in edges(node)]
 
     def owners(self, leaves: Sequence[Tensor]) -> list[int]:
-        """For each leaf the index of the only loss that reaches it, or who else.
+        """Find the only loss that reaches each leaf.
 
         Args:
             leaves: Parameters, or other leaf tensors.
+
+        Returns:
+            For each leaf the index of the loss, :data:`SEVERAL`, :data:`NOBODY`, or :data:`HIDDEN`
+            where checkpointing may hide who reaches the leaf.
         """
-        found = {id(_variable(node)): t for node, t in self._owner.items() if _is_leaf(node)}
-        unseen = SEVERAL if self.hides_a_part else NOBODY
+        found = {id(variable(node)): t for node, t in self._owner.items() if is_leaf(node)}
+        unseen = HIDDEN if self.hides_a_part else NOBODY
         return [found.get(id(p), unseen if p.requires_grad else NOBODY) for p in leaves]
 
+    @cached_property
+    def tells_heads_apart(self) -> bool:
+        """Whether what several losses reach is shared, rather than behind a node that they share.
+
+        Losses that were stacked, or that one node returns (a compiled model, a hook, a checkpoint),
+        reach every head. They meet where their gradients have few elements, or one of them has
+        nothing of its own.
+        """
+        own = {t for node, t in self._owner.items() if is_leaf(node)}
+        for t, root in enumerate(self._roots):
+            if t not in own and any(is_leaf(n) and self._is_shared(n) for n in behind([root.node])):
+                return False
+        meet = [(root.node, root.output_nr) for root in self._roots if self._is_shared(root.node)]
+        for node, t in self._owner.items():
+            if t != SEVERAL:
+                meet += [slot for slot in edges(node) if self._is_shared(slot[0])]
+        return all(is_leaf(slot[0]) or elements(slot) > _FEW for slot in meet)
+
     def share(self, leaves: Collection[Tensor]) -> None:
-        """Makes these leaves common property, whoever reaches them in this graph."""
+        """Make these leaves common property, whoever reaches them in this graph."""
         wanted = {id(p) for p in leaves}
         for node in self._owner:
-            if _is_leaf(node) and id(_variable(node)) in wanted:
+            if is_leaf(node) and id(variable(node)) in wanted:
                 self._owner[node] = SEVERAL
 
     def weighted_backward(
         self, seeds: Sequence[Tensor], weights: Sequence[float], own: Sequence[float]
     ) -> None:
-        """One backward pass: ``Σ w_t g_t`` for what is shared, its own gradient for the rest.
+        """Run back once: ``Σ w_t g_t`` for what is shared, the own gradient for the rest.
 
         Each gradient is multiplied by the weight of its loss where it crosses the border between
         the two.
@@ -104,6 +131,15 @@ class LossGraph:
                 handle.remove()
 
     def gramian(self, leaves: Collection[Tensor], seeds: Sequence[Tensor] | None = None) -> Tensor:
+        """``J Jᵀ`` of the gradients on the shared leaves, see :meth:`gramians`."""
+        return self.gramians(leaves, (), seeds)[0]
+
+    def gramians(
+        self,
+        leaves: Collection[Tensor],
+        apart: Collection[Tensor] = (),
+        seeds: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
         """``J Jᵀ`` of the gradients on the shared leaves, without ever holding ``J``.
 
         All tasks go down the graph together, slice by slice in topological order; a slice has no
@@ -117,12 +153,13 @@ class LossGraph:
         its gradient scales it twice.
 
         Args:
-            leaves: Those of them that are shared are counted.
+            leaves: Parameters; what of them is shared is counted.
+            apart: More parameters, whose Gramians are not added up.
             seeds: The gradient that each loss starts from, a scalar; 1 by default.
 
         Returns:
             ``[T, T]`` in double precision on the device of the losses, as accurate as the dtype of
-            the leaves allows.
+            the leaves allows; and one for each parameter of ``apart``.
 
         Raises:
             RuntimeError: The graph has a part that reentrant checkpointing hides.
@@ -133,46 +170,50 @@ class LossGraph:
                 "the graph or computes it again for every slice; use one of the two"
             )
         seeds = [torch.ones_like(loss) for loss in self._losses] if seeds is None else seeds
-        return _LockStep(self, leaves).run(seeds)
+        roots = [(root.node, root.output_nr) for root in self._roots]
+        steps = LockStep(self._owner, roots, [*leaves, *apart], apart)
+        steps.run(seeds)
+        return steps.gramian, [steps.apart[id(p)] for p in apart]
 
-    def last_common(self, leaves: Sequence[Tensor]) -> list[int]:
-        """Where the losses part: the weights that every loss reaches with no other between.
+    def last_common(self, leaves: Sequence[Tensor], but: Collection[int] = ()) -> list[int]:
+        """Find where the losses part: the weights that every loss reaches with no other between.
 
-        Counted are weights with two dimensions or more, which are not those of a norm.
+        Weights with two dimensions or more count, which are not those of a norm.
 
         Args:
             leaves: Parameters.
+            but: Indices of parameters that do not count.
 
         Returns:
-            Their indices.
+            Indices of the weights.
         """
-        index = {id(p): i for i, p in enumerate(leaves) if p.ndim >= 2}
-        reach = [set(_behind([root.node])) for root in self._roots]
+        index = {id(p): i for i, p in enumerate(leaves) if p.ndim >= 2 and i not in but}
+        reach = [set(behind([root.node])) for root in self._roots]
         # A loss that shares nothing parts with nobody.
-        shares = [r for r in reach if any(_is_leaf(n) and self._is_shared(n) for n in r)]
+        shares = [r for r in reach if any(is_leaf(n) and self._is_shared(n) for n in r)]
         common = set.intersection(*shares) if shares else set()
         found: set[int] = set()
 
         def goes_on(node: Node) -> bool:
-            ends = [_end(child) for child, _ in _edges(node)]
+            ends = [end_of(child) for child, _ in edges(node)]
             here = [
-                index[id(_variable(end))]
+                index[id(variable(end))]
                 for end in ends
-                if _is_leaf(end) and end in common and id(_variable(end)) in index
+                if is_leaf(end) and end in common and id(variable(end)) in index
             ]
             found.update(here)
             return not here
 
-        for _ in _behind([root.node for root in self._roots], goes_on):
+        for _ in behind([root.node for root in self._roots], goes_on):
             pass
         return sorted(found)
 
     @contextmanager
     def noting_once_differentiable(self) -> Iterator[list[str]]:
-        """Gives a list to which a pass with ``create_graph`` adds operations that it leaves out.
+        """Give a list to which a pass with ``create_graph`` adds operations that it leaves out.
 
-        Those have no second derivative: their backward pass says so, or computes something that
-        autograd does not see.
+        Such an operation has no second derivative: its backward pass says so, or computes something
+        that autograd does not see.
         """
         found: list[str] = []
 
@@ -191,7 +232,7 @@ class LossGraph:
 
             return hook
 
-        handles = [node.register_hook(note(node)) for node in self._owner if not _is_leaf(node)]
+        handles = [node.register_hook(note(node)) for node in self._owner if not is_leaf(node)]
         try:
             yield found
         finally:
@@ -200,144 +241,6 @@ class LossGraph:
 
     def _is_shared(self, node: Node) -> bool:
         return self._owner[node] == SEVERAL
-
-
-class _LockStep:
-    """See :meth:`LossGraph.gramian`."""
-
-    def __init__(self, graph: LossGraph, leaves: Collection[Tensor]) -> None:
-        self._owner, self._losses = graph._owner, graph._losses
-        self._roots = [(root.node, root.output_nr) for root in graph._roots]
-        self._leaves = {id(p) for p in leaves}
-        self._largest = max((p.numel() for p in leaves), default=0)
-        # Edges into each shared node from nodes that have not had their turn.
-        self._missing = Counter(c for n in self._owner for c, _ in _edges(n) if self._is_shared(c))
-        # What has arrived at shared nodes that have not had their turn: a gradient of each loss.
-        self._arrived: dict[Slot, list[Tensor | None]] = {}
-        self._gramian = torch.zeros(
-            len(self._losses), len(self._losses), dtype=torch.float64, device=self._losses[0].device
-        )
-
-    def run(self, seeds: Sequence[Tensor]) -> Tensor:
-        for t, (slot, seed) in enumerate(zip(self._roots, seeds, strict=True)):
-            self._arrive(slot, t, seed)
-        alone = {node for node, t in self._owner.items() if t != SEVERAL}
-        roots = dict.fromkeys(node for node, _ in self._arrived)
-        ready = [node for node in roots if self._is_shared(node) and not self._missing[node]]
-        ready += [child for node in alone for child in self._children_in_turn(node)]
-        self._descend(alone)
-        while ready:
-            piece: set[Node] = set()
-            size = 0
-            while ready and (not piece or size + _size(ready[-1]) <= self._largest):
-                node = ready.pop()
-                piece.add(node)
-                size += _size(node)
-                ready += self._children_in_turn(node)
-            self._descend(piece)
-        return self._gramian
-
-    def _is_shared(self, node: Node) -> bool:
-        return self._owner[node] == SEVERAL
-
-    def _children_in_turn(self, node: Node) -> Iterator[Node]:
-        """The shared children, other than leaves, to which every other way has been gone."""
-        for child, _ in _edges(node):
-            if self._is_shared(child) and not _is_leaf(child):
-                self._missing[child] -= 1
-                if not self._missing[child]:
-                    yield child
-
-    def _descend(self, piece: Collection[Node]) -> None:
-        """Takes what has arrived at these nodes to where their edges leave the piece."""
-        entries = [slot for slot in self._arrived if slot[0] in piece]
-        grads = {slot: self._arrived.pop(slot) for slot in entries}
-        edges = [edge for node in piece for edge in _edges(node)]
-        exits = [slot for slot in dict.fromkeys(edges) if self._leaves_by(slot, piece)]
-        with _closed({child for child, _ in exits if not _is_leaf(child)}):
-            for t in range(len(self._losses)) if exits else ():
-                starts = [(slot, g[t]) for slot, g in grads.items() if g[t] is not None]
-                if not starts:
-                    continue
-                found = torch.autograd.grad(
-                    [GradientEdge(*slot) for slot, _ in starts],
-                    [GradientEdge(*slot) for slot in exits],
-                    [g for _, g in starts],
-                    retain_graph=True,
-                    allow_unused=True,
-                )
-                for slot, grad in zip(exits, found, strict=True):
-                    if grad is not None:
-                        self._arrive(slot, t, grad)
-        for child, _ in edges:
-            if self._is_shared(child) and _is_leaf(child):
-                self._missing[child] -= 1
-                if not self._missing[child]:
-                    self._multiply(self._arrived.pop((child, 0), []))
-
-    def _leaves_by(self, slot: Slot, piece: Collection[Node]) -> bool:
-        child = slot[0]
-        if child in piece or not self._is_shared(child):
-            return False
-        return not _is_leaf(child) or id(_variable(child)) in self._leaves
-
-    def _arrive(self, slot: Slot, t: int, grad: Tensor) -> None:
-        entry = self._arrived.setdefault(slot, [None] * len(self._losses))
-        before = entry[t]
-        entry[t] = grad if before is None else before + grad
-
-    def _multiply(self, grads: Sequence[Tensor | None]) -> None:
-        """Adds the products of the gradients on one parameter."""
-        found = next((g for g in grads if g is not None), None)
-        if found is None:
-            return
-        flat = [(torch.zeros_like(found) if g is None else g).flatten() for g in grads]
-        for parts in zip(*(g.split(_CHUNK) for g in flat), strict=True):
-            rows = torch.stack(parts)
-            if rows.dtype in (torch.float16, torch.bfloat16):
-                rows = rows.float()
-            # The square of a norm above 1e19 would overflow single precision.
-            largest = rows.abs().amax().clamp(min=torch.finfo(rows.dtype).tiny)
-            rows /= largest
-            self._gramian += (rows @ rows.T).double() * largest.double() ** 2
-
-
-def _behind(roots: Iterable[Node], goes_on: Callable[[Node], bool] | None = None) -> Iterator[Node]:
-    """The nodes that are reached from these, as long as it goes on."""
-    seen: set[Node] = set()
-    stack = list(roots)
-    while stack:
-        node = stack.pop()
-        if node not in seen:
-            seen.add(node)
-            yield node
-            if goes_on is None or goes_on(node):
-                stack += [child for child, _ in _edges(node)]
-
-
-def _edges(node: Node) -> list[Slot]:
-    return [(child, slot) for child, slot in node.next_functions if child is not None]
-
-
-def _end(node: Node) -> Node:
-    """Where a chain ends: weights are transposed or cast before they are used."""
-    while len(edges := _edges(node)) == 1:
-        node = edges[0][0]
-    return node
-
-
-def _is_leaf(node: Node) -> bool:
-    return hasattr(node, "variable")
-
-
-def _size(node: Node) -> int:
-    """How many parameters hang on it."""
-    return sum(_variable(child).numel() for child, _ in _edges(node) if _is_leaf(child))
-
-
-def _variable(node: Node) -> Tensor:
-    variable: Tensor = node.variable  # type: ignore[attr-defined]
-    return variable
 
 
 def _weigh(weight: float, crosses: Sequence[bool]) -> Callable[..., Any]:
@@ -350,14 +253,3 @@ def _weigh(weight: float, crosses: Sequence[bool]) -> Callable[..., Any]:
         )
 
     return hook
-
-
-@contextmanager
-def _closed(nodes: Iterable[Node]) -> Iterator[None]:
-    """Lets no gradient through these nodes, so that a pass ends where they are."""
-    handles = [node.register_prehook(lambda grads: (None,) * len(grads)) for node in nodes]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

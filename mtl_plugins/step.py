@@ -1,4 +1,4 @@
-"""What one step is about: what it was given, what its passes found, and what it shows to hooks."""
+"""Values of one step: what it was given, what its parts found, and what it shows to hooks."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from mtl_plugins.distributed import world_size
 from mtl_plugins.graph import LossGraph
 from mtl_plugins.report import Report
+from mtl_plugins.window import Window
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step computed, for hooks. All tensors are on the CPU.
+    """Results of one step, for hooks. All tensors are on the CPU.
 
     Attributes:
         tasks: The ``T`` tasks that took part, on any rank; where every micro-batch is aggregated by
@@ -26,8 +28,8 @@ class Step:
         gramian: ``[T, T]`` of the (weighted) losses' gradients; None if not computed.
         disentanglement: FD, a scalar; None if not asked for.
         penalty: The regulariser's term, a scalar; None without one.
-        nonfinite: Those of the tasks whose loss or gradient is not finite, and
-            ``"the regularizer"``. If there are any, the step was skipped.
+        nonfinite: The tasks whose loss or gradient is not finite, and ``"the regularizer"``. If
+            there are any, the step was skipped.
     """
 
     tasks: tuple[str, ...]
@@ -41,12 +43,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Batch:
-    """One call.
+    """One call: a micro-batch, or a whole batch.
 
     Attributes:
         raw: The losses of this rank, as given, in the order of the tasks.
-        factors: Of the weighting, for the tasks of all ranks.
-        scale: Of a loss scaler.
+        tasks: Names of all tasks.
+        window: The step that the call is a part of.
+        scale: Factor of a loss scaler.
         share: What the losses of this call count in the step.
         aggregate: Whether it is the last of some micro-batches.
         report: The losses of all ranks.
@@ -54,7 +57,8 @@ class Batch:
     """
 
     raw: Mapping[str, Tensor]
-    factors: Mapping[str, float]
+    tasks: Sequence[str]
+    window: Window
     scale: Tensor | None
     share: float
     aggregate: bool
@@ -63,7 +67,7 @@ class Batch:
 
     @cached_property
     def graph(self) -> LossGraph:
-        """That behind :attr:`raw`."""
+        """The graph behind :attr:`raw`."""
         return self.seen or LossGraph(list(self.raw.values()))
 
     @cached_property
@@ -76,34 +80,71 @@ class Batch:
 
     @cached_property
     def losses(self) -> Mapping[str, Tensor]:
-        """What is run back: the losses of this rank, weighted and scaled."""
+        """The losses that are run back: those of this rank, weighted and scaled."""
+        factors = self.window.factors
         return {
-            name: loss if self.factors[name] == 1.0 else self.factors[name] * loss
+            name: loss if factors[name] == 1.0 else factors[name] * loss
             for name, loss in self.scaled.items()
         }
 
     @property
     def seeds(self) -> list[Tensor]:
-        """The gradients of :attr:`raw` that do the same."""
+        """The gradients of :attr:`raw` that weigh and scale likewise."""
         seeds = [
-            torch.full_like(loss, self.share * self.factors[name])
+            torch.full_like(loss, self.share * self.window.factors[name])
             for name, loss in self.raw.items()
         ]
         return seeds if self.scale is None else [(s * self.scale).to(s) for s in seeds]
 
+    def turns(self, losses: Mapping[str, Tensor] | None = None) -> list[tuple[int, Tensor]]:
+        """Put the losses in the order of their passes, the same on every rank.
 
-@dataclass
-class Outcome:
-    """What a pass found.
+        Args:
+            losses: By default the weighted and scaled ones.
+
+        Returns:
+            Number of the task, and its loss.
+        """
+        losses = self.losses if losses is None else losses
+        turns = list(losses.items())
+        if turns and len(turns) < len(self.tasks) and world_size() > 1:
+            # A synchronised batch norm waits in its backward pass for every rank: a task that
+            # others have takes its turn here too, with a gradient of zero.
+            nothing = 0.0 * turns[0][1]
+            elsewhere = self.report.losses
+            turns = [(n, losses.get(n, nothing)) for n in self.tasks if n in elsewhere]
+        return [(self.tasks.index(name), loss) for name, loss in turns]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Gradients of the tasks, or what stands for them.
 
     Attributes:
-        weights: Of each task, and perhaps of absent ones; None if there are none.
-        gramian: Of the tasks of ``reports``; None if not computed.
-        reports: Of the calls that it is about.
-        own: Factors of the gradients of what a task has alone; empty for 1.
+        reports: The losses of the calls that were measured.
+        gramian: ``[n, n]`` of the tasks of ``reports``, unscaled; None if not computed.
+        rows: ``[T, D]``, the gradients of all tasks, scaled; None if there are none.
+        features: Features that the rows are gradients of; empty for parameters.
+        shared: Whether the tasks share anything.
+    """
+
+    reports: Sequence[Report]
+    gramian: Tensor | None = None
+    rows: Tensor | None = None
+    features: Sequence[Tensor] = ()
+    shared: bool = True
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What becomes of the gradients.
+
+    Attributes:
+        weights: One a task, and perhaps of absent ones; None if the method gives none.
+        update: ``[D]``, where the method gives that; scaled as the rows are.
+        own: Factor of the gradient of what a task has alone; 1 where there is none.
     """
 
     weights: Mapping[str, float] | None
-    gramian: Tensor | None
-    reports: Sequence[Report]
+    update: Tensor | None = None
     own: Mapping[str, float] = field(default_factory=dict)

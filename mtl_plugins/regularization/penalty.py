@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl_plugins.distributed import average, average_some
+from mtl_plugins.features import Representation
 from mtl_plugins.gradients import rows_of
 from mtl_plugins.graph import LossGraph
 from mtl_plugins.regularization.base import Regularizer
@@ -40,13 +41,15 @@ class Penalty:
         self._terms: list[HostCopy] = []
         self._grads: list[Tensor | None] = [None] * len(self._params)
 
-    def take(self, batch: Batch, shared: Sequence[Tensor], features: Sequence[Tensor]) -> None:
-        """Takes the term of a micro-batch. The graph of the losses stays usable.
+    def take(
+        self, batch: Batch, shared: Sequence[Tensor], cut: Representation | None = None
+    ) -> None:
+        """Take the term of a micro-batch. The graph of the losses stays usable.
 
         Args:
             batch: The losses.
             shared: Parameters whose gradients the term is made of.
-            features: The same where there are any, instead of the parameters.
+            cut: The features whose gradients it is made of instead, at the feature level.
 
         Raises:
             RuntimeError: Something in the losses cannot be differentiated twice.
@@ -55,40 +58,45 @@ class Penalty:
         dtype = torch.promote_types(self._params[0].dtype, torch.float32)
         term = torch.zeros((), dtype=dtype, device=self._params[0].device)
         finite = torch.ones_like(term)
-        leaves = features or shared
-        if len(batch.raw) > 1 and leaves:
+        if len(batch.raw) > 1 and (cut.tensors if cut is not None else shared):
             try:
-                term = self._regularizer(self._jacobian(batch, leaves)).to(dtype)
+                jacobian = self._jacobian(batch, shared, cut)
+                if cut is None and not batch.graph.tells_heads_apart:
+                    jacobian = _in_common(jacobian, shared)
+                term = self._regularizer(jacobian).to(dtype)
                 if term.requires_grad:
-                    finite = self._differentiate(term * batch.share, batch.scale, features)
+                    finite = self._differentiate(term * batch.share, batch.scale, cut)
             except RuntimeError as error:
                 raise RuntimeError(
                     f"regularizer: the losses cannot be differentiated twice: {error}"
                 ) from error
         self._terms.append(HostCopy(average(torch.stack([term.detach() * batch.share, finite]))))
 
-    def _jacobian(self, batch: Batch, leaves: Sequence[Tensor]) -> Tensor:
+    def _jacobian(
+        self, batch: Batch, shared: Sequence[Tensor], cut: Representation | None
+    ) -> Tensor:
         losses = list(batch.scaled.values())
+        tensors, edges = (shared, None) if cut is None else (cut.tensors, cut.edges)
         if batch.raw.keys() <= self._checked:
-            return rows_of(losses, leaves, create_graph=True)
+            return rows_of(losses, tensors, create_graph=True, edges=edges)
         graph = LossGraph(losses)
         if graph.hides_a_part:
             raise RuntimeError(
                 "activation checkpointing hides a part of them; use use_reentrant=False, or none"
             )
         with graph.noting_once_differentiable() as lost:
-            rows = rows_of(losses, leaves, create_graph=True)
+            rows = rows_of(losses, tensors, create_graph=True, edges=edges)
         if lost:
             raise RuntimeError(f"there is no second derivative of {', '.join(sorted(set(lost)))}")
         self._checked |= batch.raw.keys()
         return rows
 
     def _differentiate(
-        self, term: Tensor, scale: Tensor | None, features: Sequence[Tensor]
+        self, term: Tensor, scale: Tensor | None, cut: Representation | None
     ) -> Tensor:
-        """Keeps the gradient; whether it is finite (1 or 0)."""
+        """Keep the gradient, and tell whether it is finite (1 or 0)."""
         trained = [i for i, p in enumerate(self._params) if p.requires_grad]
-        targets = [*(self._params[i] for i in trained), *features]
+        targets = [*(self._params[i] for i in trained), *(() if cut is None else cut.edges)]
         seed = None if scale is None else scale.to(term)
         grads = torch.autograd.grad(term, targets, seed, retain_graph=True, allow_unused=True)
         for i, grad in zip(trained, grads, strict=False):
@@ -112,3 +120,10 @@ class Penalty:
         """The term, a scalar on the CPU, and whether its gradient is finite on all ranks."""
         terms, finite = torch.stack([copy.read() for copy in self._terms]).unbind(dim=1)
         return terms.sum(), bool((finite == 1.0).all())
+
+
+def _in_common(jacobian: Tensor, leaves: Sequence[Tensor]) -> Tensor:
+    """Leave out the columns of parameters at which one task alone has a gradient."""
+    parts = jacobian.split([leaf.numel() for leaf in leaves], dim=1)
+    shared = [part for part in parts if int(part.detach().any(dim=1).sum()) > 1]
+    return torch.cat(shared, dim=1) if shared else jacobian[:, :0]

@@ -1,0 +1,121 @@
+"""The aggregator, and the weights that it found last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from mtl_plugins.aggregation import Aggregator, GramianAggregator
+from mtl_plugins.step import Choice, Measured
+from mtl_plugins.window import Window
+
+
+class Chooser:
+    """Asks the aggregator what becomes of the gradients, at every ``every``-th step.
+
+    Args:
+        aggregator: The method.
+        tasks: Names of all tasks; the list grows.
+        every: For how many steps weights hold.
+
+    Attributes:
+        steps_left: For how many steps the weights found last still hold.
+    """
+
+    def __init__(self, aggregator: Aggregator, tasks: Sequence[str], every: int = 1) -> None:
+        self.aggregator = aggregator
+        self.steps_left = 0
+        self._tasks = tasks
+        self._every = every
+        self._weights: dict[str, float] = {}
+        self._own: dict[str, float] = {}
+
+    def choose(self, measured: Measured, window: Window, keep: bool = True) -> Choice:
+        """Decide by what was measured.
+
+        Args:
+            measured: The gradients; without a Gramian the weights found last are taken again, or
+                those that no gradient decides.
+            window: The step.
+            keep: Whether it is the last choice of the step, whose weights hold for the next ones.
+        """
+        losses = window.totals(measured.reports)
+        if measured.gramian is None and self.aggregator.needs_gradients:
+            return self._again(keep)
+        if measured.gramian is None:
+            # The same for all tasks, whatever their gradients: the plain sum, or the mean.
+            weights = self._weigh(torch.zeros(len(losses), len(losses)), list(losses))
+            return Choice(weights)
+        if window.note_nonfinite(measured.gramian, measured.reports):
+            return Choice(dict.fromkeys(losses, 1.0))
+        if not measured.shared:
+            return Choice(dict.fromkeys(losses, 1.0))
+        if not isinstance(self.aggregator, GramianAggregator):
+            return self._combine(measured, [self._tasks.index(name) for name in losses])
+        # A task without a gradient, for want of examples in this batch, has no say.
+        active = [i for i in range(len(losses)) if measured.gramian[i, i] > 0.0]
+        names = [name for i, name in enumerate(losses) if i in active]
+        if not names:
+            return Choice(dict.fromkeys(losses, 0.0))
+        seen = torch.tensor([losses[name] * window.factors[name] for name in names])
+        found = self._weigh(measured.gramian[active][:, active], names, seen)
+        factors = self.aggregator.own_factors
+        own = {} if factors is None else dict(zip(names, factors, strict=True))
+        if keep and self._every > 1:
+            self._weights, self._own, self.steps_left = found, own, self._every - 1
+        return Choice(
+            dict.fromkeys(losses, 0.0) | found, own=_with_the_mean_of_others(self._tasks, own)
+        )
+
+    def _weigh(
+        self, gramian: torch.Tensor, names: Sequence[str], losses: torch.Tensor | None = None
+    ) -> dict[str, float]:
+        assert isinstance(self.aggregator, GramianAggregator)
+        numbers = [self._tasks.index(name) for name in names]
+        weights = self.aggregator.weights(gramian, losses=losses, tasks=numbers) if names else None
+        return {} if weights is None else dict(zip(names, weights.tolist(), strict=True))
+
+    def _combine(self, measured: Measured, present: Sequence[int]) -> Choice:
+        rows = measured.rows
+        assert rows is not None
+        if not present:
+            return Choice(None, rows.new_zeros(rows.shape[1]))
+        rows = rows if len(present) == len(rows) else rows[present]
+        if measured.features:
+            return Choice(None, self.aggregator.on_features(rows, measured.features, present))
+        return Choice(None, self.aggregator(rows, present))
+
+    def _again(self, last: bool) -> Choice:
+        self.steps_left -= last
+        return Choice(
+            _with_the_mean_of_others(self._tasks, self._weights),
+            own=_with_the_mean_of_others(self._tasks, self._own),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the method, and the weights that still hold."""
+        return {
+            "weights": dict(self._weights),
+            "own": dict(self._own),
+            "steps_left": self.steps_left,
+            "aggregator": {
+                "type": type(self.aggregator).__name__,
+                "state": self.aggregator.state_dict(),
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._weights, self._own = dict(state["weights"]), dict(state["own"])
+        self.steps_left = state["steps_left"]
+        self.aggregator.load_state_dict(state["aggregator"]["state"])
+
+
+def _with_the_mean_of_others(tasks: Iterable[str], found: Mapping[str, float]) -> dict[str, float]:
+    """Complete values that were found for some tasks."""
+    if not found:
+        return {}
+    mean = sum(found.values()) / len(found)
+    return {name: found.get(name, mean) for name in tasks}

@@ -1,0 +1,63 @@
+"""Losses and parameters as a training script hands them over, and errors that say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def scalars(losses: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
+    """Check that every loss is a scalar; plain numbers become constants.
+
+    Raises:
+        ValueError: A loss has several elements.
+        TypeError: A loss is no tensor and no number.
+    """
+    found: dict[str, Tensor] = {}
+    for name, loss in losses.items():
+        if isinstance(loss, (int, float)):
+            loss = torch.tensor(float(loss))
+        if not isinstance(loss, Tensor):
+            raise TypeError(
+                f"losses: {name!r} is a {type(loss).__name__}, expected a scalar tensor or a number"
+            )
+        if loss.numel() != 1:
+            raise ValueError(
+                f"losses: {name!r} has the shape {tuple(loss.shape)}, expected a scalar"
+            )
+        found[name] = loss
+    return found
+
+
+def refuse_hooks(params: Iterable[nn.Parameter]) -> None:
+    """Refuse hooks that would take the gradient of one task for the whole one.
+
+    Raises:
+        ValueError: A parameter has a hook that is called when its ``.grad`` is accumulated, such as
+            that of an optimizer that steps in the backward pass.
+    """
+    hooked = [p for p in params if getattr(p, "_post_accumulate_grad_hooks", None)]
+    if hooked:
+        raise ValueError(
+            f"params: {len(hooked)} parameters have a hook that is called when .grad is "
+            "accumulated (register_post_accumulate_grad_hook, an optimizer in the backward pass). "
+            "It would see the gradient of one task at a time; remove it"
+        )
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Say what to do about errors of PyTorch that come from running back several times."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "donated buffer" in str(error):
+            raise RuntimeError(
+                "the model was compiled so that it can be run back once, and the aggregator runs "
+                "back once a task: set torch._functorch.config.donated_buffer = False before the "
+                "first forward pass"
+            ) from error
+        raise

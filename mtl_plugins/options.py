@@ -1,0 +1,79 @@
+"""The options of a step, checked where they are set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import nn
+
+from mtl_plugins.aggregation import Aggregator, GramianAggregator
+
+Level = Literal["parameter", "feature"]
+Sync = Literal["exact", "gramian"]
+OnNonfinite = Literal["skip", "raise"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Plain values that a config can hold; :class:`~mtl_plugins.MultiTaskBackward` explains them.
+
+    Raises:
+        ValueError: A value is none of the valid ones.
+    """
+
+    level: Level = "parameter"
+    sync: Sync = "exact"
+    low_memory: bool = False
+    weights_every: int = 1
+    on_nonfinite: OnNonfinite = "skip"
+    max_skips: int = 20
+
+    def __post_init__(self) -> None:
+        for key, valid in (("level", Level), ("sync", Sync), ("on_nonfinite", OnNonfinite)):
+            value = getattr(self, key)
+            if value not in get_args(valid):
+                raise ValueError(f"{key}: expected one of {get_args(valid)}, got {value!r}")
+        for key in ("weights_every", "max_skips"):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{key}: expected an integer of at least 1, got {value!r}")
+        if not isinstance(self.low_memory, bool):
+            raise ValueError(f"low_memory: expected True or False, got {self.low_memory!r}")
+
+    def check(self, aggregator: Aggregator, representation: nn.Module | None) -> None:
+        """Check that the options go with each other, the method and the representation.
+
+        Raises:
+            ValueError: Two of them exclude each other.
+            TypeError: The representation is no module.
+        """
+        if (self.level == "feature") != (representation is not None):
+            raise ValueError(
+                f"representation: level={self.level!r} "
+                + ("needs the module" if self.level == "feature" else "takes no module")
+                + " whose output the tasks share"
+            )
+        if representation is not None and not isinstance(representation, nn.Module):
+            raise TypeError(
+                f"representation: expected a module, got {type(representation).__name__} "
+                f"({representation!r})"
+            )
+        saving = {"low_memory": self.low_memory, "weights_every": self.weights_every > 1}
+        by_weights = saving | {"sync='gramian'": self.sync == "gramian"}
+        for key in [key for key, used in by_weights.items() if used]:
+            if not isinstance(aggregator, GramianAggregator):
+                raise ValueError(
+                    f"{key} needs an aggregator that weighs the gradients, and "
+                    f"{type(aggregator).__name__} combines them in another way"
+                )
+            if key in saving and self.level == "feature":
+                raise ValueError(
+                    f"{key} is for level='parameter': at the feature level a step costs about as "
+                    "much as a plain one anyway"
+                )
+        if aggregator.scales_own and self.level == "feature":
+            raise ValueError(
+                f"level: {type(aggregator).__name__} weighs what a task has alone too, which "
+                "level='feature' leaves as it is; use level='parameter'"
+            )

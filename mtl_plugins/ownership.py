@@ -1,0 +1,167 @@
+"""Which parameters the tasks share, and which belong to one task alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtl_plugins.distributed import gather, world_size
+from mtl_plugins.graph import LossGraph
+from mtl_plugins.nodes import NOBODY, SEVERAL, common_owner
+
+
+class Ownership:
+    """Knows the owner of each parameter: a task, :data:`SEVERAL` or :data:`NOBODY`.
+
+    The graph says which losses reach a parameter. A parameter that several losses reached once
+    stays in common: a batch without some task is no reason to change that.
+
+    A graph whose losses meet in one node (stacked losses, a compiled model, a hook on its output,
+    reentrant checkpointing) cannot tell heads from the trunk. The parameters behind such a node are
+    *doubtful*, and evidence decides: who alone reached a parameter with a gradient that was not
+    zero, so far, is the owner.
+
+    Args:
+        params: The parameters that are trained; more may be added to the list later.
+        device: Device of the tensors that ranks exchange.
+    """
+
+    def __init__(self, params: Sequence[nn.Parameter], device: torch.device) -> None:
+        self._params = params
+        self._device = device
+        self._alone = [NOBODY] * len(params)  # by the graph
+        self._evident = [NOBODY] * len(params)  # by the gradients; SEVERAL where there is no doubt
+        self._reached = [False] * len(params)  # since the window was opened
+        self._agreed: tuple[list[int], list[int], list[bool]] | None = None  # with the other ranks
+
+    def open_window(self) -> None:
+        """Forget which parameters were reached, and make room for parameters that were added."""
+        new = len(self._params) - len(self._alone)
+        self._alone += [NOBODY] * new
+        self._evident += [NOBODY] * new
+        self._reached = [False] * len(self._params)
+
+    def look_at(self, graph: LossGraph, tasks: Sequence[int]) -> bool:
+        """Learn from the graph of a batch.
+
+        Args:
+            graph: Graph of the losses of this rank.
+            tasks: The number of each loss's task.
+
+        Returns:
+            Whether something is shared, doubtful or reached that the ranks have not agreed on.
+        """
+        for i, t in enumerate(graph.owners(self._params)):
+            if t == NOBODY:
+                continue
+            before, here = self._alone[i], tasks[t] if t >= 0 else SEVERAL
+            self._alone[i] = common_owner([before, here])
+            if t == SEVERAL and self._evident[i] != SEVERAL and graph.tells_heads_apart:
+                self._evident[i] = SEVERAL
+            elif here != SEVERAL and before >= 0 and before != here and not self._reached[i]:
+                self._evident[i] = before  # in an earlier window, whose gradients are gone
+            self._reached[i] = True
+        return (self._alone, self._evident, self._reached) != self._agreed
+
+    def agree(self) -> None:
+        """Learn from the other ranks; what only two ranks together share is doubtful at first."""
+        if world_size() == 1:
+            return
+        everyone = gather([*self._alone, *self._evident, *self._reached], self._device)
+        count = len(self._params)
+        self._alone = [common_owner(ranks) for ranks in everyone[:count]]
+        self._evident = [common_owner(ranks) for ranks in everyone[count : 2 * count]]
+        self._reached = [any(ranks) for ranks in everyone[2 * count :]]
+        self._agreed = (list(self._alone), list(self._evident), list(self._reached))
+
+    def take_evidence(self, reach: Mapping[int, Iterable[int]]) -> bool:
+        """Learn from gradients, the same on every rank.
+
+        Args:
+            reach: For doubtful parameters, by their index, the tasks whose gradient is not zero.
+
+        Returns:
+            Whether a parameter turned out to be shared.
+        """
+        shared = self.shared
+        for i, tasks in reach.items():
+            self._evident[i] = common_owner([self._evident[i], *tasks])
+        if self._agreed is not None:
+            self._agreed = (self._agreed[0], list(self._evident), self._agreed[2])
+        return self.shared != shared
+
+    @property
+    def shared(self) -> list[int]:
+        """Indices of the parameters that several tasks share."""
+        return [
+            i
+            for i, (t, e) in enumerate(zip(self._alone, self._evident, strict=True))
+            if t == e == SEVERAL
+        ]
+
+    @property
+    def in_common(self) -> list[nn.Parameter]:
+        """The parameters that the graph takes for shared, doubtful or not, and that are trained."""
+        pairs = zip(self._params, self._alone, strict=True)
+        return [p for p, t in pairs if t == SEVERAL and p.requires_grad]
+
+    @property
+    def doubtful(self) -> list[int]:
+        """Indices of the parameters that only the graph takes for shared."""
+        return [
+            i
+            for i, (t, e) in enumerate(zip(self._alone, self._evident, strict=True))
+            if t == SEVERAL and e != SEVERAL
+        ]
+
+    def owner(self, i: int) -> int:
+        """Return the task that alone owns parameter ``i``, or :data:`SEVERAL` or :data:`NOBODY`."""
+        return self._evident[i] if self._alone[i] == SEVERAL else self._alone[i]
+
+    def by_graph(self) -> list[int]:
+        """Return the owners as the graph has them, where the doubtful belong to :data:`SEVERAL`."""
+        return list(self._alone)
+
+    def reached(self, i: int) -> bool:
+        """Whether a loss reached parameter ``i`` since the window was opened, on any rank."""
+        return self._reached[i]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the owners, to go on with them."""
+        return {"owner": list(self._alone), "evident": list(self._evident)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: The state is that of another number of parameters.
+        """
+        if len(state["owner"]) != len(self._params):
+            raise ValueError(
+                f"params: the checkpoint has {len(state['owner'])}, this run has "
+                f"{len(self._params)}"
+            )
+        self._alone, self._evident = list(state["owner"]), list(state["evident"])
+        self._reached = [False] * len(self._params)
+        self._agreed = None
+
+
+def nonzero_tasks(views: Sequence[Sequence[Tensor]]) -> list[list[int]]:
+    """Find which tasks have a gradient that is not zero, on any rank.
+
+    Args:
+        views: For each task, its gradient at each of some parameters.
+
+    Returns:
+        For each of the parameters, the tasks. The host waits for the device once.
+    """
+    if not views or not views[0]:
+        return [[] for _ in (views[0] if views else ())]
+    largest = torch.stack([torch.stack(torch._foreach_norm(list(row), torch.inf)) for row in views])
+    found = (largest != 0).to(torch.int32)  # NaN, too
+    if world_size() > 1:
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return [[t for t, flag in enumerate(column) if flag] for column in found.T.tolist()]

@@ -1,0 +1,176 @@
+"""What every route has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mtl_plugins.distributed import gather
+from mtl_plugins.features import Representation
+from mtl_plugins.gradients import TaskRows, grads_set_aside, gramian_over_ranks
+from mtl_plugins.nodes import HIDDEN, SEVERAL, common_owner
+from mtl_plugins.options import Options
+from mtl_plugins.ownership import Ownership, nonzero_tasks
+from mtl_plugins.regularization import Penalty
+from mtl_plugins.report import Report
+from mtl_plugins.step import Batch, Choice, Measured
+from mtl_plugins.watching import Watching
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parts that the routes work with; the two lists grow.
+
+    Attributes:
+        params: The parameters that are trained.
+        tasks: Names of all tasks.
+        device: Device of the parameters.
+        options: Options of the step.
+        ownership: Which parameters are shared.
+        representation: Where the graph is cut, at the feature level.
+        watching: What the step is to measure for hooks.
+        penalty: The regulariser's term.
+    """
+
+    params: list[nn.Parameter]
+    tasks: list[str]
+    device: torch.device
+    options: Options
+    ownership: Ownership
+    representation: Representation | None
+    watching: Watching
+    penalty: Penalty | None
+
+
+class Route(ABC):
+    """A way from the losses to ``.grad``.
+
+    Args:
+        parts: Parts that it works with.
+
+    Attributes:
+        monitored: What was measured for hooks alone; None for nothing.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.monitored: Measured | None = None
+
+    @abstractmethod
+    def measure(self, batch: Batch) -> Measured | None:
+        """Take the gradients of the tasks, or what stands for them.
+
+        Args:
+            batch: A micro-batch.
+
+        Returns:
+            What a choice is made of; None if there is nothing to choose yet.
+        """
+
+    @abstractmethod
+    def apply(self, batch: Batch, choice: Choice) -> None:
+        """Bring the gradients into ``.grad``, the mean over the ranks with the last micro-batch.
+
+        Args:
+            batch: The micro-batch that was measured last.
+            choice: What becomes of what was measured.
+        """
+
+    def monitor(self, batch: Batch) -> None:
+        """Measure what is asked for and the method does not need; no ``.grad`` is touched."""
+        self.monitored = None
+        if not self.parts.watching.wants_gramian(batch):
+            self.parts.watching.look(batch)
+            return
+        # Not by `inputs=`, which reentrant checkpointing refuses.
+        with grads_set_aside(self.parts.params):
+            if self.parts.representation is not None:
+                rows = self.fill_features(self.parts.representation, batch, retain_graph=True)
+            else:
+                rows = self._fill_shared(batch)
+        self.monitored = self.measured(rows, len(rows.leaves), batch, [batch.report])
+
+    def _fill_shared(self, batch: Batch) -> TaskRows:
+        """Take the gradients of what the tasks share in this batch, on all ranks together."""
+        found = [
+            self.parts.tasks.index(list(batch.raw)[t]) if t >= 0 else t
+            for t in batch.graph.owners(self.parts.params)
+        ]
+        flags = [SEVERAL if t == HIDDEN else t for t in found]
+        everyone = gather([*flags, not batch.graph.tells_heads_apart], self.parts.device)
+        *owners, doubts = everyone
+        pairs = zip(self.parts.params, map(common_owner, owners), strict=True)
+        rows = TaskRows(self.parts.device)
+        rows.arrange([p for p, t in pairs if t == SEVERAL], len(self.parts.tasks))
+        self.fill(rows, batch, retain_graph=True)
+        if any(doubts) or HIDDEN in found:
+            reach = nonzero_tasks(rows.views)
+            shared = TaskRows(self.parts.device)
+            leaves = [p for p, tasks in zip(rows.leaves, reach, strict=True) if len(tasks) > 1]
+            shared.arrange(leaves, len(self.parts.tasks))
+            shared.take(rows)
+            return shared
+        return rows
+
+    def fill(self, rows: TaskRows, batch: Batch, retain_graph: bool = False) -> None:
+        """Run each task back into its row."""
+        with self.parts.watching.passes(batch, rows) as announce:
+            rows.fill(batch.turns(), announce, retain_graph)
+
+    def fill_features(
+        self, cut: Representation, batch: Batch, retain_graph: bool = False
+    ) -> TaskRows:
+        """Run each task back to the features."""
+        rows = TaskRows(self.parts.device)  # not kept: the next forward pass makes other features
+        rows.arrange(cut.tensors, len(self.parts.tasks))
+        turns = batch.turns()
+        with self.parts.watching.passes(batch, rows) as announce:
+            for i, (task, loss) in enumerate(turns):
+                announce(task)
+                loss.backward(retain_graph=retain_graph or i + 1 < len(turns))
+                for view, grad in zip(rows.views[task], cut.take_grads(), strict=True):
+                    if grad is not None:
+                        view.copy_(grad)
+        return rows
+
+    def measured(
+        self, rows: TaskRows, count: int, batch: Batch, reports: Sequence[Report]
+    ) -> Measured:
+        """Take the Gramian of the tasks that take part.
+
+        Args:
+            rows: The gradients.
+            count: How many leaves of the rows, from the first, are shared.
+            batch: The last micro-batch.
+            reports: The calls whose gradients are in the rows.
+        """
+        cut = self.parts.representation
+        shared = rows.first(count)
+        gramian = gramian_over_ranks(shared, cut is not None, self.parts.options.sync == "exact")
+        return Measured(
+            reports,
+            self.of_present(gramian, batch, reports),
+            shared,
+            () if cut is None else cut.tensors,
+            shared=count > 0,
+        )
+
+    def of_present(self, gramian: Tensor, batch: Batch, reports: Sequence[Report]) -> Tensor:
+        """Restrict a Gramian to the tasks that take part, on any rank, and unscale it."""
+        present = [self.parts.tasks.index(name) for name in batch.window.totals(reports)]
+        gramian = gramian[present][:, present]
+        return gramian if batch.scale is None else gramian / float(batch.scale) ** 2
+
+    def run_back(self, cut: Representation, grads: Sequence[Tensor | None]) -> None:
+        """Run the trunk back from its outputs, with what the regulariser adds there."""
+        penalty = self.parts.penalty
+        if penalty is not None and penalty.at_features:
+            grads = [
+                b if a is None else a if b is None else a + b
+                for a, b in zip(grads, penalty.at_features, strict=True)
+            ]
+        cut.backward(grads)

@@ -1,0 +1,61 @@
+"""The feature level: heads are run back once a task, the trunk once for all."""
+
+from __future__ import annotations
+
+import torch
+
+from mtl_plugins.distributed import average_grads, with_grad, world_size
+from mtl_plugins.features import Representation
+from mtl_plugins.gradients import TaskRows, combine
+from mtl_plugins.graph import LossGraph
+from mtl_plugins.nodes import SEVERAL
+from mtl_plugins.routes.base import Parts, Route
+from mtl_plugins.step import Batch, Choice, Measured
+
+
+class FeatureLevel(Route):
+    """Aggregates the gradients of a representation; every micro-batch by itself.
+
+    Args:
+        parts: Parts that it works with.
+        representation: Where the graph is cut.
+    """
+
+    def __init__(self, parts: Parts, representation: Representation) -> None:
+        super().__init__(parts)
+        self._cut = representation
+        self._rows = TaskRows(parts.device)
+        self._checked = False
+
+    def measure(self, batch: Batch) -> Measured | None:
+        if not self._checked and self._cut.tensors:
+            self._check(batch)
+            self._checked = True
+        self._rows = self.fill_features(self._cut, batch)
+        return self.measured(self._rows, len(self._rows.leaves), batch, [batch.report])
+
+    def apply(self, batch: Batch, choice: Choice) -> None:
+        update = choice.update
+        if update is None:
+            assert choice.weights is not None
+            weights = [choice.weights.get(name, 0.0) for name in self.parts.tasks]
+            update = combine(torch.tensor(weights, dtype=torch.float64), self._rows.data)
+        self.run_back(self._cut, self._rows.split(update))
+        self._rows = TaskRows(self.parts.device)
+        if batch.aggregate and world_size() > 1:
+            average_grads(with_grad(self.parts.params))
+
+    def _check(self, batch: Batch) -> None:
+        """Refuse losses that reach what lies before the representation by another way."""
+        behind = LossGraph(self._cut.outputs).owners(self.parts.params)
+        for name, loss in batch.raw.items():
+            around = LossGraph([loss]).owners(self.parts.params)
+            # What checkpointing hides is not known to be reached.
+            if any(
+                a >= 0 and (b >= 0 or b == SEVERAL) for a, b in zip(around, behind, strict=True)
+            ):
+                raise ValueError(
+                    f"representation: the loss of task {name!r} reaches parameters before the "
+                    "module by another way. Choose a module that all losses go through, such as "
+                    "the backbone"
+                )
