@@ -5,7 +5,8 @@ Examples:
     >>> add_mtl_config(cfg)
     >>> cfg.merge_from_file(config_file("mask_rcnn_R_50_FPN_1x.yaml"))
     >>> cfg.merge_from_list(["MTL.AGGREGATOR.NAME", "PCGrad"])
-    >>> trainer = MTLTrainer(cfg)
+    >>> cfg.MTL.AGGREGATOR.NAME  # which MTLTrainer(cfg) trains with
+    'PCGrad'
 """
 
 from mtl_plugins import configs

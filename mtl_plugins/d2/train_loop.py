@@ -37,7 +37,7 @@ class MTLSimpleTrainer(SimpleTrainer):
     Examples:
         >>> multitask = MultiTaskBackward(model.parameters(), aggregator="PCGrad")
         >>> trainer = MTLSimpleTrainer(model, data_loader, optimizer, multitask)
-        >>> trainer.train(0, 90000)
+        >>> trainer.train(0, max_iter)
     """
 
     def __init__(

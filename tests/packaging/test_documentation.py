@@ -67,14 +67,47 @@ def test_config_of_the_readme_is_that_of_the_method():
         assert cfg[key] == plain[key]
 
 
+def names_of_detectron2() -> dict[str, object]:
+    """What stands for a model and data in the examples of the adapter."""
+    from detectron2.config import get_cfg
+
+    from mtl_plugins.d2 import add_mtl_config
+
+    class Losses(nn.Linear):
+        def forward(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+            loss_a, loss_b = super().forward(batch).square()
+            return {"loss_a": loss_a, "loss_b": loss_b}
+
+    model = Losses(2, 2)
+    cfg = get_cfg()
+    add_mtl_config(cfg)
+    cfg.MTL.ALLOCATION.NAME = "ISTA"
+    cfg.MTL.TASKS.a, cfg.MTL.TASKS.b = ["loss_a"], ["loss_b"]
+    return {
+        "get_cfg": get_cfg,
+        "cfg": cfg,
+        "TrainLoader": lambda cfg: [],
+        "model": model,
+        "data_loader": [torch.ones(2)],
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "max_iter": 1,
+    }
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_of_docstrings(name):
     module = importlib.import_module(name)
-    names = {"torch": torch}
+    model = nn.Linear(2, 2)
+    loss_detection, loss_mask = model(torch.ones(2)).square()
+    names = {
+        "torch": torch,
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "loss_detection": loss_detection,
+        "loss_mask": loss_mask,
+    }
     if name.startswith("mtl_plugins.d2"):
-        from detectron2.config import get_cfg
-
-        names["get_cfg"] = get_cfg
+        names |= names_of_detectron2()
     result = doctest.testmod(module, extraglobs=names)
     assert result.attempted > 0
     assert result.failed == 0

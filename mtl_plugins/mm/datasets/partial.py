@@ -44,9 +44,10 @@ class PartialDataset(CocoDataset):
 
     Examples:
         >>> # In a config: segmentation labels, and boxes from a teacher
-        >>> dict(type='PartialDataset', ann_file='sem_seg_train.json', boxes=False,
-        ...      pseudo_ann_file='pseudo/sem_seg_train.json',
-        ...      data_prefix=dict(img='images/10k/train', seg='labels/sem_seg/masks/train'))
+        >>> maps = dict(
+        ...     type='PartialDataset', ann_file='sem_seg_train.json', boxes=False,
+        ...     pseudo_ann_file='pseudo/sem_seg_train.json',
+        ...     data_prefix=dict(img='images/10k/train', seg='labels/sem_seg/masks/train'))
     """
 
     def __init__(

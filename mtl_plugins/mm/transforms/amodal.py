@@ -37,9 +37,10 @@ class LoadDepth(BaseTransform):
 
     Examples:
         >>> # In a config
-        >>> [dict(type='LoadImageFromFile'), dict(type='PhotoMetricDistortion'),
-        ...  dict(type='LoadDepth', depth_range=(50, 250)), dict(type='LoadAmodalAnnotations'),
-        ...  dict(type='RandomFlip', prob=0.5), dict(type='PackAmodalInputs')]
+        >>> train_pipeline = [
+        ...     dict(type='LoadImageFromFile'), dict(type='PhotoMetricDistortion'),
+        ...     dict(type='LoadDepth', depth_range=(50, 250)), dict(type='LoadAmodalAnnotations'),
+        ...     dict(type='RandomFlip', prob=0.5), dict(type='PackAmodalInputs')]
     """
 
     def __init__(self, depth_range: Sequence[float], key: str = "depth") -> None:
