@@ -79,8 +79,14 @@ def enter_configs() -> None:
             path.write_text(f"_base_ = {filename.others!r}\n")
             below, text, env = file2dict(str(path), *args, **kwargs)
         names = "+".join(Path(method).stem for method in filename.methods)
-        cfg = lay_over(Config({"optim_wrapper": {}} | below), names)
-        return cfg.to_dict(), f"{text}\n# methods: {names}\n", env
+        empty: dict[str, Any] = {"optim_wrapper": {}, "train_dataloader": {}}
+        try:
+            cfg = lay_over(Config(empty | below), names).to_dict()
+        except SystemExit as error:
+            raise ValueError(str(error).replace("--mtl:", "_base_:", 1)) from error
+        if not cfg["train_dataloader"]:
+            del cfg["train_dataloader"]
+        return cfg, f"{text}\n# methods: {names}\n", env
 
     Config._get_base_files = staticmethod(get_base_files)
     Config._get_cfg_path = staticmethod(get_cfg_path)
