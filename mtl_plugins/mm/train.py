@@ -14,8 +14,8 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import mtl_plugins
-from mtl_plugins.mm.data_check import broken_annotations, missing_data
 from mtl_plugins.methods import table
+from mtl_plugins.mm.data_check import broken_annotations, missing_data
 from mtl_plugins.mm.runner import is_mtl
 from mtl_plugins.registry import suggest
 

@@ -145,3 +145,99 @@ except ImportError as error:
 
 def test_import_warns_of_nothing():
     subprocess.run([sys.executable, "-W", "error", "-c", "import mtl_plugins"], check=True)
+
+
+OWN = """
+model = dict(
+    backbone=dict(depth=18, frozen_stages=-1, init_cfg=None),
+    neck=dict(in_channels=[64, 128, 256, 512], out_channels=32),
+    rpn_head=dict(in_channels=32, feat_channels=32),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=32),
+        bbox_head=dict(in_channels=32, fc_out_channels=32, num_classes=3),
+        mask_roi_extractor=dict(out_channels=32),
+        mask_head=dict(num_convs=1, in_channels=32, conv_out_channels=32, num_classes=3),
+    ),
+)
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+    dict(type="Resize", scale=(160, 120), keep_ratio=True),
+    dict(type="PackDetInputs"),
+]
+data = dict(
+    data_root={root!r},
+    ann_file="annotations/instances_train2017.json",
+    metainfo=dict(classes={classes!r}),
+)
+train_dataloader = dict(
+    num_workers=0, persistent_workers=False, dataset=dict(**data, pipeline=train_pipeline)
+)
+train_cfg = dict(_delete_=True, type="IterBasedTrainLoop", max_iters=3)
+val_cfg, val_dataloader, val_evaluator = None, None, None
+test_cfg, test_dataloader, test_evaluator = None, None, None
+param_scheduler = []
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(by_epoch=False, interval=3))
+log_processor = dict(by_epoch=False)
+custom_hooks = [dict(type="TaskInterferenceHook", interval=1)]
+"""
+
+
+def test_own_config_trains_on_three_classes(environment, three_classes, tmp_path):
+    """The config of the README, and after it what a project of the user's has."""
+    text = (ROOT / "README.md").read_text()
+    readme = re.search(r"example: config -->\n```python\n(.*?)```", text, re.DOTALL)[1]
+    root, classes = three_classes
+    values = {"root": f"{root}/", "classes": tuple(classes)}
+    own = re.sub(r"\{(root|classes)!r\}", lambda found: repr(values[found[1]]), OWN)
+    (tmp_path / "mine.py").write_text(readme + own)
+    printed = call(environment, tmp_path, "mtl-train", "mine.py")
+    assert "Iter(train) [3/3]" in printed
+    run = tmp_path / "work_dirs" / "mine"
+    assert (run / "iter_3.pth").is_file()
+    file = next(run.glob("*/vis_data/scalars.json"))
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert any("mtl/gds" in record for record in records)
+    assert {"mtl/loss/detection", "mtl/loss/mask"} < records[-1].keys()
+
+
+def test_list_prints_every_method(environment, tmp_path):
+    printed = call(environment, tmp_path, "mtl-train", "--list")
+    names = {line.split()[0] for line in printed.splitlines() if line and line[0] != " "}
+    assert names >= {path.stem for path in (ROOT / "configs/_base_/mtl").glob("*.py")}
+    row = next(line for line in printed.splitlines() if line.startswith("mclgs "))
+    assert row.split()[1:4] == ["mean", "p", "T"]
+    row = next(line for line in printed.splitlines() if line.startswith("pcgrad "))
+    assert row.split()[1:5] == ["sum", "p", "f", "T"]
+
+
+def test_own_yaml_trains_on_three_classes(environment, three_classes, tmp_path):
+    """A data set that a module of the user's registers, and a method over a base of ours."""
+    root, classes = three_classes
+    (tmp_path / "my_data.py").write_text(
+        "from detectron2.data.datasets import register_coco_instances\n"
+        f"root = {str(root)!r}\n"
+        "file = root + '/annotations/instances_train2017.json'\n"
+        "register_coco_instances('mine', {}, file, root + '/train2017')\n"
+    )
+    (tmp_path / "mine.yaml").write_text(
+        "_BASE_:\n"
+        '- !!python/object/apply:mtl_plugins.d2.config_file ["mask_rcnn_R_18_small.yaml"]\n'
+        '- !!python/object/apply:mtl_plugins.d2.config_file ["mtl/pcgrad.yaml"]\n'
+        "MODEL:\n"
+        "  FPN: {OUT_CHANNELS: 32}\n"
+        "  ROI_HEADS: {NUM_CLASSES: 3}\n"
+        "DATASETS: {TRAIN: ['mine'], TEST: []}\n"
+        "INPUT: {MIN_SIZE_TRAIN: [120], MAX_SIZE_TRAIN: 160}\n"
+        "SOLVER: {MAX_ITER: 3, STEPS: []}\n"
+        "MTL: {MONITOR: {INTERVAL: 1}}\n"
+    )
+    call(
+        environment, tmp_path, "mtl-train-net", "--import", "my_data", "--config-file", "mine.yaml"
+    )
+    records = [
+        json.loads(line) for line in (tmp_path / "output/metrics.json").read_text().splitlines()
+    ]
+    assert records[-1]["iteration"] == 2
+    assert {"mtl/gds", "mtl/loss/detection", "mtl/loss/mask"} < records[-1].keys()
+    assert (tmp_path / "output" / "model_final.pth").is_file()
