@@ -21,6 +21,8 @@ from plot_interference import scalars_file  # noqa: E402
 from mtl_plugins.metrics import delta_m  # noqa: E402
 
 CONFIG = "configs/mask_rcnn/mask-rcnn_r18-small_fpn_coco.py"
+STANDARD = "configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"
+VAL_IMAGES = 16  # of make_demo_data.py
 METRICS = {"detection": "coco/bbox_mAP", "mask": "coco/segm_mAP"}
 
 
@@ -48,6 +50,31 @@ def results(run: Path) -> tuple[dict[str, dict[str, float]], float]:
     last = next(r for r in reversed(records) if METRICS["detection"] in r)
     times = sorted(r["time"] for r in records if "loss" in r)
     return {task: {name: last[name]} for task, name in METRICS.items()}, times[len(times) // 2]
+
+
+def verdict(baseline: dict[str, dict[str, float]], method: dict[str, dict[str, float]]) -> str:
+    """Say what two runs with one seed and a few images can show, and what they cannot."""
+    largest = max(
+        abs(value - baseline[task][name])
+        for task, scores in method.items()
+        for name, value in scores.items()
+    )
+    return (
+        f"\nThe largest difference, {largest:.3f} AP, is noise: one seed, {VAL_IMAGES} images.\n"
+        "What this shows: both train, how the gradients of the tasks get on, what a step costs.\n"
+        "What it cannot show: which method is better. That takes your data and several seeds."
+    )
+
+
+def next_commands(data: Path) -> str:
+    """Give the three commands to type next."""
+    return "\n".join(
+        (
+            "  .venv/bin/mtl-train --list    # all methods",
+            f"  COCO_ROOT={data} .venv/bin/mtl-train {CONFIG} --mtl mgda+feature",
+            f"  .venv/bin/mtl-train {STANDARD} --mtl pcgrad    # COCO in data/coco, a GPU",
+        )
+    )
 
 
 def main() -> None:
@@ -94,15 +121,17 @@ def main() -> None:
     plot([*(str(out / method) for method in methods), "--out", str(out / "interference.png")])
 
     baseline, _ = results(out / "sum")
-    print(f"\n{'method':10}{'box AP':>8}{'mask AP':>9}{'Δ to sum':>10}{'s/iter':>8}")
+    print(f"\n{'method':10}{'box AP':>8}{'mask AP':>9}{'Δ (noise)':>11}{'s/iter':>8}")
     for method in methods:
         metrics, seconds = results(out / method)
         box, mask = (metrics[task][name] for task, name in METRICS.items())
         solved = all(value for scores in baseline.values() for value in scores.values())
         delta = f"{delta_m(metrics, baseline):+.1f} %" if solved else "-"
-        print(f"{method:10}{box:8.3f}{mask:9.3f}{delta:>10}{seconds:8.2f}")
+        print(f"{method:10}{box:8.3f}{mask:9.3f}{delta:>11}{seconds:8.2f}")
+    print(verdict(*(results(out / method)[0] for method in methods)))
     print(f"\nGDS and GMS curves:  {out / 'interference.html'}")
     print(f"Predictions (right) beside the truth (left):  {out / 'test'}/*/predictions")
+    print(f"\nNext:\n{next_commands(args.data)}")
 
 
 if __name__ == "__main__":
