@@ -15,8 +15,17 @@ def configs() -> Path:
         True
         >>> (configs() / "detectron2" / "mtl" / "pcgrad.yaml").is_file()
         True
+
+    Raises:
+        FileNotFoundError: The folder is a link that was checked out as a file.
     """
-    return Path(__file__).parent / ".mim" / "configs"
+    folder = Path(__file__).parent / ".mim" / "configs"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is no folder: the repository was checked out without symbolic links; "
+            "git config core.symlinks true, then git checkout again"
+        )
+    return folder
 
 
 __all__ = ["MultiTaskBackward", "__version__", "configs"]
