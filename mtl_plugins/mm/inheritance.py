@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.utils import is_installed
 
 import mtl_plugins
 from mtl_plugins.registry import suggest
@@ -46,6 +48,10 @@ def enter_configs() -> None:
     if "mtl_plugins" in MODULE2PACKAGE:
         return
     MODULE2PACKAGE["mtl_plugins"] = "mtl_plugins"
+    for module, package in MODULE2PACKAGE.items():
+        # The maintained continuation's mmseg comes from another package than MMEngine knows.
+        if find_spec(module) is not None and not is_installed(package):
+            MODULE2PACKAGE[module] = module
     base_files, cfg_path, file2dict = (
         Config._get_base_files,
         Config._get_cfg_path,
