@@ -16,7 +16,12 @@ from mtl_plugins.distributed import world_size
 from mtl_plugins.features import Representation
 from mtl_plugins.graph import LossGraph
 from mtl_plugins.guard import REGULARIZER, Guard
-from mtl_plugins.losses import explained, refuse_hooks, scalars
+from mtl_plugins.losses import (
+    explained,
+    let_compiled_models_run_back_again,
+    refuse_hooks,
+    scalars,
+)
 from mtl_plugins.options import Level, OnNonfinite, Options, Sync
 from mtl_plugins.ownership import Ownership
 from mtl_plugins.regularization import Penalty, Regularizer, build_regularizer
@@ -126,6 +131,8 @@ class MultiTaskBackward:
         self.regularizer = None if regularizer is None else build_regularizer(regularizer)
         self.options = Options(level, sync, low_memory, weights_every, on_nonfinite, max_skips)
         self.options.check(self.aggregator, representation)
+        if self.aggregator.needs_gradients:
+            let_compiled_models_run_back_again()
         self.tasks = list(tasks)
         if self.weighting is not None and tasks:
             self.weighting.check(tasks)
