@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mtl_plugins.options import OnNonfinite
+from mtl_plugins.window import REGULARIZER
 
 logger = logging.getLogger(__name__)
-REGULARIZER = "the regularizer"
-"""Name of the regulariser among what is not finite."""
 
 
 class Guard:

@@ -350,9 +350,12 @@ def test_parameters_unfrozen_later_are_aggregated(trunk, x):
 
 
 def test_loss_of_one_element_is_a_scalar(trunk, x):
+    MultiTaskBackward(trunk.parameters(), "MGDA")(trunk(x))
+    expected = grads_of(trunk)
     losses = trunk(x)
     losses["b"] = losses["b"].reshape(1)
     MultiTaskBackward(trunk.parameters(), "MGDA")(losses)
+    check_grads(trunk.parameters(), expected)
 
 
 def test_loss_around_the_representation_is_an_error(trunk, x):

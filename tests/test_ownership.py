@@ -145,8 +145,9 @@ def check_zeros_or(params, expected) -> None:
         assert_close(zero_if_none(p, p.grad), zero_if_none(p, e))
 
 
-@pytest.mark.parametrize("funnel", [stacked, unbound], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("name", ["CAGrad", "MCLGS"])
+@pytest.mark.parametrize(
+    "funnel, name", [(stacked, "CAGrad"), (unbound, "MCLGS"), (compiled, "CAGrad")]
+)
 def test_micro_batches_with_different_tasks(funnel, name, model, x):
     cfg = {"type": name} | ({"a0": 1.0, "total_steps": 10} if name == "MCLGS" else {})
     params = list(model.parameters())
