@@ -169,6 +169,7 @@ def modulated_deform_conv_forward(
     **options: int,
 ) -> None:
     """Fills ``output``."""
+    offset, mask = _planes(offset, output), _planes(mask, output)
     operands = Operands(input, weight, offset, mask, bias if with_bias else None)
     output.copy_(deform_conv.forward(operands, _modulated(**options)))
 
@@ -192,11 +193,25 @@ def modulated_deform_conv_backward(
     **options: int,
 ) -> None:
     """Fills the gradients; without a bias, ``grad_bias`` is empty and stays so."""
+    offset, mask = _planes(offset, grad), _planes(mask, grad)
     operands = Operands(input, weight, offset, mask, bias if with_bias else None)
     found = deform_conv.backward(grad, operands, _modulated(**options))
+    grad_offset, grad_mask = _planes(grad_offset, grad), _planes(grad_mask, grad)
     grads = (grad_input, grad_weight, grad_offset, grad_mask, grad_bias)
     count = len(grads) if with_bias else len(grads) - 1
     _fill(grads[:count], found[:count])
+
+
+def _planes(values: Tensor, output: Tensor) -> Tensor:
+    """Views the first cells of each image as planes of the size of ``output``.
+
+    The compiled operator reads offsets and masks like that, whatever size they have, and DyHead
+    hands it those of the next larger level. Where they have too few, torchvision has its error.
+    """
+    channels, (height, width) = values.shape[1], output.shape[2:]
+    cells = values.flatten(1)[:, : channels * height * width]
+    enough = cells.shape[1] == channels * height * width
+    return cells.view(-1, channels, height, width) if enough else values
 
 
 def _modulated(

@@ -118,6 +118,34 @@ def test_modulated_value_and_gradients(
     torch.testing.assert_close(torch.autograd.grad(actual, leaves, upstream), right)
 
 
+def test_offsets_of_a_larger_level_are_read_as_mmcv_does(mmcv_ops: ModuleType) -> None:
+    # mmcv's kernel indexes them by the size of the output; MMDetection's DyHead relies on that.
+    geometry = CASES[0]
+    image, offset, mask, weight, _ = problem(*geometry)
+    height, width = offset.shape[2:]
+    large = [
+        torch.randn(2, len(x[0]), 2 * height, 2 * width, dtype=x.dtype) for x in (offset, mask)
+    ]
+    large = [x.requires_grad_() for x in large]
+
+    def as_read(values: Tensor) -> Tensor:
+        planes = torch.zeros(*values.shape[:2], height, width, dtype=values.dtype)
+        for c, h, w in product(range(len(values[0])), range(height), range(width)):
+            planes[:, c, h, w] = values.flatten(1)[:, (c * height + h) * width + w]
+        return planes
+
+    expected = by_definition(image, *map(as_read, large), weight, *geometry)
+    actual = mmcv_ops.modulated_deform_conv2d(image, *large, weight, None, *geometry)
+    torch.testing.assert_close(actual, expected)
+    leaves, upstream = (image, *large, weight), torch.randn_like(expected)
+    right = torch.autograd.grad(expected, leaves, upstream)
+    torch.testing.assert_close(torch.autograd.grad(actual, leaves, upstream), right)
+
+    small = [x.detach()[..., :2] for x in (offset, mask)]
+    with pytest.raises(RuntimeError, match="offset output dims"):
+        mmcv_ops.modulated_deform_conv2d(image, *small, weight, None, *geometry)
+
+
 def test_gradients_by_differences(mmcv_ops: ModuleType) -> None:
     geometry = CASES[1]
     image, offset, mask, weight, bias = problem(*geometry)
