@@ -24,6 +24,6 @@ def carafe(features: Tensor, masks: Tensor, size: int, groups: int, scale: int) 
     taps = size * size
     near = unfold(features, size, padding=size // 2)
     near = near.view(n, groups, -1, taps, height, width)
-    kernels = masks.view(n, groups, taps, height, scale, width, scale)
+    kernels = masks.to(features.dtype).view(n, groups, taps, height, scale, width, scale)
     output = torch.einsum("ngckhw,ngkhawb->ngchawb", near, kernels)
-    return output.reshape(n, -1, scale * height, scale * width)
+    return output.reshape(n, -1, scale * height, scale * width).to(features.dtype)

@@ -237,8 +237,11 @@ def ms_deform_attn_forward(
     # mmcv.ops imports this module.
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
-    output: Tensor = multi_scale_deformable_attn_pytorch(value, shapes, places, weights)
-    return output
+    # Sampling has no kernel for low precision on every device.
+    single = torch.promote_types(value.dtype, torch.float32)
+    wide, places, weights = (tensor.to(single) for tensor in (value, places, weights))
+    output: Tensor = multi_scale_deformable_attn_pytorch(wide, shapes, places, weights)
+    return output.to(value.dtype)
 
 
 def ms_deform_attn_backward(

@@ -255,3 +255,63 @@ def test_trains_and_predicts(mmcv_ops: ModuleType, config: Any) -> None:
     assert overlaps.max() <= IOU + 1e-4
     if "masks" in found:
         assert found.masks.shape == (len(found), SIDE, SIDE)
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks", "members", "late"),
+    [
+        (
+            "retinanet/retinanet_r18_fpn_1x_coco",
+            {"cls": "loss_cls", "box": "loss_bbox"},
+            {"cls": {"loss_cls"}, "box": {"loss_bbox"}},
+            False,
+        ),
+        (
+            "yolox/yolox_nano_8xb8-300e_coco",
+            {"cls": ["loss_cls", "loss_obj"], "box": "loss_[bl]*"},
+            {"cls": {"loss_cls", "loss_obj"}, "box": {"loss_bbox"}},
+            False,
+        ),
+        (
+            "yolox/yolox_nano_8xb8-300e_coco",
+            {"cls": ["loss_cls", "loss_obj"], "box": "loss_[bl]*"},
+            {"cls": {"loss_cls", "loss_obj"}, "box": {"loss_bbox", "loss_l1"}},
+            True,
+        ),
+        (
+            "rtmdet/rtmdet-ins_tiny_8xb32-300e_coco",
+            {"cls": "loss_cls", "box": "loss_bbox", "mask": "loss_mask"},
+            {"cls": {"loss_cls"}, "box": {"loss_bbox"}, "mask": {"loss_mask"}},
+            False,
+        ),
+    ],
+)
+def test_tasks_of_common_detectors(
+    mmcv_ops: ModuleType,
+    name: str,
+    tasks: dict[str, Any],
+    members: dict[str, set[str]],
+    late: bool,
+) -> None:
+    """YOLOX has one more loss in its last epochs, which the same tasks take."""
+    pytest.importorskip("mmdet")
+    import mmdet.models  # noqa: F401  (fills the registry)
+    from mmdet.registry import MODELS
+    from mmengine.hub import get_config
+    from mmengine.registry import DefaultScope
+
+    from mtl_plugins.tasks import TaskGroups
+
+    config = get_config(f"mmdet::{name}.py").model
+    config.backbone.init_cfg = None
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        model = MODELS.build(config).train()
+        if late:
+            model.bbox_head.use_l1 = True
+        losses = model.loss(torch.randn(2, 3, SIDE, SIDE), samples())
+    _, terms = model.parse_losses(losses)
+    terms.pop("loss")
+    grouped = TaskGroups(tasks)(terms)
+    assert set().union(*members.values()) == terms.keys()
+    for task, names in members.items():
+        torch.testing.assert_close(grouped[task], sum(terms[name] for name in names))

@@ -118,6 +118,40 @@ def test_deformable_attention(mmcv_ops: ModuleType) -> None:
     torch.testing.assert_close(torch.autograd.grad(actual, leaves, upstream), right)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("operator", ["carafe", "attention"])
+def test_mixed_precision(mmcv_ops: ModuleType, operator: str, dtype: torch.dtype) -> None:
+    # The backward pass runs outside autocast.
+    if operator == "carafe":
+        leaves = [draw(1, 4, 3, 2), draw(1, 9, 6, 4, seed=1)]
+    else:
+        leaves = [draw(1, 6, 1, 2), draw(1, 2, 1, 1, 2, 2, seed=1), draw(1, 2, 1, 1, 2, seed=2)]
+
+    def compute(*tensors: Tensor) -> Tensor:
+        if operator == "carafe":
+            found: Tensor = mmcv_ops.carafe(*tensors, 3, 1, 2)
+            return found
+        attend = mmcv_ops.multi_scale_deform_attn.MultiScaleDeformableAttnFunction.apply
+        value, places, weights = tensors
+        return attend(value, torch.tensor([[2, 3]]), torch.tensor([0]), places, weights, 64)
+
+    # Attention's places and weights stay in single precision under autocast.
+    dtypes = [dtype, dtype if operator == "carafe" else torch.float32, torch.float32]
+    low = [x.detach().to(d).requires_grad_() for x, d in zip(leaves, dtypes, strict=False)]
+    # mmcv takes places and weights in the type of the value.
+    same = [x.detach().to(dtype).double().requires_grad_() for x in low]
+    with torch.autocast("cpu", dtype=dtype):
+        actual = compute(*low)
+    expected = compute(*same)
+    assert actual.dtype == dtype
+    tolerance = {"rtol": 3e-2, "atol": 3e-2}
+    torch.testing.assert_close(actual.double(), expected, **tolerance)
+    found = torch.autograd.grad(actual.sum(), low)
+    right = torch.autograd.grad(expected.sum(), same)
+    for one, other in zip(found, right, strict=True):
+        torch.testing.assert_close(one.double(), other, **tolerance)
+
+
 def test_gradients_by_differences(mmcv_ops: ModuleType) -> None:
     def upsample(features: Tensor, masks: Tensor) -> Tensor:
         found: Tensor = mmcv_ops.carafe(features, masks, 3, 1, 2)
