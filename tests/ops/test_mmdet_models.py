@@ -1,5 +1,6 @@
 """Tiny detectors of MMDetection train and predict on top of the stand-in."""
 
+from copy import deepcopy
 from types import ModuleType
 from typing import Any
 
@@ -219,7 +220,7 @@ def samples() -> list[Any]:
     sample.gt_instances = InstanceData(
         bboxes=boxes, labels=torch.tensor([0, 2]), masks=BitmapMasks(masks, SIDE, SIDE)
     )
-    return [sample, sample.clone()]
+    return [sample, deepcopy(sample)]  # RTMDet-Ins converts the masks in place
 
 
 @pytest.mark.parametrize(

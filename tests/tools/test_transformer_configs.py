@@ -42,7 +42,7 @@ SHORT = [
     "default_hooks.checkpoint.interval=2",
     "default_hooks.logger.interval=1",
     "custom_hooks.0.interval=1",
-    "train_dataloader.dataset.pipeline.2.scale=(160,120)",
+    "train_dataloader.dataset.pipeline.2.scale=(96,72)",
     "randomness.seed=0",
 ]
 
