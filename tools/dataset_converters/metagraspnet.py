@@ -125,7 +125,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = _find(args.root)
         for scene in args.scenes:
             if not _of_scenes(found, args.root, [scene]):
-                parser.error(f"--scenes {scene}: ROOT {args.root} has no such folder with viewpoints")
+                parser.error(
+                    f"--scenes {scene}: ROOT {args.root} has no such folder with viewpoints"
+                )
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         # Written aside and moved into place when complete: a run that is stopped leaves the
