@@ -104,6 +104,7 @@ def sample(**labels: Any) -> DetDataSample:
             "img_shape": size,
             "ori_shape": size,
             "batch_input_shape": size,
+            "pad_shape": size,
             "scale_factor": (1.0, 1.0),
         }
     )
