@@ -144,8 +144,8 @@ def class_problem(cfg: CfgNode, train: Sequence[dict[str, Any]] = ()) -> str | N
     ``META_ARCHITECTURE`` than Detectron2's own are not looked at.
 
     Args:
-        cfg: Of Detectron2.
-        train: What ``DATASETS.TRAIN`` holds, loaded.
+        cfg: Config of Detectron2.
+        train: Entries of ``DATASETS.TRAIN``, loaded.
 
     Returns:
         The first problem, as for :func:`missing_data`.

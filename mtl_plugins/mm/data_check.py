@@ -78,9 +78,9 @@ def class_count_problem(
     class-agnostic ones for wrong.
 
     Args:
-        model: Whole.
-        metainfo: Of the data set; without ``classes`` nothing is known.
-        key: Of the data set, for the message.
+        model: Model that is trained, also in a wrapper for several processes.
+        metainfo: Metainfo of the data set; without ``classes`` nothing is known.
+        key: Config key of the data set, for the message.
 
     Returns:
         The problem, in which all these heads are named; None if there is none.
@@ -95,7 +95,8 @@ def class_count_problem(
         return None
     if isinstance(classes, str):
         return _no_comma(key, classes)
-    wrong, named = [], classes
+    wrong: list[str] = []
+    named = classes
     for name, module in model.named_modules():
         parts = name.split(".")
         count = getattr(module, "num_classes", None)
@@ -199,13 +200,13 @@ def broken_annotations(cfg: Mapping[str, Any], pseudo: bool = True) -> str | Non
 
 @dataclass
 class _Opening:
-    """How the images of a set are opened.
+    """Steps and folders by which the images of a set are opened.
 
     Attributes:
-        folder: Of the images.
-        load: The pipeline's step that loads one.
-        depth: The step that loads depth; None if there is none.
-        depth_folder: To which ``depth_file_name`` is relative.
+        folder: Folder of the images.
+        load: Step of the pipeline that loads an image.
+        depth: Step that loads depth; None if there is none.
+        depth_folder: Folder to which ``depth_file_name`` is relative.
     """
 
     folder: str
@@ -216,14 +217,14 @@ class _Opening:
 
 @dataclass
 class _Use:
-    """What a data set takes from its annotation file.
+    """Parts of an annotation file that a data set takes.
 
     Attributes:
         classes: Names, in order; a word where a comma was forgotten.
-        masks: Whether masks are loaded.
-        objects: Whether the objects in the file are labels.
-        trains: Whether it is trained on.
-        opened: How its images are opened; None if the pipeline opens none.
+        masks: True if masks are loaded.
+        objects: True if the objects in the file are labels.
+        trains: True if the data set is trained on.
+        opened: Way to open images; None if the pipeline opens none.
     """
 
     classes: tuple[str, ...] | str
@@ -234,7 +235,7 @@ class _Use:
 
 
 def _use(key: str, dataset: Mapping[str, Any]) -> _Use | None:
-    """How ``CocoDataset`` or one of its kin reads a file; None for what reads files otherwise."""
+    """Tell how ``CocoDataset`` or one of its kin reads a file; None for other data sets."""
     from mmdet.datasets import CocoDataset
     from mmdet.registry import DATASETS
 
@@ -276,20 +277,20 @@ def _use(key: str, dataset: Mapping[str, Any]) -> _Use | None:
 
 
 _Found = tuple[str | None, str] | None
-"""A problem: the key of the data set that it is about, None for the file's, and what it is."""
+"""Problem of a data set: its key in the config, None for the file's own key, and the words."""
 
 _FOUND: dict[str, _Found] = {}
-"""By all that it depends on; the file's time and size among that."""
+"""Verdicts by all that they depend on, the file's time and size among that."""
 
 
 def _in_file(path: Path, use: _Use, objects: bool, opened: _Opening | None) -> _Found:
     """The first problem of an annotation file and its images.
 
     Args:
-        path: Of the file.
-        use: What is taken from the file.
-        objects: Whether the objects in the file are labels.
-        opened: How images are opened; None to open none.
+        path: Path of the file.
+        use: Parts of the file that the data set takes.
+        objects: True if the objects in the file are labels.
+        opened: Way to open images; None to open none.
     """
     file = repr(str(path))
     if (content := _head(path)) is None:
@@ -321,15 +322,15 @@ def _in_file(path: Path, use: _Use, objects: bool, opened: _Opening | None) -> _
         return "metainfo.classes", problem
     if objects and "lazily" not in content and (problem := _objects(content, images, use, file)):
         return None, problem
-    return opened and _opened(images, opened, file)
+    return _opened(images, opened, file) if opened else None
 
 
 def _head(path: Path) -> Json | None:
-    """All but the objects of a file from which objects are read one image at a time; else None."""
+    """Read all but the objects, if those are read one image at a time; else None."""
     from mtl_plugins.mm.datasets.lazy import LazyObjects
 
     lazy = LazyObjects.of(path)
-    return lazy and {**lazy.head, "annotations": [], "lazily": True}
+    return {**lazy.head, "annotations": [], "lazily": True} if lazy else None
 
 
 def _classes(categories: Sequence[Json], classes: Sequence[str], file: str) -> str | None:
@@ -517,8 +518,8 @@ def open_datasets(key: str, dataset: Mapping[str, Any]) -> Iterator[tuple[str, M
     """Every data set that a data set's config names, wrappers opened, with its config key.
 
     Args:
-        key: Of the config.
-        dataset: The config; a data set that is built already has none.
+        key: Config key of the data set.
+        dataset: Config of the data set; one that is built already has none.
     """
     if not isinstance(dataset, Mapping):
         return

@@ -526,8 +526,6 @@ def test_scenes_behind_symbolic_links(raw: Path, converted: Path, tmp_path: Path
     root.mkdir()
     for split in SPLITS:
         (root / split).symlink_to(raw / split)
-    (tmp_path / "scenes").mkdir()
-    (root / "train_link").symlink_to(root)  # goes round
     content = _convert(root, tmp_path / "out")
     assert content["train"] == json.loads((converted / "train.json").read_text())
     each = tmp_path / "each"
@@ -535,6 +533,7 @@ def test_scenes_behind_symbolic_links(raw: Path, converted: Path, tmp_path: Path
         (each / split).mkdir(parents=True)
         for scene in (raw / split).iterdir():
             (each / split / scene.name).symlink_to(scene)
+        (each / split / "round").symlink_to(each)
     assert _convert(each, tmp_path / "out") == content
 
 

@@ -22,8 +22,8 @@ class LazyObjects(NamedTuple):
     their annotations stand.
 
     Attributes:
-        path: Of the file.
-        head: All but the annotations: ``info``, ``categories`` and ``images``.
+        path: Path of the file.
+        head: Everything but the annotations: ``info``, ``categories`` and ``images``.
     """
 
     path: str
@@ -54,7 +54,7 @@ class LazyObjects(NamedTuple):
         """The annotations of an image.
 
         Args:
-            image: One of ``head["images"]``.
+            image: Record of ``head["images"]``.
 
         Raises:
             ValueError: The file was edited after it was written.

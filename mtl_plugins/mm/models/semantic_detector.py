@@ -303,10 +303,10 @@ def _pass_over(
     one does, if told to.
 
     Args:
-        head: Dense.
+        head: Dense head.
         scores: Logits of each level, ``[N, A * C, H_l, W_l]`` with ``A`` priors at a place.
-        labels: Of the ``N`` images.
-        crowds: What is ignored on them.
+        labels: Objects of the ``N`` images.
+        crowds: Ignored boxes of the ``N`` images.
     """
     family = next(c for c in type(head).__mro__ if c.__module__.startswith("mmdet."))
     if family.__name__ not in PASSING_OVER or not head.use_sigmoid_cls:
@@ -336,12 +336,12 @@ def _pass_over(
 
 
 def _hidden(priors: Tensor, objects: Tensor, crowds: Tensor, least: float) -> Tensor:
-    """Which priors lie in a crowd and cannot be assigned to an object.
+    """Mark the priors that lie in a crowd and cannot be assigned to an object.
 
     Args:
         priors: Points ``[n, 2]`` or anchors ``[n, 4]``.
         objects: Labelled boxes, ``[m, 4]``.
-        crowds: Ignored boxes.
+        crowds: Ignored boxes, ``[k, 4]``.
         least: IoU from which on an anchor is assigned, wherever its centre is.
     """
     centres = priors if priors.shape[1] == 2 else (priors[:, :2] + priors[:, 2:]) / 2
@@ -354,7 +354,7 @@ def _hidden(priors: Tensor, objects: Tensor, crowds: Tensor, least: float) -> Te
 
 
 def _inside(points: Tensor, boxes: Tensor) -> Tensor:
-    """Which of ``[n, 2]`` points lie in any of ``[m, 4]`` boxes."""
+    """Mark those of ``[n, 2]`` points that lie in any of ``[m, 4]`` boxes."""
     low, high = boxes[:, :2].to(points), boxes[:, 2:].to(points)
     return ((points[:, None] >= low) & (points[:, None] <= high)).all(2).any(1)
 

@@ -92,15 +92,15 @@ class LoadDepth(BaseTransform):
         raise ValueError(f"key: {path!r} has no {self.key!r}; found: {list(found)}")
 
     def tells_apart(self, depth: np.ndarray) -> bool:
-        """Whether some pixel lies within the range."""
+        """Tells whether some pixel lies within the range."""
         return bool(((depth > self.nearest) & (depth < self.farthest)).any())
 
     def out_of_range(self, path: str, depth: np.ndarray) -> str:
         """Words for an image of which nothing lies within the range, with one that would do.
 
         Args:
-            path: Of the depth.
-            depth: What :meth:`measured` found there.
+            path: Path of the depth.
+            depth: Array that :meth:`measured` found there, ``[H, W]``.
         """
         found = depth[np.isfinite(depth) & (depth != 0)]
         if not found.size:
