@@ -342,7 +342,11 @@ def _head(kind: str) -> dict[str, Any]:
 
 def _train_cfg(kind: str) -> dict[str, Any] | None:
     assigner = {"type": "MaxIoUAssigner", "pos_iou_thr": 0.5, "neg_iou_thr": 0.5, "min_pos_iou": 0}
-    return None if kind == "FCOSHead" else {"assigner": assigner, "allowed_border": -1}
+    return (
+        None
+        if kind == "FCOSHead"
+        else {"assigner": assigner, "allowed_border": -1, "pos_weight": -1}
+    )
 
 
 @pytest.mark.parametrize("kind", ["FCOSHead", "RetinaHead"])
@@ -351,6 +355,7 @@ def test_a_crowd_is_no_background(kind: str) -> None:
     head = _head(kind)
     if kind == "RetinaHead":
         head["loss_bbox"] = {"type": "L1Loss"}
+        head["loss_cls"] = {"type": "FocalLoss", "use_sigmoid": True}
     detector = build(bbox_head=head, train_cfg=_train_cfg(kind), semantic_head=None)
     found = boxes()
     crowd = InstanceData(
@@ -365,7 +370,8 @@ def test_a_crowd_is_no_background(kind: str) -> None:
     factor = SOURCES["gt"] * TASKS["det"]
     dense = detector.bbox_head
     scores = dense(detector.extract_feat(image))[0]
-    priors = torch.cat(dense.prior_generator.grid_priors([s.shape[-2:] for s in scores]))
+    sizes = [s.shape[-2:] for s in scores]
+    priors = torch.cat(dense.prior_generator.grid_priors(sizes, device="cpu"))
     logits = torch.cat([s.permute(0, 2, 3, 1).reshape(-1, CLASSES) for s in scores])
     labels = _labels(dense, scores, found)
     centres = priors if kind == "FCOSHead" else (priors[:, :2] + priors[:, 2:]) / 2
@@ -401,10 +407,10 @@ def _labels(head: torch.nn.Module, scores: list[torch.Tensor], objects: Instance
     """The classes that MMDetection gives to all places."""
     sizes = [s.shape[-2:] for s in scores]
     if hasattr(head, "regress_ranges"):
-        points = head.prior_generator.grid_priors(sizes)
+        points = head.prior_generator.grid_priors(sizes, device="cpu")
         return torch.cat(head.get_targets(points, [objects])[0])
     meta = {"img_shape": (HEIGHT, WIDTH), "pad_shape": (HEIGHT, WIDTH)}
-    anchors, valid = head.get_anchors(sizes, [meta])
+    anchors, valid = head.get_anchors(sizes, [meta], device="cpu")
     return torch.cat(
         [one.flatten() for one in head.get_targets(anchors, valid, [objects], [meta])[0]]
     )
