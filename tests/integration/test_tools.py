@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import train
 from commands import ROOT, SMALL, TWO_STEPS, run
 from mmengine.config import Config
 from models import build_detector, mask_rcnn_config
 
 from mtl_plugins import MultiTaskBackward
 from mtl_plugins.aggregation import AGGREGATORS, build_aggregator
+from mtl_plugins.mm import train
 from mtl_plugins.regularization import REGULARIZERS, build_regularizer
 from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import WEIGHTINGS, build_weighting

@@ -50,12 +50,12 @@ class ParsedLosses(Replacement):
         model: Has the method.
 
     Attributes:
-        is_sum: Whether the method is MMEngine's, which sums what has ``"loss"`` in its name.
+        sums: Whether the method is MMEngine's, which sums what has ``"loss"`` in its name.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model.parse_losses, self._parse)
-        self.is_sum = getattr(model.parse_losses, "__func__", None) is BaseModel.parse_losses
+        self.sums = getattr(model.parse_losses, "__func__", None) is BaseModel.parse_losses
         self._model = model
         self._calls: list[_Call] = []
         self._used = False  # some of them, so that the next call belongs to another step
@@ -106,13 +106,23 @@ class ParsedLosses(Replacement):
                 "model.parse_losses() returned, inside a train_step that uses optim_context()"
             )
         self._used = True
-        for call in self._calls:
-            unchanged = call.operations == _operations(call.total, call.terms)
-            if self.is_sum and loss is call.total and unchanged:
-                self._calls = [other for other in self._calls if other is not call]
-                return dict(call.terms), call.untrained
+        call = self._call_of(loss)
+        if call is not None:
+            self._calls = [other for other in self._calls if other is not call]
+            return dict(call.terms), call.untrained
         untrained = {name for call in self._calls for name in call.untrained}
         return self._take_apart(loss, optimizer), untrained
+
+    def is_sum(self, loss: Any) -> bool:
+        """Tells whether ``loss`` is the sum of the losses, as MMEngine's method returned it."""
+        return self._call_of(loss) is not None
+
+    def _call_of(self, loss: Any) -> _Call | None:
+        for call in self._calls if self.sums else ():
+            unchanged = call.operations == _operations(call.total, call.terms)
+            if loss is call.total and unchanged:
+                return call
+        return None
 
     def _take_apart(self, loss: Any, optimizer: Optimizer) -> dict[str, Any]:
         losses: dict[str, Any] = {name: 0.0 for call in self._calls for name in call.terms}

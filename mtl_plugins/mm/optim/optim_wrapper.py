@@ -29,7 +29,7 @@ from mtl_plugins.regularization import build_regularizer
 from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import build_weighting
 
-_OPTIONS = inspect.signature(MultiTaskBackward).parameters.keys()
+_OPTIONS = inspect.signature(MultiTaskBackward).parameters.keys() - {"params"}
 _KEYS = (*_OPTIONS, "optional_losses", "losses")
 """What an error of the core may begin with; all but the last are keys of the config."""
 
@@ -120,7 +120,7 @@ class MTLOptimWrapper(OptimWrapper):
             for parameter in inspect.signature(cls.__init__).parameters.values()
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         ]
-        valid = [key for key in dict.fromkeys((*known, *_OPTIONS)) if key not in ("self", "params")]
+        valid = sorted({*known, *_OPTIONS} - {"self"})
         for key in options:
             if key not in valid:
                 raise TypeError(f"optim_wrapper: there is no option {key!r}; {suggest(key, valid)}")
@@ -173,13 +173,18 @@ class MTLOptimWrapper(OptimWrapper):
         weighting = self.multitask.weighting
         if weighting is not None and weighting.needs_new_losses:
             self._replay = Replay(model)
-            if not losses.is_sum:
+            if not losses.sums:
                 self._refuse_replay()
 
     def _find_representation(self, model: nn.Module) -> nn.Module | None:
-        if self._representation is None and self._options.get("level") != "feature":
-            return None
-        return find_module(model, self._representation or "", "optim_wrapper.representation")
+        if self._representation is not None:
+            return find_module(model, self._representation, "optim_wrapper.representation")
+        if self._options.get("level") == "feature":
+            raise ValueError(
+                "optim_wrapper.representation: level='feature' needs the path of the module whose "
+                f"output the tasks share; {suggest('neck', dict(model.named_children()))}"
+            )
+        return None
 
     def _refuse_replay(self) -> None:
         raise ValueError(
@@ -247,7 +252,10 @@ class MTLOptimWrapper(OptimWrapper):
         if self._scaled is not None and loss is self._scaled[0]:
             loss, share = self._scaled[1], float(super().scale_loss(torch.ones(())))
         self._scaled = None
+        is_sum = self._losses.is_sum(loss)
         terms, untrained = self._losses.behind(loss, self.optimizer)
+        if self._replay is not None and not is_sum:
+            self._refuse_replay()
         with under("optim_wrapper", _KEYS):
             self.multitask(
                 self.groups(terms, untrained),
