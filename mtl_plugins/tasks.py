@@ -29,10 +29,10 @@ class TaskGroups:
 
     Attributes:
         names: The tasks in the order of the config; empty if that names none.
-        optional: As given.
+        optional: Patterns of the losses that some batches lack.
 
     Raises:
-        TypeError: One of the two is not made of names of losses.
+        TypeError: ``tasks`` or ``optional`` is not made of names of losses.
         KeyError: A task names no loss.
 
     Examples:
@@ -64,7 +64,7 @@ class TaskGroups:
         Args:
             losses: Scalar terms by name. A number that is no tensor is a constant; a task that has
                 nothing else has no loss.
-            untrained: Names of what the model returned besides, for the error message.
+            untrained: Names of what the model returned besides the losses, for error messages.
 
         Raises:
             KeyError: A term that no task or more than one task claims, or a pattern that matches no
@@ -90,7 +90,7 @@ class TaskGroups:
         """Takes note of losses that may begin late in the run.
 
         Args:
-            losses: Their names.
+            losses: Names of the losses.
 
         Raises:
             KeyError: No task claims one of them, or more than one does.
@@ -100,7 +100,7 @@ class TaskGroups:
             self._only_claim(name, f"The model has it, and may return it later. {self._listed}")
 
     def state_dict(self) -> dict[str, Any]:
-        """The patterns that have matched nothing yet: the check goes on after a restart."""
+        """Returns the patterns that have matched nothing yet, for the check to go on with."""
         return {"unmatched": {task: list(some) for task, some in self._unmatched.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The make-up of a loss: how much of each of its terms it trains, and what it trains besides."""
+"""The make-up of a loss: how much each term counts in it, and what it reaches past the terms."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def make_up(loss: Tensor, terms: Sequence[Tensor]) -> MakeUp:
     """Takes a loss apart, at the cost of the operations between it and its terms.
 
     Args:
-        loss: A scalar that requires a gradient.
-        terms: Tensors that require a gradient, each of them once. Their graph stays usable.
+        loss: A scalar that requires a gradient. The graph behind it stays usable.
+        terms: Tensors that require a gradient, each of them once.
 
     Examples:
         >>> a, b = (torch.ones((), requires_grad=True) * x for x in (2.0, 3.0))

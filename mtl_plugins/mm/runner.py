@@ -115,7 +115,8 @@ def init_gloo(launcher: str) -> None:
 
 def enter_runner() -> None:
     """Has every ``Runner`` begin with :func:`prepare`; repeated calls do nothing."""
-    if not hasattr(Runner.__init__, "__wrapped__"):
+    if not getattr(Runner, "is_prepared", False):
+        Runner.is_prepared = True
         Runner.__init__ = _prepared(Runner.__init__)
         Runner.train = _checked(Runner.train)
 

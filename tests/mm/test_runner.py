@@ -48,13 +48,13 @@ def checkpoint_hooks(runner):
     ("optim_wrapper", "hooks", "expected"),
     [
         (mtl(), dict(checkpoint=dict(type="CheckpointHook", interval=3)), [MTLCheckpointHook]),
-        (mtl(), dict(checkpoint=dict(type=CheckpointHook)), [MTLCheckpointHook]),
+        (mtl(), dict(checkpoint=dict(type=CheckpointHook, interval=3)), [MTLCheckpointHook]),
         (mtl(), None, [MTLCheckpointHook]),
         (mtl(), dict(checkpoint=None), []),
-        (mtl(), dict(checkpoint=dict(type="OfTheUser")), [OfTheUser]),
+        (mtl(), dict(checkpoint=dict(type="OfTheUser", interval=3)), [OfTheUser]),
         (mtl() | dict(type="AmpMTLOptimWrapper"), None, [MTLCheckpointHook]),
         (dict(type="OptimWrapper"), None, [CheckpointHook]),
-        ({}, dict(checkpoint=dict(type="CheckpointHook")), [CheckpointHook]),
+        ({}, dict(checkpoint=dict(type="CheckpointHook", interval=3)), [CheckpointHook]),
     ],
 )
 def test_checkpoints_outlive_a_kill(optim_wrapper, hooks, expected, tmp_path):

@@ -1,4 +1,4 @@
-"""Which losses are behind the tensor that a training step wants trained."""
+"""The losses behind the scalar that a training step wants trained."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Call:
         total: The loss that it returned.
         terms: The losses by name, each a scalar, or a number for a constant.
         raw: All that the model returned.
-        operations: The operations by which total and terms were made.
+        operations: The operations by which total and terms were made, in this order.
     """
 
     total: Any
@@ -36,7 +36,7 @@ class _Call:
         return self.raw.keys() - self.terms.keys()
 
     def parts(self) -> Iterator[tuple[str, Tensor]]:
-        """The tensors that carry gradients to the model, with the names of their losses."""
+        """Yields the tensors that carry gradients to the model, with the names of their losses."""
         for name, value in (*self.terms.items(), *self.raw.items()):
             for part in tree_leaves(value):
                 if isinstance(part, Tensor) and part.requires_grad:
@@ -44,10 +44,10 @@ class _Call:
 
 
 class ParsedLosses(Replacement):
-    """Stands in for ``parse_losses`` of a model, and finds the terms of a loss that comes from it.
+    """Stands in for ``parse_losses`` of a model, and remembers the losses of each call.
 
     Args:
-        model: Has the method.
+        model: The model that has the method.
 
     Attributes:
         sums: Whether the method is MMEngine's, which sums what has ``"loss"`` in its name.
@@ -58,11 +58,11 @@ class ParsedLosses(Replacement):
         self.sums = getattr(model.parse_losses, "__func__", None) is BaseModel.parse_losses
         self._model = model
         self._calls: list[_Call] = []
-        self._used = False  # some of them, so that the next call belongs to another step
+        self._used = False  # calls were trained: the next call belongs to another step
 
     @classmethod
     def of(cls, model: nn.Module) -> ParsedLosses:
-        """The one in a model: optimizer wrappers of the same model share it.
+        """Returns the stand-in of a model, which all optimizer wrappers of the model share.
 
         Raises:
             TypeError: The model has no ``parse_losses``.
@@ -91,11 +91,11 @@ class ParsedLosses(Replacement):
 
         Args:
             loss: A scalar, made from what ``parse_losses`` returned since the last step.
-            optimizer: Has the parameters to train.
+            optimizer: The optimizer of the parameters to train.
 
         Returns:
-            The scalar losses by name, times what each counts in ``loss``, 0.0 for one that is not
-            trained; and the names of what else the model returned.
+            The scalar losses by name, times what each counts in ``loss``, 0.0 for a loss that is
+            not trained; and the names of what else the model returned.
 
         Raises:
             RuntimeError: ``loss`` does not come from ``parse_losses``, or not from it alone.
@@ -148,7 +148,7 @@ class ParsedLosses(Replacement):
         return losses
 
     def _refuse(self, found: list[Besides], optimizer: Optimizer, losses: list[str]) -> None:
-        """Raises an error if something to train belongs to no loss."""
+        """Raises an error if a parameter to train belongs to no loss."""
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         names = {id(p): name for name, p in self._model.named_parameters()}
         lost = [

@@ -24,8 +24,8 @@ def differentiate_twice(model: nn.Module) -> None:
 def late_losses(model: nn.Module) -> list[str]:
     """Names of losses that a model has and does not compute yet.
 
-    Those are ``loss_x`` of a module that has it and a switch ``use_x`` which is off, such as
-    ``loss_l1`` of YOLOX's head, which a hook turns on for the last epochs.
+    A module with ``loss_x`` and a switch ``use_x`` that is off has one, such as YOLOX's head: a
+    hook turns on its ``loss_l1`` for the last epochs.
     """
     return [
         f"loss_{flag.removeprefix('use_')}"

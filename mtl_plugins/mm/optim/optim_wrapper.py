@@ -30,8 +30,8 @@ from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import build_weighting
 
 _OPTIONS = inspect.signature(MultiTaskBackward).parameters.keys() - {"params"}
-_KEYS = (*_OPTIONS, "optional_losses", "losses")
-"""What an error of the core may begin with; all but the last are keys of the config."""
+_KEYS = (*_OPTIONS, "optional_losses")
+"""Keys of the config by which errors of the core begin."""
 
 
 class _ToMMEngine(logging.Handler):
@@ -107,8 +107,8 @@ class MTLOptimWrapper(OptimWrapper):
         self._representation = representation
         self.multitask: MultiTaskBackward | None = None
         self._losses: ParsedLosses | None = None
-        self._scaled: tuple[Any, Any] | None = None  # what scale_loss() made last, and from what
-        self._has_gradients = False  # of tasks, since the last step
+        self._scaled: tuple[Any, Any] | None = None  # result and argument of the last scale_loss()
+        self._has_gradients = False  # backward() was called since the last step
         self._resumed: dict[str, Any] | None = None
         self._replay: Replay | None = None  # for a weighting that wants the losses once more
 
@@ -152,6 +152,10 @@ class MTLOptimWrapper(OptimWrapper):
         if is_model_wrapper(model):
             model = model.module
         losses = ParsedLosses.of(model)
+        weighting = self._options["weighting"]
+        computes_again = weighting is not None and weighting.needs_new_losses
+        if computes_again and not losses.sums:
+            self._refuse_replay()
         with under("optim_wrapper", _KEYS):
             self.groups.optional = [
                 *self.groups.optional,
@@ -170,11 +174,8 @@ class MTLOptimWrapper(OptimWrapper):
         AllocationGates(model, self.groups)
         if self.multitask.regularizer is not None:
             differentiate_twice(model)
-        weighting = self.multitask.weighting
-        if weighting is not None and weighting.needs_new_losses:
+        if computes_again:
             self._replay = Replay(model)
-            if not losses.sums:
-                self._refuse_replay()
 
     def _find_representation(self, model: nn.Module) -> nn.Module | None:
         if self._representation is not None:
