@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
@@ -43,13 +45,40 @@ class Method:
         return f"{type(self).__name__}({options})"
 
 
-def suggest(name: str, valid: Iterable[str]) -> str:
-    """Words for an error message: the names nearest to ``name`` first, then all valid ones."""
-    valid = list(valid)
+KINDS: dict[str, Mapping[str, type]] = {}
+"""The registry behind each config key, to find a method that was given under another's key."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name that is spelt most like ``name``; None if none is similar."""
     by_fold = {v.lower(): v for v in valid}
     near = difflib.get_close_matches(name.lower(), by_fold, n=1, cutoff=0.5)
-    hint = f"did you mean {by_fold[near[0]]!r}? " if near else ""
+    return by_fold[near[0]] if near else None
+
+
+def suggest(name: str, valid: Iterable[str]) -> str:
+    """Words for an error message: the name nearest to ``name`` first, then all valid ones."""
+    valid = list(valid)
+    near = nearest(name, valid)
+    hint = "" if near is None else f"did you mean {near!r}? "
     return f"{hint}Valid: {', '.join(valid) or 'none'}"
+
+
+@contextmanager
+def under(prefix: str, keys: Iterable[str]) -> Iterator[None]:
+    """Has an error that begins with a config key begin with the whole key.
+
+    Args:
+        prefix: The part of the config that has the keys, such as ``"optim_wrapper"``.
+        keys: Its keys, by which errors of the core begin.
+    """
+    try:
+        yield
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        text = str(error.args[0]) if error.args else ""
+        if re.match(rf"({'|'.join(map(re.escape, keys))})\b", text):
+            error.args = (f"{prefix}.{text}", *error.args[1:])
+        raise
 
 
 def build(
@@ -79,7 +108,11 @@ def build(
     arguments = dict(cfg)
     name = arguments.pop("type")
     if name not in registry:
-        raise KeyError(f"{key}.type: no method is called {name!r}; {suggest(str(name), registry)}")
+        others = [other for other, methods in KINDS.items() if name in methods]
+        hint = f"{name} is set as {others[0]}. Valid: {', '.join(registry)}" if others else None
+        raise KeyError(
+            f"{key}.type: no method is called {name!r}; {hint or suggest(str(name), registry)}"
+        )
     valid = inspect.signature(registry[name]).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in valid.values())
     for argument in arguments:
@@ -87,6 +120,10 @@ def build(
             raise TypeError(
                 f"{key}: {name} takes no argument {argument!r}; {suggest(argument, valid)}"
             )
+    for argument, parameter in valid.items():
+        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if named and parameter.default is parameter.empty and argument not in arguments:
+            raise TypeError(f"{key}: {name} needs the argument {argument!r}, got {arguments}")
     try:
         return registry[name](**arguments)
     except (TypeError, ValueError) as error:

@@ -2,99 +2,199 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from mtl_plugins.registry import suggest
+from mtl_plugins.registry import nearest, suggest
+
+Patterns = str | Sequence[str]
 
 
 class TaskGroups:
     """Sums the terms of a loss dict into one loss a task.
 
-    The first loss dict is checked in full; later on a term may be absent, since a batch need not
-    have examples of every task, but none that no task claims may come.
+    Every term has to be claimed by one task, in every batch. Every pattern has to match a term by
+    the first batch in which its task has a loss other than zero: where nobody has examples of a
+    task, a head may return a part of its losses only. Later on, terms and tasks may be absent.
 
     Args:
         tasks: For each task, shell-style patterns of the names of its losses, or one such pattern.
             None makes every term a task of its own.
+        optional: Patterns of the losses that the model has on some batches only, such as those of
+            labels that not every image has, or those that begin late in the run.
 
     Attributes:
         names: The tasks in the order of the config; empty if that names none.
-        optional: Patterns of the losses that the model has on some batches only, such as those of
-            labels that not every image has: the first batch may lack them too.
+        optional: Patterns of the losses that some batches lack.
+
+    Raises:
+        TypeError: ``tasks`` or ``optional`` is not made of names of losses.
+        KeyError: A task names no loss.
 
     Examples:
         >>> groups = TaskGroups(dict(box=["loss_rpn_*", "loss_cls", "loss_bbox"], mask="loss_mask"))
     """
 
-    def __init__(self, tasks: Mapping[str, str | Sequence[str]] | None) -> None:
+    def __init__(self, tasks: Mapping[str, Patterns] | None, optional: Patterns = ()) -> None:
         if tasks is not None and (not isinstance(tasks, Mapping) or not tasks):
             raise TypeError(
                 "tasks: expected a dict of task name to loss names, such as "
                 f"dict(detection=['loss_rpn_*', 'loss_cls'], mask='loss_mask'), got {tasks!r}"
             )
-        self.names = list(tasks or {})
-        self.optional: Sequence[str] = ()
-        self._patterns = {
-            task: [patterns] if isinstance(patterns, str) else list(patterns)
-            for task, patterns in (tasks or {}).items()
-        }
+        self._patterns = {t: _patterns(f"tasks.{t}", given) for t, given in (tasks or {}).items()}
+        for task, patterns in self._patterns.items():
+            if not patterns:
+                raise KeyError(f"tasks.{task}: names no loss, expected some such as ['loss_mask']")
+        self.names = list(self._patterns)
+        self.optional: Sequence[str] = _patterns("optional_losses", optional)
         self._task_of: dict[str, str] = {}
-        self._checked = False
+        # Patterns that have not matched a loss yet.
+        self._unmatched = {task: list(patterns) for task, patterns in self._patterns.items()}
+        self._first = True
 
-    def __call__(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def __call__(
+        self, losses: Mapping[str, Any], untrained: Collection[str] = ()
+    ) -> dict[str, Any]:
         """The loss of each task that has one, in the order of the config.
 
         Args:
-            losses: Scalar terms by name.
+            losses: Scalar terms by name. A number that is no tensor is a constant; a task that has
+                nothing else has no loss.
+            untrained: Names of what the model returned besides the losses, for error messages.
 
         Raises:
-            KeyError: A term that no task or more than one task claims; on the first call also a
-                pattern that matches no term.
+            KeyError: A term that no task or more than one task claims, or a pattern that matches no
+                term.
         """
-        for name in losses:
-            if name not in self._task_of:
-                self._task_of[name] = self._claim(name, losses)
-        if not self._checked:
-            self._check(losses)
-        terms: dict[str, list[Tensor]] = {task: [] for task in self._patterns or losses}
+        if any(name not in self._task_of for name in losses) or any(self._unmatched.values()):
+            self._check(losses, untrained)
+        terms: dict[str, list[Any]] = {task: [] for task in self._patterns or losses}
         for name, loss in losses.items():
             terms[self._task_of[name]].append(loss)
-        return {task: sum(some[1:], some[0]) for task, some in terms.items() if some}
+        return {
+            task: sum(some[1:], some[0])
+            for task, some in terms.items()
+            if any(isinstance(loss, Tensor) for loss in some)
+        }
 
     def task_of(self, name: str) -> str | None:
         """The task that a loss of this name belongs to, if one alone claims it."""
-        claims = [task for task in self._patterns if self._claims(task, name)]
-        return name if not self._patterns else claims[0] if len(claims) == 1 else None
+        claims = self._claims(name)
+        return name if not self._patterns else next(iter(claims)) if len(claims) == 1 else None
 
-    def _claims(self, task: str, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in self._patterns[task])
+    def expect(self, losses: Collection[str]) -> None:
+        """Takes note of losses that may begin late in the run.
 
-    def _claim(self, name: str, losses: Mapping[str, Tensor]) -> str:
+        Args:
+            losses: Names of the losses.
+
+        Raises:
+            KeyError: No task claims one of them, or more than one does.
+        """
+        self.optional = [*self.optional, *losses]
+        for name in losses if self._patterns else ():
+            self._only_claim(name, f"The model has it, and may return it later. {self._listed}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the patterns that have matched nothing yet, for the check to go on with."""
+        return {"unmatched": {task: list(some) for task, some in self._unmatched.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned; patterns that are new are checked anew."""
+        known = state["unmatched"]
+        self._unmatched = {
+            task: [p for p in some if p in known.get(task, some)]
+            for task, some in self._unmatched.items()
+        }
+        self._first = False
+
+    def _claims(self, name: str) -> dict[str, list[str]]:
+        """The tasks that claim a loss, with the patterns by which they do."""
+        found = {
+            task: [pattern for pattern in patterns if fnmatchcase(name, pattern)]
+            for task, patterns in self._patterns.items()
+        }
+        return {task: patterns for task, patterns in found.items() if patterns}
+
+    def _only_claim(self, name: str, why: str) -> str:
+        claims = self._claims(name)
+        if len(claims) > 1:
+            by = " and ".join(
+                f"tasks.{task} ({', '.join(map(repr, claims[task]))})" for task in claims
+            )
+            raise KeyError(f"tasks: the loss {name!r} is claimed by {by}; it can have one task")
+        if not claims:
+            raise KeyError(f"tasks: no task claims the loss {name!r}. {why}")
+        return next(iter(claims))
+
+    @property
+    def _listed(self) -> str:
+        return f"The patterns are {self._patterns}"
+
+    def _check(self, losses: Mapping[str, Any], untrained: Collection[str]) -> None:
         if not self._patterns:
-            return name
-        claims = [task for task in self._patterns if self._claims(task, name)]
-        if len(claims) == 1:
-            return claims[0]
-        if claims:
-            raise KeyError(f"tasks: the loss {name!r} is claimed by {claims}; it can have one task")
-        raise KeyError(
-            f"tasks: no task claims the loss {name!r}. The model returned {list(losses)}; "
-            f"the patterns are {self._patterns}"
+            self._task_of |= {name: name for name in losses}
+            return
+        for task, patterns in self._unmatched.items():
+            self._unmatched[task] = [p for p in patterns if not self._is_matched(p, losses)]
+        returned = f"The model returned {list(losses)}; {self._listed.lower()}"
+        for name in losses:
+            if not self._claims(name):
+                self._find_typo(name, losses)
+            self._task_of[name] = self._only_claim(name, returned)
+        for task, patterns in self._unmatched.items():
+            own = [loss for name, loss in losses.items() if self._task_of[name] == task]
+            # A head with nothing to do may return zeros for a part of its losses.
+            if patterns and (any(map(_is_nonzero, own)) if own else self._first):
+                self._refuse(task, patterns[0], losses, untrained)
+        self._first = False
+
+    def _is_matched(self, pattern: str, losses: Collection[str]) -> bool:
+        # An optional loss is a pattern itself: either of the two may be the wider one.
+        return any(fnmatchcase(name, pattern) for name in (*losses, *self.optional)) or any(
+            fnmatchcase(pattern, optional) for optional in self.optional
         )
 
-    def _check(self, losses: Mapping[str, Tensor]) -> None:
-        known = [*losses, *self.optional]
-        for task, patterns in self._patterns.items():
-            if not patterns:
-                raise KeyError(f"tasks.{task}: names no loss. The model returned {list(losses)}")
+    def _find_typo(self, name: str, losses: Collection[str]) -> None:
+        """Refuses a pattern that matches nothing where it may have been meant for ``name``."""
+        for task, patterns in self._unmatched.items():
             for pattern in patterns:
-                # An optional loss is a pattern itself: either of the two may be the wider one.
-                if not any(fnmatchcase(k, pattern) or fnmatchcase(pattern, k) for k in known):
+                if nearest(pattern, [name]) is not None:
+                    hint = suggest(pattern, [name, *losses])
                     raise KeyError(
                         f"tasks.{task}: {pattern!r} matches none of the losses that the model "
-                        f"returned; {suggest(pattern, known)}"
+                        f"returned, and no task claims {name!r}; {hint}"
                     )
-        self._checked = True
+
+    def _refuse(
+        self, task: str, pattern: str, losses: Collection[str], untrained: Collection[str]
+    ) -> None:
+        meant = [name for name in untrained if fnmatchcase(name, pattern)]
+        if meant:
+            raise KeyError(
+                f"tasks.{task}: {pattern!r} matches {meant[0]!r}, which the model returns but the "
+                "framework does not train: 'loss' has to be in the name of a loss"
+            )
+        raise KeyError(
+            f"tasks.{task}: {pattern!r} matches none of the losses that the model returned; "
+            f"{suggest(pattern, [*losses, *self.optional])}. Losses that begin late are named in "
+            "optional_losses"
+        )
+
+
+def _patterns(key: str, given: Any) -> list[str]:
+    patterns = [given] if isinstance(given, str) else given
+    if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+        raise TypeError(
+            f"{key}: expected names of losses, such as 'loss_mask' or ['loss_rpn_*', 'loss_cls'], "
+            f"got {given!r}"
+        )
+    return list(patterns)
+
+
+def _is_nonzero(loss: Any) -> bool:
+    return bool(torch.as_tensor(loss).detach().any())

@@ -23,7 +23,7 @@ from mtl_plugins.aggregation.pcgrad import PCGrad
 from mtl_plugins.aggregation.rgw import RGW
 from mtl_plugins.aggregation.torchjd import TorchJD
 from mtl_plugins.aggregation.upgrad import UPGrad
-from mtl_plugins.registry import build
+from mtl_plugins.registry import KINDS, build
 
 AGGREGATORS: dict[str, type[Aggregator]] = {
     cls.__name__: cls
@@ -44,6 +44,7 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
         TorchJD,
     )
 }
+KINDS["aggregator"] = AGGREGATORS
 
 
 def build_aggregator(cfg: str | Mapping[str, Any] | Aggregator) -> Aggregator:

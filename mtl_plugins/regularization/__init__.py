@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mtl_plugins.registry import build
+from mtl_plugins.registry import KINDS, build
 from mtl_plugins.regularization.base import Regularizer
 from mtl_plugins.regularization.cosreg import CosReg
 from mtl_plugins.regularization.penalty import Penalty
 
 REGULARIZERS: dict[str, type[Regularizer]] = {cls.__name__: cls for cls in (CosReg,)}
+KINDS["regularizer"] = REGULARIZERS
 
 
 def build_regularizer(cfg: str | Mapping[str, Any] | Regularizer) -> Regularizer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mtl_plugins.registry import build
+from mtl_plugins.registry import KINDS, build
 from mtl_plugins.weighting.base import LearnedWeighting, Weighting
 from mtl_plugins.weighting.dwa import DWA
 from mtl_plugins.weighting.famo import FAMO
@@ -23,6 +23,7 @@ from mtl_plugins.weighting.uncertainty import Uncertainty
 WEIGHTINGS: dict[str, type[Weighting]] = {
     cls.__name__: cls for cls in (Equal, Fixed, Uncertainty, GradNorm, IMTLL, DWA, RLW, FAMO)
 }
+KINDS["weighting"] = WEIGHTINGS
 
 
 def build_weighting(cfg: str | Mapping[str, Any] | Weighting) -> Weighting:

@@ -30,12 +30,12 @@ class Fixed(Weighting):
         self._weights = dict(weights)
 
     def check(self, tasks: Collection[str]) -> None:
-        self.weights(tasks)
         for name in self._weights:
             if name not in tasks:
                 raise KeyError(
                     f"weighting.weights: no task is called {name!r}; " + suggest(name, tasks)
                 )
+        self.weights(tasks)
 
     def weights(
         self, tasks: Collection[str], losses: Mapping[str, float] | None = None

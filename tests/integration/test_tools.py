@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-import train
 from commands import ROOT, SMALL, TWO_STEPS, run
 from mmengine.config import Config
 from models import build_detector, mask_rcnn_config
 
 from mtl_plugins import MultiTaskBackward
 from mtl_plugins.aggregation import AGGREGATORS, build_aggregator
+from mtl_plugins.mm import train
 from mtl_plugins.regularization import REGULARIZERS, build_regularizer
 from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import WEIGHTINGS, build_weighting
@@ -178,6 +180,38 @@ class TestBadInput:
     def test_unknown_method(self, coco, monkeypatch):
         with pytest.raises(SystemExit, match="--mtl: no method is called 'pcgard'; did you mean"):
             main(monkeypatch, coco, SMALL, "--mtl", "pcgard")
+
+    @pytest.mark.parametrize(
+        ("names", "part"),
+        [
+            ("pcgrad+cagrad", "aggregator"),
+            ("imtl+dwa", "weighting"),
+            ("sta+ista", "batch_sampler"),
+        ],
+    )
+    def test_two_methods_of_a_kind(self, names, part):
+        one, two = names.split("+")
+        with pytest.raises(SystemExit, match=f"--mtl: '{one}' and '{two}' both set the {part}"):
+            train.lay_over(Config.fromfile(ROOT / STANDARD), names)
+
+    def test_config_that_is_not_there(self, coco, monkeypatch):
+        with pytest.raises(SystemExit, match="config: there is no file 'configs/nothing.py'"):
+            main(monkeypatch, coco, "configs/nothing.py")
+
+    def test_mistake_in_a_config(self, coco, tmp_path):
+        """As a user sees it: exit code, and the message alone on the last line."""
+        arguments = [SMALL, "--mtl", "pcgrad", "--work-dir", str(tmp_path), *TWO_STEPS]
+        done = subprocess.run(
+            [sys.executable, "tools/train.py", *arguments, "optim_wrapper.lowmemory=True"],
+            cwd=ROOT,
+            env=os.environ | {"COCO_ROOT": str(coco)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith("optim_wrapper: there is no option 'lowmemory'; did you mean 'low_")
+        assert "Iter(train)" not in done.stdout + done.stderr
 
     def test_auto_scale_lr_without_a_base(self, coco, monkeypatch, tmp_path):
         path = tmp_path / "config.py"

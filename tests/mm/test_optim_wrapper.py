@@ -400,7 +400,11 @@ class TestErrors:
             (mtl() | dict(tasks=dict(box=TASKS["box"])), KeyError, "no task claims .*loss_mask"),
             (mtl() | dict(tasks=TASKS | dict(x="loss_msk")), KeyError, "did you mean 'loss_mask'"),
             (mtl(level="feature", representation="truk"), ValueError, "did you mean 'trunk'"),
-            (mtl(level="feature"), ValueError, "needs the module"),
+            (
+                mtl(level="feature"),
+                ValueError,
+                "optim_wrapper.representation: .*needs the path .*trunk, box, mask",
+            ),
             (mtl(level="features"), ValueError, "level: expected one of"),
             (mtl(sync="exakt"), ValueError, "sync: expected one of"),
             (mtl(weights_evry=2), TypeError, "weights_evry"),

@@ -6,9 +6,10 @@ import uuid
 
 import torch
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS
+from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 TASKS = {"box": ["loss_cls", "loss_reg"], "mask": "loss_mask"}
 
@@ -70,3 +71,17 @@ def make_runner(work_dir, optim_wrapper: dict, hooks=(), iters: int = 6, **overr
 def parameters(runner: Runner) -> list[Tensor]:
     """Copies of the trained parameters."""
     return [p.detach().clone() for p in runner.model.parameters()]
+
+
+@DATASETS.register_module(force=True)
+class ToyData(Dataset):
+    """:func:`make_data` for a config file."""
+
+    def __init__(self) -> None:
+        self.data = make_data()
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.data[index]

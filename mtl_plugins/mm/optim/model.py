@@ -21,6 +21,21 @@ def differentiate_twice(model: nn.Module) -> None:
         exchange_roi_aligns(model, averages)
 
 
+def late_losses(model: nn.Module) -> list[str]:
+    """Names of losses that a model has and does not compute yet.
+
+    A module with ``loss_x`` and a switch ``use_x`` that is off has one, such as YOLOX's head: a
+    hook turns on its ``loss_l1`` for the last epochs.
+    """
+    return [
+        f"loss_{flag.removeprefix('use_')}"
+        for module in model.modules()
+        for flag, is_on in vars(module).items()
+        if flag.startswith("use_") and is_on is False
+        if isinstance(getattr(module, f"loss_{flag.removeprefix('use_')}", None), nn.Module)
+    ]
+
+
 class Replay(replay.Replay):
     """Of a model whose ``forward(mode='loss')`` returns the losses."""
 

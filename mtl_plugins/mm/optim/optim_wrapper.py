@@ -22,12 +22,16 @@ from mtl_plugins import MultiTaskBackward
 from mtl_plugins.aggregation import build_aggregator
 from mtl_plugins.features import find_module
 from mtl_plugins.mm.allocation import AllocationGates
-from mtl_plugins.mm.optim.model import Replay, differentiate_twice
+from mtl_plugins.mm.optim.losses import ParsedLosses
+from mtl_plugins.mm.optim.model import Replay, differentiate_twice, late_losses
+from mtl_plugins.registry import suggest, under
 from mtl_plugins.regularization import build_regularizer
 from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import build_weighting
 
-_OPTIONS = inspect.signature(MultiTaskBackward).parameters.keys()
+_OPTIONS = inspect.signature(MultiTaskBackward).parameters.keys() - {"params"}
+_KEYS = (*_OPTIONS, "optional_losses")
+"""Keys of the config by which errors of the core begin."""
 
 
 class _ToMMEngine(logging.Handler):
@@ -58,6 +62,8 @@ class MTLOptimWrapper(OptimWrapper):
             None.
         representation: With ``level='feature'``, the path of the module whose output the tasks
             share, such as ``'neck'``.
+        optional_losses: Patterns of losses that come on some batches only, or late in the run, and
+            that the first batch may lack; besides those in ``model.optional_losses``.
         **kwargs: Other options of :class:`~mtl_plugins.MultiTaskBackward` (``level``, ``sync``,
             ``low_memory``, ``weights_every``, ``on_nonfinite``, ``max_skips``), and those of
             MMEngine's ``OptimWrapper``.
@@ -82,31 +88,59 @@ class MTLOptimWrapper(OptimWrapper):
         weighting: str | Mapping[str, Any] | None = None,
         regularizer: str | Mapping[str, Any] | None = None,
         representation: str | None = None,
+        optional_losses: str | Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         ours = {key: kwargs.pop(key) for key in _OPTIONS & kwargs.keys()}
+        self._check_options(kwargs)
         super().__init__(*args, **kwargs)
-        self.groups = TaskGroups(tasks)
-        # Built here, so that a config error shows before the data is loaded.
-        self._options = ours | {
-            "aggregator": build_aggregator(aggregator),
-            "weighting": None if weighting is None else build_weighting(weighting),
-            "regularizer": None if regularizer is None else build_regularizer(regularizer),
-        }
-        if self.groups.names and self._options["weighting"] is not None:
-            self._options["weighting"].check(self.groups.names)
+        with under("optim_wrapper", _KEYS):
+            self.groups = TaskGroups(tasks, optional_losses)
+            # Built here, so that a config error shows before the data is loaded.
+            self._options = ours | {
+                "aggregator": build_aggregator(aggregator),
+                "weighting": None if weighting is None else build_weighting(weighting),
+                "regularizer": None if regularizer is None else build_regularizer(regularizer),
+            }
+            if self.groups.names and self._options["weighting"] is not None:
+                self._options["weighting"].check(self.groups.names)
         self._representation = representation
         self.multitask: MultiTaskBackward | None = None
-        self._terms: dict[str, Tensor] | None = None
+        self._losses: ParsedLosses | None = None
+        self._scaled: tuple[Any, Any] | None = None  # result and argument of the last scale_loss()
+        self._has_gradients = False  # backward() was called since the last step
         self._resumed: dict[str, Any] | None = None
         self._replay: Replay | None = None  # for a weighting that wants the losses once more
+
+    def _check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuses what MMEngine's wrapper would, in terms of the config."""
+        known = [
+            parameter.name
+            for cls in type(self).__mro__
+            for parameter in inspect.signature(cls.__init__).parameters.values()
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        ]
+        valid = sorted({*known, *_OPTIONS} - {"self"})
+        for key in options:
+            if key not in valid:
+                raise TypeError(f"optim_wrapper: there is no option {key!r}; {suggest(key, valid)}")
+        counts = options.get("accumulative_counts", 1)
+        if not isinstance(counts, int) or counts < 1:
+            raise ValueError(
+                "optim_wrapper.accumulative_counts: expected an integer of at least 1, got "
+                f"{counts!r}"
+            )
+        clip = options.get("clip_grad")
+        if clip is not None:
+            _check_clipping(clip)
 
     def attach(self, model: nn.Module) -> None:
         """Meets the model: finds the representation and listens to ``parse_losses``.
 
         Raises:
             ValueError: The representation is not a module of the model.
-            TypeError: The model is sharded over the ranks.
+            KeyError: No task claims a loss that the model may have later.
+            TypeError: The model is sharded over the ranks, or has no ``parse_losses``.
         """
         if self.multitask is not None:
             return
@@ -117,32 +151,48 @@ class MTLOptimWrapper(OptimWrapper):
             )
         if is_model_wrapper(model):
             model = model.module
-        self.groups.optional = getattr(model, "optional_losses", ())
-        self.multitask = MultiTaskBackward(
-            (p for group in self.optimizer.param_groups for p in group["params"]),
-            representation=None
-            if self._representation is None
-            else find_module(model, self._representation, "optim_wrapper.representation"),
-            tasks=self.groups.names,
-            **self._options,
-        )
+        losses = ParsedLosses.of(model)
+        weighting = self._options["weighting"]
+        computes_again = weighting is not None and weighting.needs_new_losses
+        if computes_again and not losses.sums:
+            self._refuse_replay()
+        with under("optim_wrapper", _KEYS):
+            self.groups.optional = [
+                *self.groups.optional,
+                *getattr(model, "optional_losses", ()),
+            ]
+            self.groups.expect(late_losses(model))
+            self.multitask = MultiTaskBackward(
+                (p for group in self.optimizer.param_groups for p in group["params"]),
+                representation=self._find_representation(model),
+                tasks=self.groups.names,
+                **self._options,
+            )
+        self._losses = losses
         if self._resumed is not None:
-            self.multitask.load_state_dict(self._resumed)
+            self._restore(self._resumed)
         AllocationGates(model, self.groups)
         if self.multitask.regularizer is not None:
             differentiate_twice(model)
-        weighting = self.multitask.weighting
-        if weighting is not None and weighting.needs_new_losses:
+        if computes_again:
             self._replay = Replay(model)
-        parse_losses = model.parse_losses
 
-        def parse_and_keep(losses: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-            loss, log_vars = parse_losses(losses)
-            # MMEngine adds the sum as "loss", unless the model has a loss of that name.
-            self._terms = {k: v for k, v in log_vars.items() if "loss" in k and k in losses}
-            return loss, log_vars
+    def _find_representation(self, model: nn.Module) -> nn.Module | None:
+        if self._representation is not None:
+            return find_module(model, self._representation, "optim_wrapper.representation")
+        if self._options.get("level") == "feature":
+            raise ValueError(
+                "optim_wrapper.representation: level='feature' needs the path of the module whose "
+                f"output the tasks share; {suggest('neck', dict(model.named_children()))}"
+            )
+        return None
 
-        model.parse_losses = parse_and_keep
+    def _refuse_replay(self) -> None:
+        raise ValueError(
+            f"optim_wrapper.weighting: {type(self._options['weighting']).__name__} computes the "
+            "losses once more after each step, and what is trained is not their sum, which "
+            "mmengine's parse_losses() returns; use another weighting"
+        )
 
     def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
         super().initialize_count_status(model, init_counts, max_counts)
@@ -174,33 +224,62 @@ class MTLOptimWrapper(OptimWrapper):
         with super().optim_context(model), model.no_sync() if own else nullcontext():
             yield
 
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        scaled = super().scale_loss(loss)
+        self._scaled = (scaled, loss)
+        return scaled
+
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        """Takes the task gradients of the terms behind ``loss``.
+        """Takes the task gradients of the losses that ``loss`` is made of.
 
         Args:
-            loss: What ``parse_losses`` returned, scaled for accumulation. Only its terms are used.
+            loss: What ``parse_losses`` returned, or a scalar made from that: the losses count in it
+                as they would for ``loss.backward()``. A weight of the losses that is learned is
+                trained as well.
             kwargs: Not supported; MMEngine passes none.
 
         Raises:
             RuntimeError: ``loss`` did not come from the ``parse_losses`` of the model.
-            KeyError: The terms do not fit ``tasks``.
+            KeyError: The losses do not fit ``tasks``.
         """
-        if self._terms is None or self.multitask is None:
+        if kwargs:
+            raise TypeError(f"{type(self).__name__}.backward() takes a loss alone, got {kwargs}")
+        if self._losses is None or self.multitask is None:
             raise RuntimeError(
-                f"{type(self).__name__} needs the single losses: call update_params() with what "
-                "model.parse_losses() returned, inside a train_step that uses optim_context()"
+                f"{type(self).__name__} needs the single losses: use optim_context(model) before "
+                "model.parse_losses(), and call update_params() with what that returned"
             )
-        terms, self._terms = self._terms, None
-        self.multitask(
-            self.groups(terms),
-            scale=self.gradient_scale(),
-            aggregate=self.should_sync(),
-            share=float(self.scale_loss(torch.ones(()))),
-        )
+        share = 1.0
+        if self._scaled is not None and loss is self._scaled[0]:
+            loss, share = self._scaled[1], float(super().scale_loss(torch.ones(())))
+        self._scaled = None
+        is_sum = self._losses.is_sum(loss)
+        terms, untrained = self._losses.behind(loss, self.optimizer)
+        if self._replay is not None and not is_sum:
+            self._refuse_replay()
+        with under("optim_wrapper", _KEYS):
+            self.multitask(
+                self.groups(terms, untrained),
+                scale=self.gradient_scale(),
+                aggregate=self.should_sync(),
+                share=share,
+            )
         self._inner_count += 1
+        self._has_gradients = True
 
     def step(self, **kwargs: Any) -> None:
-        """Makes the step, and shows a weighting that asks for it what that did to the losses."""
+        """Makes the step, and shows a weighting that asks for it what that did to the losses.
+
+        Raises:
+            RuntimeError: There was no :meth:`backward` since the last step.
+        """
+        if not self._has_gradients:
+            raise RuntimeError(
+                f"{type(self).__name__}.step(): there was no backward() of this wrapper since the "
+                "last step, and loss.backward() takes no gradients of tasks; call "
+                "update_params(loss), or backward(loss) and step()"
+            )
+        self._has_gradients = False
         super().step(**kwargs)
         if self._replay is not None and self.multitask is not None:
             tasks: dict[str, Tensor] = {}
@@ -224,6 +303,7 @@ class MTLOptimWrapper(OptimWrapper):
         state = super().state_dict()
         if self.multitask is not None:
             state["mtl"] = self.multitask.state_dict()
+            state["mtl_losses"] = self.groups.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -234,13 +314,44 @@ class MTLOptimWrapper(OptimWrapper):
         """
         if "mtl" not in state_dict:
             raise ValueError(
-                "resume: the checkpoint was not written by MTLOptimWrapper. To start from its "
-                "weights, set load_from and leave resume off"
+                f"resume: the checkpoint was not written by MTLOptimWrapper. {_OTHERWISE}"
             )
+        losses = state_dict.pop("mtl_losses", None)
         self._resumed = state_dict.pop("mtl")
         super().load_state_dict(state_dict)
+        if losses is not None:
+            self.groups.load_state_dict(losses)
         if self.multitask is not None:
-            self.multitask.load_state_dict(self._resumed)
+            self._restore(self._resumed)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        assert self.multitask is not None
+        try:
+            self.multitask.load_state_dict(state)
+        except (KeyError, ValueError) as error:
+            error.args = (f"resume: {error.args[0]}. {_OTHERWISE}",)
+            raise
+
+
+_OTHERWISE = "To start from its weights, set load_from and leave resume off"
+
+
+def _check_clipping(clip: Any) -> None:
+    """Refuses arguments by which MMEngine would not clip, or not before the first step."""
+    functions = {"norm": nn.utils.clip_grad_norm_, "value": nn.utils.clip_grad_value_}
+    example = "such as dict(max_norm=35) or dict(type='value', clip_value=1.0)"
+    if not isinstance(clip, Mapping):
+        raise TypeError(f"optim_wrapper.clip_grad: expected a dict {example}, got {clip!r}")
+    arguments = dict(clip)
+    kind = arguments.pop("type", "norm")
+    if kind not in functions:
+        raise ValueError(
+            f"optim_wrapper.clip_grad.type: expected one of {list(functions)}, got {kind!r}"
+        )
+    try:
+        inspect.signature(functions[kind]).bind([], **arguments)
+    except TypeError as error:
+        raise TypeError(f"optim_wrapper.clip_grad: {error}; expected a dict {example}") from error
 
 
 class _AnyDeviceAmpOptimWrapper(AmpOptimWrapper):

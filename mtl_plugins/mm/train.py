@@ -1,0 +1,172 @@
+"""Trains from a config, with MMDetection's own arguments and ``--mtl``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+import mtl_plugins
+from mtl_plugins.mm.data_check import broken_annotations, missing_data
+from mtl_plugins.mm.runner import is_mtl
+from mtl_plugins.registry import suggest
+
+_PACKAGE = Path(mtl_plugins.__file__).parent
+# In an installed package they lie where mim looks for them, in a checkout beside the package.
+_CONFIGS = [_PACKAGE / ".mim" / "configs", _PACKAGE.parent / "configs"]
+METHODS = next(filter(Path.is_dir, _CONFIGS), _CONFIGS[-1]) / "_base_" / "mtl"
+PARTS = ("aggregator", "weighting", "regularizer")
+# Errors that begin so are about the config, and say all that is to be known.
+_KEYS = re.compile(
+    r"(optim_wrapper|train_dataloader|model_wrapper_cfg|custom_hooks|TaskInterferenceHook|resume)\b"
+)
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="train config file path")
+    parser.add_argument("--work-dir", help="the directory to save logs and models")
+    parser.add_argument(
+        "--mtl",
+        metavar="NAME",
+        help="lay configs/_base_/mtl/NAME.py over the config, or several as NAME+NAME; "
+        f"of {', '.join(sorted(p.stem for p in METHODS.glob('*.py')))}",
+    )
+    parser.add_argument("--amp", action="store_true", help="train in mixed precision")
+    parser.add_argument("--auto-scale-lr", action="store_true", help="scale the LR by batch size")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        help="checkpoint to resume from; without a path, the latest one in the work directory",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help='override settings of the config: key=value, key=a,b or key="[(a,b),(c,d)]"',
+    )
+    parser.add_argument(
+        "--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="launcher"
+    )
+    # torch.distributed.launch passes --local-rank.
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+    args = parser.parse_args(arguments)
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    return args
+
+
+def lay_over(cfg: Config, names: str) -> Config:
+    """Merges the configs of methods over ``cfg``, keeping the custom hooks and imports of all.
+
+    Args:
+        cfg: A whole config; is changed.
+        names: Of the methods, joined by ``+``.
+
+    Raises:
+        SystemExit: There is no such method, or two exclude each other.
+    """
+    if "optim_wrapper" not in cfg or "train_dataloader" not in cfg:
+        raise SystemExit("--mtl: the config has no optim_wrapper or no train_dataloader to change")
+    given: dict[str, str] = {}  # method by the part that it sets
+    for name in names.split("+"):
+        path = METHODS / f"{name}.py"
+        if not path.is_file():
+            raise SystemExit(
+                f"--mtl: no method is called {name!r}; "
+                + suggest(name, sorted(p.stem for p in METHODS.glob("*.py")))
+            )
+        method = Config.fromfile(path)
+        parts = [part for part in PARTS if part in method.optim_wrapper]
+        allocation = method.get("train_dataloader", {}).get("batch_sampler")
+        for part in [*parts, *(["batch_sampler"] if allocation else [])]:
+            if part in given:
+                raise SystemExit(
+                    f"--mtl: {given[part]!r} and {name!r} both set the {part}, and a run has one; "
+                    "methods that combine are an aggregator, a weighting, a regularizer, "
+                    "sta or ista, and feature"
+                )
+            given[part] = name
+        if str(cfg.optim_wrapper.get("type", "")).startswith("Amp"):
+            method.optim_wrapper.type = "AmpMTLOptimWrapper"
+        hooks = cfg.get("custom_hooks", [])
+        present = {hook["type"] for hook in hooks}
+        method.custom_hooks = hooks + [
+            h for h in method.get("custom_hooks", []) if h.type not in present
+        ]
+        if "custom_imports" in cfg:
+            imports = cfg.custom_imports["imports"]
+            imports = [imports] if isinstance(imports, str) else list(imports)
+            method.custom_imports.imports = [
+                *imports,
+                *(i for i in method.custom_imports.imports if i not in imports),
+            ]
+        for part in parts:  # the arguments before are another method's
+            cfg.optim_wrapper.pop(part, None)
+        if allocation and cfg.train_dataloader.get("batch_sampler"):
+            allocation.batch_sampler = cfg.train_dataloader.pop("batch_sampler")
+        cfg.merge_from_dict(method.to_dict())
+    return cfg
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains.
+
+    Args:
+        arguments: Of the command line; by default those of this process.
+
+    Raises:
+        SystemExit: What is wrong with the command line, the config or the data.
+    """
+    args = parse_args(arguments)
+    if "::" not in args.config and not Path(args.config).is_file():
+        raise SystemExit(f"config: there is no file {args.config!r}")
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.mtl is not None:
+        cfg = lay_over(cfg, args.mtl)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+
+    # --work-dir, else that of the config, else after the config's name
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get("work_dir") is None:
+        method = f"_{args.mtl}" if args.mtl else ""
+        cfg.work_dir = f"work_dirs/{Path(args.config).stem}{method}"
+
+    if args.amp:
+        ours = is_mtl(cfg.optim_wrapper)
+        cfg.optim_wrapper.type = "AmpMTLOptimWrapper" if ours else "AmpOptimWrapper"
+        cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+
+    if args.auto_scale_lr:
+        if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+            raise SystemExit("--auto-scale-lr: the config has no auto_scale_lr.base_batch_size")
+        cfg.auto_scale_lr.enable = True
+
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == "auto" else args.resume
+
+    if problem := missing_data(cfg):
+        raise SystemExit(problem)
+    try:
+        runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+        runner.train()
+    except (KeyError, TypeError, ValueError) as error:
+        if error.args and _KEYS.match(str(error.args[0])):
+            raise SystemExit(error.args[0]) from error
+        if problem := broken_annotations(cfg):
+            raise SystemExit(f"{problem}\n(found after {type(error).__name__}: {error})") from error
+        raise
+
+
+if __name__ == "__main__":
+    main()
