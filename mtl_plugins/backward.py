@@ -15,26 +15,23 @@ from mtl_plugins.choice import Chooser
 from mtl_plugins.distributed import world_size
 from mtl_plugins.features import Representation
 from mtl_plugins.graph import LossGraph
-from mtl_plugins.guard import REGULARIZER, Guard
-from mtl_plugins.losses import explained, refuse_hooks, scalars
+from mtl_plugins.guard import Guard
+from mtl_plugins.losses import (
+    explained,
+    let_compiled_models_run_back_again,
+    refuse_hooks,
+    scalars,
+)
 from mtl_plugins.options import Level, OnNonfinite, Options, Sync
 from mtl_plugins.ownership import Ownership
 from mtl_plugins.regularization import Penalty, Regularizer, build_regularizer
 from mtl_plugins.report import Report
-from mtl_plugins.routes import (
-    FeatureLevel,
-    KnownWeights,
-    LowMemory,
-    OnePass,
-    ParameterLevel,
-    Parts,
-    Route,
-)
+from mtl_plugins.routes import Parts, Routes
 from mtl_plugins.step import Batch, Choice, Measured, Step
 from mtl_plugins.teaching import Teaching
 from mtl_plugins.watching import Watching
 from mtl_plugins.weighting import Weighting, build_weighting
-from mtl_plugins.window import Window
+from mtl_plugins.window import REGULARIZER, Window
 
 
 class MultiTaskBackward:
@@ -52,31 +49,11 @@ class MultiTaskBackward:
         regularizer: Name, ``dict(type=name, ...)`` or a :class:`Regularizer`, whose term is added
             to the loss; None for none. In a data-parallel run each rank's term is about the
             gradients of its own batch.
-        level: ``"parameter"`` aggregates the gradients of the shared parameters, at the cost of
-            one backward pass through the shared part a task; ``"feature"`` aggregates those of
-            ``representation`` and then runs what lies before it back once.
         representation: With ``level="feature"``, the module whose output the tasks share.
         tasks: Names of all tasks; they are numbered as they appear otherwise. Needed in a
             data-parallel run where a rank's first batch may lack a task.
-        sync: What a data-parallel run averages over the ranks before it aggregates. ``"exact"``:
-            the gradient of every task, so that the weights are those of the whole batch.
-            ``"gramian"``: their ``T × T`` inner products, and afterwards one gradient: ``T`` times
-            less traffic, but each rank's inner products have the noise of its own batch in them.
-            It makes no difference at the feature level, where both need that little.
-        low_memory: Takes the Gramian without keeping the ``T`` gradients of the shared parameters,
-            and then runs the weighted sum back: ``T + 1`` passes through the shared part instead of
-            ``T``, and twice through the heads. Every micro-batch is aggregated by itself. It does
-            not go with activation checkpointing; with several ranks it takes ``sync="gramian"``,
-            and where a rank lacks a task no synchronised batch norm.
-        weights_every: The weights are found at every ``weights_every``-th step, and the steps in
-            between are plain ones with one backward pass. A task without a gradient when they were
-            found takes the mean weight of the others until the next time.
-        on_nonfinite: What happens when a loss or a gradient is NaN or infinite. ``"skip"``: every
-            ``.grad`` is dropped, so that the optimizer changes nothing (with a loss scaler: becomes
-            NaN, so that it skips the step and lowers its scale). ``"raise"``: an error. Looked at
-            are the losses, and where they are taken, the gradients of what the tasks share.
-        max_skips: So many skipped steps in a row are an error. A loss scaler needs about 16 to
-            come down from its first scale.
+        level, sync, low_memory, weights_every, on_nonfinite, max_skips: See
+            :class:`~mtl_plugins.options.Options`.
         total_steps: How often the losses are aggregated in the run, for a method with a schedule.
         steps_per_epoch: The same of an epoch; None for a run that counts iterations.
 
@@ -126,6 +103,8 @@ class MultiTaskBackward:
         self.regularizer = None if regularizer is None else build_regularizer(regularizer)
         self.options = Options(level, sync, low_memory, weights_every, on_nonfinite, max_skips)
         self.options.check(self.aggregator, representation)
+        if self.aggregator.needs_gradients:
+            let_compiled_models_run_back_again()
         self.tasks = list(tasks)
         if self.weighting is not None and tasks:
             self.weighting.check(tasks)
@@ -135,7 +114,7 @@ class MultiTaskBackward:
         self.monitor = self.monitor_features = False
 
         cut = None if representation is None else Representation(representation)
-        device = self.params[0].device
+        self._device = device = self.params[0].device
         self._cut = cut
         self._window: Window | None = None
         self._ownership = Ownership(self.params, device)
@@ -144,21 +123,18 @@ class MultiTaskBackward:
         self._teaching = Teaching(self.weighting, self.params, sync == "exact", cut)
         self._chooser = Chooser(self.aggregator, self.tasks, weights_every)
         self._guard = Guard(on_nonfinite, max_skips)
-        self._parts = Parts(
-            self.params,
-            self.tasks,
-            device,
-            self.options,
-            self._ownership,
-            cut,
-            self._watching,
-            self._penalty,
+        self._routes = Routes(
+            Parts(
+                self.params,
+                self.tasks,
+                device,
+                self.options,
+                self._ownership,
+                cut,
+                self._watching,
+                self._penalty,
+            )
         )
-        self._one_pass = OnePass(self._parts)
-        self._rows = ParameterLevel(self._parts)
-        self._frugal = LowMemory(self._parts)
-        self._known = KnownWeights(self._frugal)
-        self._features = None if cut is None else FeatureLevel(self._parts, cut)
 
     def __call__(
         self,
@@ -191,7 +167,7 @@ class MultiTaskBackward:
         window = self._window = self._window or self._open()
         with self._passes():
             batch = self._batch(raw, window, scale, aggregate, share)
-            route = self._route(aggregate)
+            route = self._routes.choose(self._chooser, averages=self.synchronizes(aggregate))
             if self._penalty is not None:
                 self._penalty.take(batch, self._ownership.in_common, self._cut)
             self._teaching.measure(batch)
@@ -211,7 +187,7 @@ class MultiTaskBackward:
         """
         if self.weighting is None or self.last is None:
             return
-        report = Report(scalars(losses), self.tasks, self._parts.device, changed=False)
+        report = Report(scalars(losses), self.tasks, self._device, changed=False)
         old = dict(zip(self.last.tasks, self.last.losses.tolist(), strict=True))
         self._teaching.learn_after({} if self.last.nonfinite else old, report.losses)
 
@@ -297,7 +273,7 @@ class MultiTaskBackward:
         """Run back, in full precision, unseen by the hooks on modules; clean up after errors."""
         with ExitStack() as stack:
             # Under autocast the Gramian and the weighted sum would be taken in half precision.
-            stack.enter_context(torch.autocast(self._parts.device.type, enabled=False))
+            stack.enter_context(torch.autocast(self._device.type, enabled=False))
             stack.enter_context(explained())
             for features in (self._cut, self._watching.features):
                 if features is not None:
@@ -325,24 +301,12 @@ class MultiTaskBackward:
         if by_task and self._cut is None:
             graph = LossGraph(list(raw.values()))
             changed = self._ownership.look_at(graph, [self.tasks.index(name) for name in raw])
-        report = Report(raw, self.tasks, self._parts.device, changed, share)
+        report = Report(raw, self.tasks, self._device, changed, share)
         window.reports.append(report)
         window.factors |= self._teaching.factors(report, self.tasks)
         self._watching.monitor = self.monitor
         self._watching.monitor_features = self.monitor_features
         return Batch(raw, self.tasks, window, scale, share, aggregate, report, graph)
-
-    def _route(self, aggregate: bool) -> Route:
-        """Choose the way to take this step."""
-        if not self.aggregator.needs_gradients:
-            self._one_pass.averages = self.synchronizes(aggregate)
-            return self._one_pass
-        if self._features is not None:
-            return self._features
-        if self._chooser.steps_left:
-            self._rows.drop_rows()
-            return self._known
-        return self._frugal if self.options.low_memory else self._rows
 
     def _close(
         self, window: Window, measured: Measured, choice: Choice, scale: Tensor | None
@@ -356,22 +320,7 @@ class MultiTaskBackward:
             penalty, finite = self._penalty.read()
             window.nonfinite |= set() if finite else {REGULARIZER}
         window.release()
-        names, gramian = tuple(window.totals(measured.reports)), measured.gramian
-        weights = None
-        if choice.weights is not None:
-            weights = torch.tensor(
-                [choice.weights[name] * window.factors[name] for name in names],
-                dtype=None if gramian is None else gramian.dtype,
-            )
-        self.last = Step(
-            names,
-            torch.tensor([losses[name] for name in names]),
-            weights,
-            gramian,
-            self._watching.result(),
-            penalty,
-            tuple(name for name in (*losses, REGULARIZER) if name in window.nonfinite),
-        )
+        self.last = Step.of(window, measured, choice, self._watching.result(), penalty)
         self.monitor = self.monitor_features = False
         if self.last.nonfinite:
             self._guard.skip(self.last.nonfinite, losses, self.params, scale)

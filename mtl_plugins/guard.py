@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mtl_plugins.options import OnNonfinite
+from mtl_plugins.window import REGULARIZER
 
 logger = logging.getLogger(__name__)
-REGULARIZER = "the regularizer"
-"""Name of the regulariser among what is not finite."""
 
 
 class Guard:
@@ -101,8 +100,9 @@ class Buffers:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        # Of each: where it is, the tensor, its version when it was copied, and the copy.
-        self._kept: list[tuple[dict[str, Any], str, Tensor, int, Tensor]] = []
+        self._where: list[tuple[dict[str, Any], str]] = []  # each buffer is registered here
+        self._tensors: list[Tensor] = []
+        self._copies: list[Tensor] = []
         self._taken = False
         model.register_forward_pre_hook(self._before)
 
@@ -112,19 +112,21 @@ class Buffers:
 
     @torch.no_grad()
     def _take(self) -> None:
-        """Copy what has changed since the last time."""
         self._taken = True
-        known = {id(tensor): (version, copy) for _, _, tensor, version, copy in self._kept}
-        self._kept = []
-        for module in self._model.modules():
-            for name, tensor in module._buffers.items():
-                if tensor is None:
-                    continue
-                version, copy = known.get(id(tensor), (-1, tensor))
-                if version != tensor._version:
-                    # Into the same memory as the last time.
-                    copy = tensor.clone() if version < 0 else copy.copy_(tensor)
-                self._kept.append((module._buffers, name, tensor, tensor._version, copy))
+        self._where = [
+            (module._buffers, name)
+            for module in self._model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        tensors = [where[name] for where, name in self._where]
+        # Batch norm changes its statistics without telling autograd: all are copied, every step.
+        alike = bool(tensors) and list(map(_like, tensors)) == list(map(_like, self._copies))
+        if alike:
+            torch._foreach_copy_(self._copies, tensors)
+        else:
+            self._copies = [t.clone() for t in tensors]
+        self._tensors = tensors
 
     def forget(self) -> None:
         """Take new copies before the next forward pass."""
@@ -133,9 +135,12 @@ class Buffers:
     @torch.no_grad()
     def restore(self) -> None:
         """Bring the buffers back."""
-        if self._taken:
-            for where, name, tensor, version, copy in self._kept:
-                if tensor._version != version:
-                    tensor.copy_(copy)
+        if self._taken and self._copies:
+            torch._foreach_copy_(self._tensors, self._copies)
+            for (where, name), tensor in zip(self._where, self._tensors, strict=True):
                 where[name] = tensor
         self.forget()
+
+
+def _like(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.dtype, tensor.device

@@ -48,6 +48,17 @@ def refuse_hooks(params: Iterable[nn.Parameter]) -> None:
         )
 
 
+def let_compiled_models_run_back_again() -> None:
+    """Have :func:`torch.compile` keep what a second backward pass needs, in models compiled later.
+
+    Without it the first pass overwrites activations ("donated buffers").
+    """
+    import torch._functorch.config as config
+
+    if hasattr(config, "donated_buffer"):
+        config.donated_buffer = False
+
+
 @contextmanager
 def explained() -> Iterator[None]:
     """Say what to do about errors of PyTorch that come from running back several times."""
@@ -56,8 +67,8 @@ def explained() -> Iterator[None]:
     except RuntimeError as error:
         if "donated buffer" in str(error):
             raise RuntimeError(
-                "the model was compiled so that it can be run back once, and the aggregator runs "
-                "back once a task: set torch._functorch.config.donated_buffer = False before the "
-                "first forward pass"
+                "the model was compiled so that it can be run back once, and here it is run back "
+                "once a task: set torch._functorch.config.donated_buffer = False before its first "
+                "forward pass"
             ) from error
         raise

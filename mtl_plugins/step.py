@@ -12,33 +12,7 @@ from torch import Tensor
 from mtl_plugins.distributed import world_size
 from mtl_plugins.graph import LossGraph
 from mtl_plugins.report import Report
-from mtl_plugins.window import Window
-
-
-@dataclass(frozen=True)
-class Step:
-    """Results of one step, for hooks. All tensors are on the CPU.
-
-    Attributes:
-        tasks: The ``T`` tasks that took part, on any rank; where every micro-batch is aggregated by
-            itself, in the last one.
-        losses: ``[T]``, as given; the mean over the ranks.
-        weights: ``[T]``, the factor of each loss in the update of what the tasks share; None if the
-            aggregator combines the gradients in another way.
-        gramian: ``[T, T]`` of the (weighted) losses' gradients; None if not computed.
-        disentanglement: FD, a scalar; None if not asked for.
-        penalty: The regulariser's term, a scalar; None without one.
-        nonfinite: The tasks whose loss or gradient is not finite, and ``"the regularizer"``. If
-            there are any, the step was skipped.
-    """
-
-    tasks: tuple[str, ...]
-    losses: Tensor
-    weights: Tensor | None
-    gramian: Tensor | None
-    disentanglement: Tensor | None = None
-    penalty: Tensor | None = None
-    nonfinite: tuple[str, ...] = ()
+from mtl_plugins.window import REGULARIZER, Window
 
 
 @dataclass(frozen=True)
@@ -148,3 +122,57 @@ class Choice:
     weights: Mapping[str, float] | None
     update: Tensor | None = None
     own: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Results of one step, for hooks. All tensors are on the CPU.
+
+    Attributes:
+        tasks: The ``T`` tasks that took part, on any rank; where every micro-batch is aggregated by
+            itself, in the last one.
+        losses: ``[T]``, as given; the mean over the ranks.
+        weights: ``[T]``, the factor of each loss in the update of what the tasks share; None if the
+            aggregator combines the gradients in another way.
+        gramian: ``[T, T]`` of the (weighted) losses' gradients; None if not computed.
+        disentanglement: FD, a scalar; None if not asked for.
+        penalty: The regulariser's term, a scalar; None without one.
+        nonfinite: The tasks whose loss or gradient is not finite, and ``"the regularizer"``. If
+            there are any, the step was skipped.
+    """
+
+    tasks: tuple[str, ...]
+    losses: Tensor
+    weights: Tensor | None
+    gramian: Tensor | None
+    disentanglement: Tensor | None = None
+    penalty: Tensor | None = None
+    nonfinite: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        window: Window,
+        measured: Measured,
+        choice: Choice,
+        disentanglement: Tensor | None,
+        penalty: Tensor | None,
+    ) -> Step:
+        """Put together what the parts of a step found."""
+        losses = window.totals()
+        names, gramian = tuple(window.totals(measured.reports)), measured.gramian
+        weights = None
+        if choice.weights is not None:
+            weights = torch.tensor(
+                [choice.weights[name] * window.factors[name] for name in names],
+                dtype=None if gramian is None else gramian.dtype,
+            )
+        return cls(
+            names,
+            torch.tensor([losses[name] for name in names]),
+            weights,
+            gramian,
+            disentanglement,
+            penalty,
+            tuple(name for name in (*losses, REGULARIZER) if name in window.nonfinite),
+        )

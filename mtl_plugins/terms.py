@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
-Edge = tuple[Node, int]
+from mtl_plugins.nodes import Slot, edges, is_leaf, variable
 
 
 class Besides(NamedTuple):
@@ -52,7 +52,7 @@ def make_up(loss: Tensor, terms: Sequence[Tensor]) -> MakeUp:
         >>> make_up(a + 0.5 * b, [a, b]).factors
         [tensor(1.), tensor(0.5000)]
     """
-    stops = {_edge(term) for term in terms}
+    stops = {_slot(term) for term in terms}
     leaves = list(_leaves(loss, stops))
     with _collecting(terms) as factors:
         torch.autograd.grad(
@@ -99,20 +99,20 @@ def _collecting(terms: Sequence[Tensor]) -> Iterator[list[Tensor | None]]:
             handle.remove()
 
 
-def _edge(tensor: Tensor) -> Edge:
+def _slot(tensor: Tensor) -> Slot:
     edge = get_gradient_edge(tensor)
     return edge.node, edge.output_nr
 
 
-def _leaves(root: Tensor, stops: Collection[Edge] = ()) -> Iterator[Tensor]:
+def _leaves(root: Tensor, stops: Collection[Slot] = ()) -> Iterator[Tensor]:
     """The leaves behind a tensor, without those that lie behind one of the stops alone."""
     seen: set[Node] = set()
-    stack = [_edge(root)] if root.requires_grad else []
+    stack = [_slot(root)] if root.requires_grad else []
     while stack:
         node, number = stack.pop()
         if (node, number) in stops or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
-        stack += [(child, nr) for child, nr in node.next_functions if child is not None]
+        if is_leaf(node):
+            yield variable(node)
+        stack += edges(node)

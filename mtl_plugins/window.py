@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from mtl_plugins.report import Report
 
+REGULARIZER = "the regularizer"
+"""Name of the regulariser among what is not finite."""
+
 
 class Window:
     """Everything that is known of one step, made for the step and dropped after it.

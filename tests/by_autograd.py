@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from mtl_plugins.aggregation import MCLGS
+
 
 def per_task(losses: dict[str, Tensor], params: list[Tensor]) -> list[list[Tensor | None]]:
     """One ``autograd.grad`` a task: the definition of a task gradient."""
@@ -24,7 +26,7 @@ def flat(grads, params) -> Tensor:
 def expected_grads(aggregator, losses, params) -> list[Tensor | None]:
     """Stacks the task gradients of what is shared, aggregates, and leaves the rest alone.
 
-    But for the factors that the aggregator has for that; without any for a task, their mean.
+    MCLGS weighs the rest too; where a task shares nothing, by the mean factor of the others.
     """
     grads = per_task(losses, params)
     reached = [[t for t, g in enumerate(grads) if g[i] is not None] for i in range(len(params))]
@@ -34,7 +36,8 @@ def expected_grads(aggregator, losses, params) -> list[Tensor | None]:
     update = aggregator(torch.stack([rows[t] for t in active]))
     parts = iter(update.split([params[i].numel() for i in shared]))
     own = dict.fromkeys(range(len(grads)), 1.0)
-    if (factors := getattr(aggregator, "own_factors", None)) is not None:
+    if isinstance(aggregator, MCLGS):
+        factors = mclgs_factors(torch.stack([rows[t] for t in active]), aggregator.a0).tolist()
         own = dict.fromkeys(own, sum(factors) / len(factors))
         own |= dict(zip(active, factors, strict=True))
     return [
@@ -45,6 +48,14 @@ def expected_grads(aggregator, losses, params) -> list[Tensor | None]:
         else None
         for i, (p, tasks) in enumerate(zip(params, reached, strict=True))
     ]
+
+
+def mclgs_factors(jacobian: Tensor, pace: float) -> Tensor:
+    """Paper A, eq. 4 and 5: the factor of each task's whole gradient, heads included."""
+    unit = jacobian / jacobian.norm(dim=1, keepdim=True)
+    pairs = torch.tanh(pace * (unit @ unit.T)) + 1.0
+    tasks = len(jacobian)
+    return (pairs.sum(dim=1) - pairs.diagonal()) / (tasks * (tasks - 1))
 
 
 def check_grads(params, expected, **tolerance) -> None:

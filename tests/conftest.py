@@ -1,5 +1,8 @@
 """Settings of all tests, and the models and data that several of them share."""
 
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,17 @@ from torch import Tensor, nn
 # The machine may be slow and busy; a failure has to be the same one the next time.
 settings.register_profile("mtl", deadline=None, derandomize=True)
 settings.load_profile("mtl")
+# Many tests start a process that imports thousands of files: compiled in the first one only.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False  # else multiprocessing passes it on
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unformatted_configs() -> Iterator[None]:
+    """MMEngine indents each config for its log, which takes longer than most trainings here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("yapf.yapflib.yapf_api.FormatCode", lambda code, **_: (code, True))
+        yield
 
 
 @pytest.fixture(scope="session")

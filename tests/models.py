@@ -11,7 +11,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 import mtl_plugins.mm  # noqa: F401
-from mtl_plugins.aggregation import AGGREGATORS, GramianAggregator, build_aggregator
+from mtl_plugins.aggregation import AGGREGATORS, GramianAggregator
 from mtl_plugins.draws import RandomMethod
 from mtl_plugins.tasks import TaskGroups
 
@@ -31,10 +31,11 @@ def method(name: str) -> dict[str, object]:
     return {"type": name} | NEEDED.get(name, {}) | ({"seed": 3} if name in RANDOM else {})
 
 
+# Not built, which would import TorchJD wherever this is: the method needed of it has a Gramian.
 GRAMIAN_METHODS = [
     name
     for name in GRADIENT_METHODS
-    if isinstance(build_aggregator(method(name)), GramianAggregator)
+    if name == "TorchJD" or issubclass(AGGREGATORS[name], GramianAggregator)
 ]
 # Not those that weigh what a task has alone, too.
 FEATURE_METHODS = [name for name in GRADIENT_METHODS if not AGGREGATORS[name].scales_own]

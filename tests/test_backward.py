@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from by_autograd import check_grads, expected_grads, flat, per_task
+from by_autograd import check_grads, expected_grads, flat, grads_of, per_task
 from models import FEATURE_METHODS, GRADIENT_METHODS, method, task_losses
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -350,9 +350,12 @@ def test_parameters_unfrozen_later_are_aggregated(trunk, x):
 
 
 def test_loss_of_one_element_is_a_scalar(trunk, x):
+    MultiTaskBackward(trunk.parameters(), "MGDA")(trunk(x))
+    expected = grads_of(trunk)
     losses = trunk(x)
     losses["b"] = losses["b"].reshape(1)
     MultiTaskBackward(trunk.parameters(), "MGDA")(losses)
+    check_grads(trunk.parameters(), expected)
 
 
 def test_loss_around_the_representation_is_an_error(trunk, x):
@@ -420,6 +423,123 @@ def test_aggregator_of_the_whole_jacobian(trunk, x):
     assert backward.last.weights is None
 
 
+def test_losses_that_are_plain_numbers_are_constants(trunk, x):
+    """A sum over no heads is the number 0, as ``sum([])`` is."""
+    expected = {k: v for k, v in trunk(x).items() if k in "ab"}
+    MultiTaskBackward(trunk.parameters(), "PCGrad")(expected)
+    grads = grads_of(trunk)
+    backward = MultiTaskBackward(trunk.parameters(), "PCGrad")
+    losses = {k: v for k, v in trunk(x).items() if k in "ab"}
+    backward(losses | {"c": 0, "d": 0.0, "e": sum([])})
+    check_grads(trunk.parameters(), grads)
+    assert backward.last.tasks == ("a", "b")
+
+
+def test_one_task_alone_has_the_weight_one(trunk, x):
+    for name in ("Sum", "Mean", "MGDA", "NashMTL", "MCLGS"):
+        backward = MultiTaskBackward(trunk.parameters(), method(name))
+        losses = trunk(x)
+        backward({"a": losses["a"]})
+        assert backward.last.weights.tolist() == [1.0]
+        expected = torch.autograd.grad(trunk(x)["a"], [trunk.trunk[0].weight])
+        check_grads([trunk.trunk[0].weight], expected)
+        trunk.zero_grad()
+
+
+@pytest.mark.parametrize("name", ["PCGrad", "MCLGS", "Mean"])
+def test_grad_from_before_is_no_gradient_of_a_task(name, trunk, x):
+    """Micro-batches carry different tasks, so that sharing is discovered within the step."""
+    parts = [{k: v for k, v in trunk(x).items() if k in names} for names in ("a", "b")]
+    MultiTaskBackward(trunk.parameters(), method(name))(parts[0] | parts[1])
+    expected = grads_of(trunk)
+    before = [torch.randn_like(p) for p in trunk.parameters()]
+    for p, grad in zip(trunk.parameters(), before, strict=True):
+        p.grad = grad.clone()
+    backward = MultiTaskBackward(trunk.parameters(), method(name))
+    backward({"a": trunk(x)["a"]}, aggregate=False)
+    backward({"b": trunk(x)["b"]})
+    for p, grad, e in zip(trunk.parameters(), before, expected, strict=True):
+        assert_close(p.grad, grad if e is None else grad + e)
+
+
+@pytest.mark.parametrize("options", [{}, {"low_memory": True}, {"weights_every": 2}])
+def test_parameters_that_join_the_optimizer_are_aggregated(options, trunk, x):
+    """A layer that thaws, as hooks do it."""
+    thawed = list(trunk.trunk[0].parameters())
+    rest = [p for p in trunk.parameters() if all(p is not q for q in thawed)]
+    trunk.trunk[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(rest, lr=0.1)
+    backward = MultiTaskBackward(optimizer, "MGDA", **options)
+    backward(trunk(x))
+    backward(trunk(x))
+    trunk.zero_grad()
+    trunk.trunk[0].requires_grad_(True)
+    optimizer.add_param_group({"params": thawed})
+    params = [*rest, *thawed]
+    expected = expected_grads(build_aggregator("MGDA"), trunk(x), params)
+    backward(trunk(x))
+    check_grads(params, expected)
+
+
+@pytest.mark.parametrize("weighting", [None, "GradNorm"])
+@pytest.mark.parametrize("name", ["Sum", "MGDA", "GradDrop"])
+def test_frozen_for_some_iterations(name, weighting, trunk, x):
+    """Where nothing is shared, every task trains what it has alone."""
+    parts = [trunk.trunk, trunk.heads_ab]
+    for part in parts:
+        part.requires_grad_(False)
+    backward = MultiTaskBackward(trunk.parameters(), method(name), weighting)
+    for _ in range(2):
+        backward(trunk(x))
+        heads = list(trunk.heads.parameters())
+        check_grads(heads, torch.autograd.grad(sum(trunk(x).values()), heads))
+        assert backward.last.weights.tolist() == [1.0] * 4
+        trunk.zero_grad()
+    for part in parts:
+        part.requires_grad_(True)
+    backward(trunk(x))
+    assert trunk.trunk[0].weight.grad.any()
+
+
+@pytest.mark.parametrize("micro_batches", ["ab", "a b", "b ab"])
+def test_mean_is_of_the_tasks_that_take_part(micro_batches, trunk, x):
+    """As MCLGS at the end of its pacing, also where the tasks come one after another."""
+    names = micro_batches.split()
+    losses = trunk(x)
+    total = sum(losses[name] for part in names for name in part) / 2
+    params = list(trunk.parameters())
+    expected = torch.autograd.grad(total, params, allow_unused=True)
+    for cfg in ("Mean", {"type": "MCLGS", "a0": 0.0, "total_steps": 1}):
+        backward = MultiTaskBackward(params, cfg)
+        for i, part in enumerate(names):
+            losses = trunk(x)
+            backward({name: losses[name] for name in part}, aggregate=i + 1 == len(names))
+        check_grads(params, expected)
+        assert backward.last.weights.tolist() == pytest.approx([0.5, 0.5])
+        trunk.zero_grad()
+
+
+def test_hook_that_would_see_the_gradient_of_one_task(trunk, x):
+    """An optimizer in the backward pass."""
+    trunk.trunk[0].weight.register_post_accumulate_grad_hook(lambda p: None)
+    MultiTaskBackward(trunk.parameters())(trunk(x))
+    with pytest.raises(ValueError, match="params: 1 parameters have a hook"):
+        MultiTaskBackward(trunk.parameters(), "MGDA")(trunk(x))
+
+
+def test_grads_are_as_before_when_backward_fails(trunk, x):
+    before = [torch.randn_like(p) for p in trunk.parameters()]
+    for p, grad in zip(trunk.parameters(), before, strict=True):
+        p.grad = grad
+    losses = trunk(x)
+    losses["c"].backward()  # whose graph is used up
+    for p, grad in zip(trunk.parameters(), before, strict=True):
+        p.grad = grad
+    with pytest.raises(RuntimeError, match="a second time"):
+        MultiTaskBackward(trunk.parameters(), "PCGrad")(losses)
+    check_grads(trunk.parameters(), before)
+
+
 class TestErrors:
     def test_checkpoint_of_another_method(self, trunk, x):
         state = MultiTaskBackward(trunk.parameters(), "PCGrad").state_dict()
@@ -485,6 +605,10 @@ class TestErrors:
     def test_loss_that_is_no_scalar(self, trunk, x):
         with pytest.raises(ValueError, match="'a' has the shape"):
             MultiTaskBackward(trunk.parameters())({"a": trunk.trunk(x)})
+
+    def test_loss_that_is_no_number(self, trunk, x):
+        with pytest.raises(TypeError, match="losses: 'c' is a list, expected a scalar tensor"):
+            MultiTaskBackward(trunk.parameters())(trunk(x) | {"c": []})
 
     def test_no_loss_with_a_gradient(self, trunk):
         with pytest.raises(ValueError, match="none of .* requires a gradient"):

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from by_autograd import check_grads, flat, grads_of, per_task
+from by_autograd import check_grads, flat, grads_of, mclgs_factors, per_task
 from models import GRAMIAN_METHODS, method, task_losses
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -164,6 +164,28 @@ class TestWeightsEvery:
                 elif found:
                     assert_close(p.grad, found[0][1])
             grads_of(trunk)
+
+    @pytest.mark.parametrize("restart", [False, True])
+    def test_own_factors_hold_too(self, restart, trunk, x):
+        """MCLGS weighs heads; between two of its steps by the factors that it found last."""
+        cfg = {"type": "MCLGS", "a0": 1.0, "total_steps": 10}
+        params = list(trunk.parameters())
+        losses = {k: v for k, v in trunk(x).items() if k in "abc"}
+        shared = [*trunk.trunk.parameters(), *trunk.heads_ab.parameters()]
+        rows = torch.stack([flat(row, shared) for row in per_task(losses, shared)])
+        factors = dict(zip("abc", mclgs_factors(rows, 1.0).tolist(), strict=True))
+        backward = MultiTaskBackward(params, cfg, weights_every=2)
+        backward(losses)
+        trunk.zero_grad()
+        if restart:
+            state = backward.state_dict()
+            backward = MultiTaskBackward(params, cfg, weights_every=2)
+            backward.load_state_dict(state)
+        later = {k: v for k, v in trunk(2.0 * x).items() if k in "abc"}
+        weighted = sum(factors[k] * v for k, v in later.items())
+        expected = torch.autograd.grad(weighted, params, retain_graph=True, allow_unused=True)
+        backward(later)
+        check_grads(params, expected)
 
     def test_task_that_was_absent_takes_the_mean(self, trunk, x):
         backward = MultiTaskBackward(trunk.parameters(), "CAGrad", weights_every=2)

@@ -1,45 +1,73 @@
-"""Starts a test file in two processes over gloo."""
+"""Starts a test file in processes whose imports are done already: one, or two over gloo."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
+import runpy
 import sys
 from collections.abc import Callable
+from functools import cache
+from multiprocessing import connection, forkserver
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from models import ROOT
 from torch import distributed
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+PATHS = [str(ROOT / folder) for folder in (".", "tools", "tests", "tests/mm")]
+TIMEOUT = 900.0  # seconds, for a machine where much else runs
+
+
+@cache
+def context() -> ForkServerContext:
+    """Starts the server that forks all processes: MMDetection is imported once for all of them."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["models", "mmdet.models", "mmdet.datasets", "mmdet.testing"])
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(PATHS), OMP_NUM_THREADS="1"):
+        forkserver.ensure_running()
+    return server
+
+
+def start(file: str, *arguments: str, log: Path) -> BaseProcess:
+    """Starts ``file`` as a script of its own; what it prints goes to ``log``."""
+    process = context().Process(target=_run, args=(file, arguments, log), daemon=True)
+    process.start()
+    return process
+
+
+def _run(file: str, arguments: tuple[str, ...], log: Path) -> None:
+    with log.open("w") as opened:
+        os.dup2(opened.fileno(), 1)
+        os.dup2(opened.fileno(), 2)
+    sys.argv = [file, *arguments]
+    runpy.run_path(file, run_name="__main__")
 
 
 def results_of_two(file: str, out: Path) -> list[Any]:
-    """Runs ``file`` by torchrun and returns what its :func:`work` found on each rank."""
-    done = subprocess.run(
-        [*TORCHRUN, file, str(out)],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(
-                str(ROOT / folder) for folder in (".", "tools", "tests", "tests/mm")
-            ),
-            "OMP_NUM_THREADS": "1",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
+    """Runs ``file`` on two ranks and returns what its :func:`work` found on each."""
+    logs = [Path(f"{out}.{rank}.log") for rank in range(2)]
+    ranks = [start(file, str(out), str(rank), log=log) for rank, log in enumerate(logs)]
+    running = ranks
+    while running and not any(p.exitcode for p in ranks):
+        ended = connection.wait([p.sentinel for p in running], TIMEOUT)
+        running = [p for p in running if p.exitcode is None] if ended else []
+    for process in ranks:
+        process.kill()  # where the other one failed, or nothing happens
+        process.join()
+    said = "\n".join(log.read_text()[-5000:] for log in logs if log.exists())
+    assert [p.exitcode for p in ranks] == [0, 0], said
     return [torch.load(f"{out}.{rank}", weights_only=False) for rank in range(2)]
 
 
 def work(find: Callable[[int], Any]) -> None:
     """The other side: saves what ``find`` returns on this rank."""
-    distributed.init_process_group("gloo")
-    rank = distributed.get_rank()
-    torch.save(find(rank), f"{sys.argv[1]}.{rank}")
+    out, rank = sys.argv[1], int(sys.argv[2])
+    store = f"file://{out}.store"
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    torch.save(find(rank), f"{out}.{rank}")
     distributed.destroy_process_group()

@@ -11,6 +11,7 @@ model = dict(
         norm_eval=False,
         fusion_norm_cfg=norm_cfg,
         init_cfg=None,
+        depth_cfg=None,
     ),
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, norm_cfg=norm_cfg),
     rpn_head=dict(in_channels=64, feat_channels=64),
@@ -61,6 +62,7 @@ param_scheduler = [
 ]
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type="AdamW", lr=1e-3, weight_decay=1e-4, fused=True),
+    paramwise_cfg=None,
     clip_grad=dict(_delete_=True, max_norm=10),
 )
 

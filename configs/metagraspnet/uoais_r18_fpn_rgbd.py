@@ -27,10 +27,12 @@ model = dict(
         type="RGBDResNet",
         depth=18,
         frozen_stages=1,
-        norm_cfg=dict(type="BN", requires_grad=True),
+        norm_cfg=dict(type="BN", requires_grad=False),
         norm_eval=True,
         fusion_norm_cfg=dict(type="SyncBN"),  # in one process, MMEngine makes it a plain one
         init_cfg=dict(type="Pretrained", checkpoint="torchvision://resnet18"),
+        # From scratch, as there; a residual branch whose frozen norm is 0 would stay 0.
+        depth_cfg=dict(init_cfg=None, zero_init_residual=False),
     ),
     neck=dict(in_channels=[64, 128, 256, 512]),
     rpn_head=dict(anchor_generator=dict(scales=[4])),  # 16 to 256 pixels
@@ -57,6 +59,7 @@ model = dict(
         mask_head=dict(_delete_=True, type="HierarchicalMaskHead"),
         occlusion_head=dict(type="HierarchicalOcclusionHead"),
     ),
+    train_cfg=dict(rcnn=dict(assigner=dict(match_low_quality=False))),
 )
 
 # Centimetres, UOAIS-Net's. Set it to where your camera sees objects.
@@ -124,6 +127,7 @@ param_scheduler = [
 optim_wrapper = dict(
     type="MTLOptimWrapper",
     optimizer=dict(type="SGD", lr=0.00125, momentum=0.9, weight_decay=1e-4),
+    paramwise_cfg=dict(norm_decay_mult=0.0),
     clip_grad=dict(type="value", clip_value=1.0),
     tasks=dict(
         rpn_cls="loss_rpn_cls",

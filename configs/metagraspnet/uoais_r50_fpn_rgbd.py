@@ -1,7 +1,14 @@
-# The same with two ResNet-50, as in UOAIS-Net.
+# The same with two ResNet-50, as in UOAIS-Net: of MSRA's weights, which stride in the 1 x 1.
 _base_ = ["./uoais_r18_fpn_rgbd.py"]
 
 model = dict(
-    backbone=dict(depth=50, init_cfg=dict(type="Pretrained", checkpoint="torchvision://resnet50")),
+    data_preprocessor=dict(
+        mean=[103.53, 116.28, 123.675, 127.5], std=[1.0, 1.0, 1.0, 1.0], bgr_to_rgb=False
+    ),
+    backbone=dict(
+        depth=50,
+        style="caffe",
+        init_cfg=dict(type="Pretrained", checkpoint="open-mmlab://detectron2/resnet50_caffe"),
+    ),
     neck=dict(in_channels=[256, 512, 1024, 2048]),
 )

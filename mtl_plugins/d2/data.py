@@ -17,6 +17,15 @@ from torch.utils.data import Sampler
 
 from mtl_plugins.registry import suggest
 
+# By meta architecture: key of a number of classes, and which metadata of a data set counts them.
+_THINGS = ("MODEL.ROI_HEADS.NUM_CLASSES", "thing_classes")
+_STUFF = ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "stuff_classes")
+CLASS_COUNTS = {
+    "GeneralizedRCNN": (_THINGS,),
+    "PanopticFPN": (_THINGS, _STUFF),
+    "RetinaNet": (("MODEL.RETINANET.NUM_CLASSES", "thing_classes"),),
+    "SemanticSegmentor": (_STUFF,),
+}
 # Ends of the names of a data set's metadata that are paths.
 PATHS = ("_root", "_dir", "_file", "_json", "dirname")
 
@@ -36,13 +45,22 @@ class TrainLoader:
 
     Attributes:
         start: Number of the first batch, of this rank.
+
+    Raises:
+        ValueError: The classes of data sets and model differ, see :func:`class_problem`.
     """
 
     def __init__(self, cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any] | None = None) -> None:
-        self._options = _train_loader_from_config(cfg, mapper=mapper)
-        if isinstance(self._options["dataset"], list):
+        try:
+            self._options = _train_loader_from_config(cfg, mapper=mapper)
+        except AssertionError as error:
+            raise ValueError(f"DATASETS.TRAIN: {error}") from error
+        loaded = self._options["dataset"]
+        if problem := class_problem(cfg, loaded if isinstance(loaded, list) else ()):
+            raise ValueError(problem)
+        if isinstance(loaded, list):
             # Serialised, as Detectron2 would keep it: a large list of dicts is several times that.
-            self._options["dataset"] = DatasetFromList(self._options["dataset"], copy=False)
+            self._options["dataset"] = DatasetFromList(loaded, copy=False)
         self.start = 0
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
@@ -116,4 +134,55 @@ def missing_data(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> str
                         f"environment variable DETECTRON2_DATASETS, now {root!r}, says where "
                         "Detectron2's own data sets are"
                     )
+    return None
+
+
+def class_problem(cfg: CfgNode, train: Sequence[dict[str, Any]] = ()) -> str | None:
+    """Compares the classes of the data sets with each other and with the model's numbers.
+
+    Data sets of ``DATASETS.TEST`` are loaded for it, if they are there. Models of another
+    ``META_ARCHITECTURE`` than Detectron2's own are not looked at.
+
+    Args:
+        cfg: Config of Detectron2.
+        train: Entries of ``DATASETS.TRAIN``, loaded.
+
+    Returns:
+        The first problem, as for :func:`missing_data`.
+    """
+    names = {split: cfg.DATASETS[split] for split in ("TRAIN", "TEST")}
+    if missing_data(cfg, ("TEST",)):
+        names["TEST"] = ()
+    for name in names["TEST"]:
+        try:
+            DatasetCatalog.get(name)  # Fills its metadata.
+        except AssertionError as error:
+            return f"DATASETS.TEST: {error}"
+    largest = max((o["category_id"] for d in train for o in d.get("annotations", ())), default=-1)
+    for key, kind in CLASS_COUNTS.get(cfg.MODEL.META_ARCHITECTURE, ()):
+        value: Any = cfg
+        for part in key.split("."):
+            value = value[part]
+        first: tuple[str, list[str]] | None = None
+        for split, name in [(s, name) for s, of_split in names.items() for name in of_split]:
+            classes = MetadataCatalog.get(name).get(kind)
+            if classes is None:
+                continue
+            if value != len(classes):
+                return (
+                    f"{key} is {value}, but {name!r} of DATASETS.{split} has {len(classes)} "
+                    f"classes ({kind}): {', '.join(classes)}. Set {key} to {len(classes)}"
+                )
+            first = first or (name, list(classes))
+            if list(classes) != first[1]:
+                return (
+                    f"DATASETS.{split}: {name!r} has other classes ({kind}) than {first[0]!r}: "
+                    f"{', '.join(classes)}; there {', '.join(first[1])}. Names and order have to "
+                    "be the same"
+                )
+        if kind == "thing_classes" and largest >= value:
+            return (
+                f"{key} is {value}, but DATASETS.TRAIN has objects with the category_id {largest}; "
+                f"category_ids go from 0 to {value - 1}"
+            )
     return None

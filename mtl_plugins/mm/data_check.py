@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from mtl_plugins.registry import suggest
+
+if TYPE_CHECKING:
+    from mmengine.runner import Runner
+    from torch import nn
+
+Json = dict[str, Any]
 
 # What COCO's format asks of every record, as far as the loaders read it.
 COCO_KEYS = {
@@ -13,6 +25,108 @@ COCO_KEYS = {
     "annotations": ("id", "image_id", "category_id", "bbox", "area"),
     "categories": ("id", "name"),
 }
+ROOTS = (
+    *("COCO_ROOT", "CITYSCAPES_ROOT", "BDD100K_ROOT", "BDD100K_DERIVED", "METAGRASPNET_ROOT"),
+    "METAGRASPNET_DERIVED",
+)
+"""The environment variables that our configs read."""
+
+OPENED = 8
+"""Images of a set that are opened, evenly spread over its file, the first among them."""
+
+
+def data_problem(cfg: Mapping[str, Any], pseudo: bool = True) -> str | None:
+    """Looks for all that a config and the files that it names can tell, before anything is built.
+
+    Args:
+        cfg: A whole config.
+        pseudo: Whether pseudo labels have to be there.
+
+    Returns:
+        The first problem: config key, what was found, what would be valid; None if there is none.
+    """
+    return missing_data(cfg, pseudo) or broken_annotations(cfg, pseudo)
+
+
+def check_runner(runner: Runner) -> None:
+    """Checks the data of a runner that is about to train, and its model's numbers of classes.
+
+    Args:
+        runner: With its loops built, as hooks see it from ``before_run`` on.
+
+    Raises:
+        ValueError: :func:`data_problem` or :func:`class_count_problem` found something.
+    """
+    problem = data_problem(runner.cfg)
+    for split in ("train", "val"):
+        loop = getattr(runner, f"{split}_loop", None)
+        dataset = getattr(getattr(loop, "dataloader", None), "dataset", None)
+        metainfo = getattr(dataset, "metainfo", None) or {}
+        problem = problem or class_count_problem(
+            runner.model, metainfo, f"{split}_dataloader.dataset"
+        )
+    if problem:
+        raise ValueError(problem)
+
+
+def class_count_problem(
+    model: nn.Module, metainfo: Mapping[str, Any], key: str = "train_dataloader.dataset"
+) -> str | None:
+    """Looks for heads that have another number of classes than the data.
+
+    MMDetection's ``NumClassCheckHook`` finds no semantic head, and takes panoptic and
+    class-agnostic ones for wrong.
+
+    Args:
+        model: Model that is trained, also in a wrapper for several processes.
+        metainfo: Metainfo of the data set; without ``classes`` nothing is known.
+        key: Config key of the data set, for the message.
+
+    Returns:
+        The problem, in which all these heads are named; None if there is none.
+    """
+    from mmdet.models.roi_heads.mask_heads import FusedSemanticHead
+    from mmengine.model import is_model_wrapper
+    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+
+    model = model.module if is_model_wrapper(model) else model
+    classes = metainfo.get("classes")
+    if classes is None or hasattr(model, "language_model"):  # whose classes are words of a prompt
+        return None
+    if isinstance(classes, str):
+        return _no_comma(key, classes)
+    wrong: list[str] = []
+    named = classes
+    for name, module in model.named_modules():
+        parts = name.split(".")
+        count = getattr(module, "num_classes", None)
+        if (
+            not isinstance(count, int)
+            or parts[0] in ("", "backbone", "neck")
+            or "rpn_head" in parts
+            or "loss" in parts[-1]
+            or isinstance(module, FusedSemanticHead)
+            or getattr(module, "class_agnostic", False)
+        ):
+            continue
+        known, attribute = [classes], "num_classes"
+        if hasattr(module, "num_stuff_classes"):
+            attribute = "num_things_classes + num_stuff_classes"
+            count = module.num_things_classes + module.num_stuff_classes
+        elif parts[-1] == "semantic_head":
+            known = [metainfo[name] for name in ("seg_classes",) if name in metainfo]
+        elif "thing_classes" in metainfo and not isinstance(module, BaseDecodeHead):
+            known = [metainfo["thing_classes"], classes]
+        if known and count not in map(len, known):
+            place = "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in parts)
+            wrong.append(f"model{place}.{attribute} is {count}")
+            named = known[0]
+    if not wrong:
+        return None
+    return (
+        f"{', '.join(wrong)}, but {key} has {len(named)} classes: {', '.join(named)}. Set the "
+        "former to that number, or metainfo.classes of all data sets to the classes of the model"
+    )
 
 
 def missing_data(cfg: Mapping[str, Any], pseudo: bool = True) -> str | None:
@@ -30,8 +144,7 @@ def missing_data(cfg: Mapping[str, Any], pseudo: bool = True) -> str | None:
         if not root.is_dir():
             return (
                 f"{key}.data_root: there is no folder {str(root)!r}. Point it, or the environment "
-                "variable that the config reads it from (COCO_ROOT, CITYSCAPES_ROOT, BDD100K_ROOT, "
-                "METAGRASPNET_ROOT), to the data set"
+                f"variable that the config reads it from ({', '.join(ROOTS)}), to the data set"
             )
         prefix = dataset.get("data_prefix") or {}
         parts = {name: dataset.get(name) for name in ("ann_file", "pseudo_ann_file")}
@@ -49,49 +162,355 @@ def missing_data(cfg: Mapping[str, Any], pseudo: bool = True) -> str | None:
     return None
 
 
-def broken_annotations(cfg: Mapping[str, Any]) -> str | None:
-    """Reads the COCO annotation files for keys that are missing; slow, so only after a failure.
+def broken_annotations(cfg: Mapping[str, Any], pseudo: bool = True) -> str | None:
+    """Reads the annotation files in COCO's format, and opens a few of their images.
 
     Args:
-        cfg: A whole config.
+        cfg: A whole config, of which :func:`missing_data` finds nothing missing.
+        pseudo: Whether to read pseudo labels too.
 
     Returns:
-        The first problem, as for :func:`missing_data`.
+        The first problem, as for :func:`missing_data`, with file and id.
     """
     for key, dataset in _local_datasets(cfg):
-        ann_file = dataset.get("ann_file")
-        if dataset.get("type") != "CocoDataset" or not isinstance(ann_file, str):
+        if (use := _use(key, dataset)) is None:
             continue
-        path = Path(dataset.get("data_root") or ".") / ann_file
-        try:
-            content = json.loads(path.read_text())
-        except ValueError as error:
-            return f"{key}.ann_file: {str(path)!r} is not JSON: {error}"
-        loads = [step for step in dataset.get("pipeline", []) if step["type"] == "LoadAnnotations"]
-        masks = any(step.get("with_mask") for step in loads)
-        for part, keys in COCO_KEYS.items():
-            if part not in content:
-                return (
-                    f"{key}.ann_file: {str(path)!r} has no {part!r}; COCO's format has "
-                    f"{list(COCO_KEYS)}, the file has {list(content)}"
-                )
-            wanted = (*keys, "segmentation") if masks and part == "annotations" else keys
-            for record in content[part]:
-                missing = [name for name in wanted if name not in record]
-                if missing:
-                    return (
-                        f"{key}.ann_file: in {str(path)!r}, {part} has a record without "
-                        f"{missing}: it has {list(record)}"
-                    )
+        if "img" not in (dataset.get("data_prefix") or {}):
+            return (
+                f"{key}.data_prefix: has no 'img', the folder of the images below data_root; "
+                "dict(img='') if file_name in ann_file begins there"
+            )
+        if isinstance(use.classes, str):
+            return _no_comma(key, use.classes)
+        files = {"ann_file": use.objects}
+        if pseudo and dataset.get("pseudo_ann_file"):
+            files["pseudo_ann_file"] = True
+        for name, objects in files.items():
+            path = Path(dataset.get("data_root") or ".", dataset[name])
+            opened = use.opened if name == "ann_file" else None
+            stat = path.stat()
+            read = repr((path, stat.st_mtime_ns, stat.st_size, use, objects, opened))
+            if read not in _FOUND:  # a large file takes seconds
+                _FOUND[read] = _in_file(path, use, objects, opened)
+            if found := _FOUND[read]:
+                where, what = found
+                return f"{key}.{where or name}: {what}"
     return None
+
+
+@dataclass
+class _Opening:
+    """Steps and folders by which the images of a set are opened.
+
+    Attributes:
+        folder: Folder of the images.
+        load: Step of the pipeline that loads an image.
+        depth: Step that loads depth; None if there is none.
+        depth_folder: Folder to which ``depth_file_name`` is relative.
+    """
+
+    folder: str
+    load: Mapping[str, Any]
+    depth: Mapping[str, Any] | None
+    depth_folder: str
+
+
+@dataclass
+class _Use:
+    """Parts of an annotation file that a data set takes.
+
+    Attributes:
+        classes: Names, in order; a word where a comma was forgotten.
+        masks: True if masks are loaded.
+        objects: True if the objects in the file are labels.
+        trains: True if the data set is trained on.
+        opened: Way to open images; None if the pipeline opens none.
+    """
+
+    classes: tuple[str, ...] | str
+    masks: bool
+    objects: bool
+    trains: bool
+    opened: _Opening | None
+
+
+def _use(key: str, dataset: Mapping[str, Any]) -> _Use | None:
+    """Tell how ``CocoDataset`` or one of its kin reads a file; None for other data sets."""
+    from mmdet.datasets import CocoDataset
+    from mmdet.registry import DATASETS
+
+    kind = dataset.get("type")
+    cls = DATASETS.get(kind) if isinstance(kind, str) else kind
+    if not isinstance(dataset.get("ann_file"), str) or not isinstance(cls, type):
+        return None
+    if not issubclass(cls, CocoDataset) or any(
+        not method.__module__.startswith(("mmdet.datasets.coco", "mtl_plugins."))
+        or method.__module__ in ("mmdet.datasets.coco_panoptic", "mmdet.datasets.coco_caption")
+        for method in (cls.load_data_list, cls.parse_data_info)
+    ):
+        return None
+    metainfo = cls._load_metainfo(dataset.get("metainfo"))
+    classes = metainfo.get("classes", ())
+    steps = {
+        str(step["type"]).rsplit(".", 1)[-1]: step
+        for step in dataset.get("pipeline") or ()
+        if isinstance(step, Mapping) and "type" in step
+    }
+    opened = None
+    root = Path(dataset.get("data_root") or "")
+    prefix = dataset.get("data_prefix") or {}
+    if "LoadImageFromFile" in steps and "img" in prefix:
+        opened = _Opening(
+            folder=str(root / prefix["img"]),
+            load=steps["LoadImageFromFile"],
+            depth=steps.get("LoadDepth"),
+            depth_folder=str(root / prefix.get("depth", prefix["img"])),
+        )
+    return _Use(
+        classes=classes if isinstance(classes, str) else tuple(classes),
+        masks=bool(steps.get("LoadAnnotations", {}).get("with_mask"))
+        or "LoadAmodalAnnotations" in steps,
+        objects=dataset.get("boxes", True),
+        trains=key.startswith("train") and not dataset.get("test_mode", False),
+        opened=opened,
+    )
+
+
+_Found = tuple[str | None, str] | None
+"""Problem of a data set: its key in the config, None for the file's own key, and the words."""
+
+_FOUND: dict[str, _Found] = {}
+"""Verdicts by all that they depend on, the file's time and size among that."""
+
+
+def _in_file(path: Path, use: _Use, objects: bool, opened: _Opening | None) -> _Found:
+    """The first problem of an annotation file and its images.
+
+    Args:
+        path: Path of the file.
+        use: Parts of the file that the data set takes.
+        objects: True if the objects in the file are labels.
+        opened: Way to open images; None to open none.
+    """
+    file = repr(str(path))
+    if (content := _head(path)) is None:
+        try:
+            content = json.loads(path.read_bytes())
+        except ValueError as error:
+            return None, f"{file} is not JSON: {error}"
+    if not isinstance(content, dict):
+        return None, f"{file} holds a {type(content).__name__}, COCO's format an object"
+    for part, keys in COCO_KEYS.items():
+        needed = set(keys)
+        if part not in content:
+            return None, (
+                f"{file} has no {part!r}; COCO's format has {list(COCO_KEYS)}, the file has "
+                f"{list(content)}"
+            )
+        for record in content[part]:
+            if not needed <= record.keys():
+                missing = [name for name in keys if name not in record]
+                return None, (
+                    f"in {file}, {part} has a record without {missing}: it has {list(record)}"
+                )
+        ids = Counter(record["id"] for record in content[part])
+        if len(ids) < len(content[part]):
+            number = ids.most_common(1)[0][0]
+            return None, f"in {file}, {ids[number]} records of {part} have the id {number!r}"
+    images = {image["id"]: image for image in content["images"]}
+    if objects and (problem := _classes(content["categories"], use.classes, file)):
+        return "metainfo.classes", problem
+    if objects and "lazily" not in content and (problem := _objects(content, images, use, file)):
+        return None, problem
+    return _opened(images, opened, file) if opened else None
+
+
+def _head(path: Path) -> Json | None:
+    """Read all but the objects, if those are read one image at a time; else None."""
+    from mtl_plugins.mm.datasets.lazy import LazyObjects
+
+    lazy = LazyObjects.of(path)
+    return {**lazy.head, "annotations": [], "lazily": True} if lazy else None
+
+
+def _classes(categories: Sequence[Json], classes: Sequence[str], file: str) -> str | None:
+    """A problem of the names; labels are numbered in the order of the file's."""
+    names = [category["name"] for category in categories]
+    found = [name for name in names if name in set(classes)]
+    if found == list(classes):
+        return None
+    both = f"The classes are {_listed(classes)}; the categories of {file} are {_listed(names)}"
+    missing = [name for name in classes if name not in names]
+    if missing:
+        return (
+            f"{_listed(missing)} is no category of the file, so that its objects would be dropped "
+            f"and the labels of later classes shift; {suggest(missing[0], names).split('Valid')[0]}"
+            f"{both}"
+        )
+    twice = [name for name, count in Counter(found).items() if count > 1]
+    if twice:
+        return f"{_listed(twice)} is the name of several categories. {both}"
+    return (
+        f"labels are numbered in the order of the file's categories, so that the classes have to "
+        f"stand in that order. {both}"
+    )
+
+
+def _objects(content: Json, images: Mapping[Any, Json], use: _Use, file: str) -> str | None:
+    """A problem of the objects, by the rules by which ``CocoDataset`` reads them."""
+    wanted = {one["id"] for one in content["categories"] if one["name"] in set(use.classes)}
+    kept = 0
+    for one in content["annotations"]:
+        image = images.get(one["image_id"])
+        if image is None or one.get("ignore"):
+            continue
+        try:
+            x, y, w, h = one["bbox"]
+            usable = (
+                math.isfinite(x + y + w + h)
+                and w >= 1
+                and h >= 1
+                and one["area"] > 0
+                and min(x + w, image["width"]) > max(x, 0)
+                and min(y + h, image["height"]) > max(y, 0)
+            )
+            proper = usable or math.isfinite(x + y + w + h)
+        except (TypeError, ValueError):
+            proper = False
+        if not proper:
+            return (
+                f"in {file}, the annotation with the id {one['id']!r} has the bbox {one['bbox']!r} "
+                f"and the area {one['area']!r}; expected are four finite numbers x, y, width, "
+                "height, and one"
+            )
+        if not usable or one["category_id"] not in wanted:
+            continue  # as CocoDataset does
+        kept += not one.get("iscrowd")
+        if use.masks and (problem := _mask(one.get("segmentation"), image)):
+            return (
+                f"in {file}, the annotation with the id {one['id']!r}, of the image "
+                f"{image['file_name']!r}, has {problem}"
+            )
+    if use.trains and not kept:
+        return (
+            f"none of the {len(content['annotations'])} annotations of {file} is an object to "
+            f"train on: of an image of the file, of one of the classes {_listed(use.classes)}, no "
+            "crowd, and a box at least a pixel wide and high inside its image (x, y, width, "
+            "height in pixels)"
+        )
+    return None
+
+
+def _mask(segmentation: Any, image: Json) -> str | None:
+    """The fault of a mask."""
+    size = [image["height"], image["width"]]
+    if not segmentation:
+        return (
+            f"the segmentation {segmentation!r}, but masks are trained: leave the annotation out, "
+            "or give it polygons or an RLE"
+        )
+    if isinstance(segmentation, list):
+        if not all(isinstance(polygon, list) for polygon in segmentation):
+            return (
+                "a segmentation that is a list of numbers; expected is a list of polygons, "
+                "[[x1, y1, x2, y2, ...], ...]"
+            )
+        return None
+    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
+        return "a segmentation that is neither a list of polygons nor an RLE with size and counts"
+    if list(segmentation["size"]) != size:
+        return f"an RLE of the size {segmentation['size']}; its image has {size} (height, width)"
+    counts = segmentation["counts"]
+    if isinstance(counts, list) and sum(counts) != size[0] * size[1]:
+        return f"an RLE of {sum(counts)} pixels; its image has {size[0] * size[1]}"
+    return None
+
+
+def _opened(images: Mapping[Any, Json], opened: _Opening, file: str) -> _Found:
+    """A problem of some images, as the pipeline's own step loads them."""
+    from mmdet.registry import TRANSFORMS
+    from PIL import Image
+
+    load = TRANSFORMS.build(opened.load)
+    every = list(images.values())
+    chosen = every[:: max(1, math.ceil(len(every) / OPENED))]
+    for image in chosen:
+        path = Path(opened.folder, image["file_name"])
+        name = f"the image {str(path)!r} (id {image['id']!r})"
+        if not path.is_file():
+            return "data_prefix.img", f"{name}, which {file} lists, is not there"
+        try:
+            loaded = load.transform({"img_path": str(path)})["img"].shape[:2]
+            with Image.open(path) as header:
+                orientation = header.getexif().get(0x0112, 1)
+                stored = header.size[::-1]
+        except Exception as error:  # of whatever decoder
+            return "data_prefix.img", f"{name} cannot be read: {error}"
+        told = (image["height"], image["width"])
+        turned = (
+            f"the file has {_size(stored)} and the EXIF orientation {orientation}, by which "
+            "LoadImageFromFile turns it"
+        )
+        if loaded != told:
+            hint = (
+                f": {turned}. Take the tag out of the images, or load them with "
+                "color_type='color_ignore_orientation'"
+                if orientation != 1 and stored != loaded
+                else ""
+            )
+            return None, f"{name} has {_size(loaded)}, {file} says {_size(told)}{hint}"
+        if orientation != 1 and "ignore" not in opened.load.get("color_type", ""):
+            warnings.warn(
+                f"{name}: {turned}; its labels have to be those of the turned image", stacklevel=2
+            )
+    return _depth(chosen, opened, file) if opened.depth else None
+
+
+def _depth(images: Sequence[Json], opened: _Opening, file: str) -> _Found:
+    """A problem of the depth of some images: of none a pixel lies within the range."""
+    from mmdet.registry import TRANSFORMS
+
+    load = TRANSFORMS.build(opened.depth)
+    measured = []
+    for image in images:
+        path = Path(opened.depth_folder, image.get("depth_file_name", ""))
+        if not path.is_file():
+            return "data_prefix.depth", (
+                f"the depth {str(path)!r} of the image with the id {image['id']!r}, which {file} "
+                "lists, is not there"
+            )
+        measured.append((path, load.measured(str(path))))
+        if load.tells_apart(measured[-1][1]):
+            return None
+    if not measured:
+        return None
+    return "pipeline", load.out_of_range(*measured[0])
+
+
+def _no_comma(key: str, classes: str) -> str:
+    return (
+        f"{key}.metainfo.classes: {classes!r} is a word, not a list of classes (nor a file that "
+        f"is there); one class is classes=({classes!r},)"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"
+
+
+def _size(shape: Sequence[int]) -> str:
+    return f"{shape[1]} x {shape[0]}"
 
 
 def _local_datasets(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Every data set that training reads from a local disk, with its config key."""
     for loader in ("train_dataloader", "val_dataloader"):
-        if cfg.get(loader):
-            for key, dataset in open_datasets(f"{loader}.dataset", cfg[loader]["dataset"]):
-                if not dataset.get("backend_args") and "data_root" in dataset:
+        options = cfg.get(loader)
+        if isinstance(options, Mapping) and "dataset" in options:
+            for key, dataset in open_datasets(f"{loader}.dataset", options["dataset"]):
+                paths = (dataset.get("data_root"), dataset.get("ann_file"))
+                remote = any("://" in str(path) for path in paths)
+                if not remote and not dataset.get("backend_args") and any(map(bool, paths)):
                     yield key, dataset
 
 
@@ -99,9 +518,11 @@ def open_datasets(key: str, dataset: Mapping[str, Any]) -> Iterator[tuple[str, M
     """Every data set that a data set's config names, wrappers opened, with its config key.
 
     Args:
-        key: Of the config.
-        dataset: The config.
+        key: Config key of the data set.
+        dataset: Config of the data set; one that is built already has none.
     """
+    if not isinstance(dataset, Mapping):
+        return
     if "dataset" in dataset:
         yield from open_datasets(f"{key}.dataset", dataset["dataset"])
     elif "datasets" in dataset:

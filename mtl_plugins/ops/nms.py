@@ -65,6 +65,30 @@ def soft_nms(
     return torch.cat([boxes[keep], final[keep, None]], dim=1), keep
 
 
+def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
+    """Groups boxes with the better one that they overlap by ``iou_threshold`` or more.
+
+    Meant for CPU tensors: each group reads values.
+
+    Args:
+        dets: Boxes with their scores (N, 5).
+
+    Returns:
+        Indices of each kept box and of those that it suppresses, both by descending score.
+    """
+    boxes = dets[:, :4]
+    left = dets[:, 4].argsort(descending=True)
+    groups: list[list[int]] = []
+    while len(left):
+        best = left[:1]
+        overlap = ops.box_iou(boxes[best], boxes[left])[0].nan_to_num()
+        member = overlap >= c_float(iou_threshold).value
+        member[0] = True
+        groups.append(left[member].tolist())
+        left = left[~member]
+    return groups
+
+
 def _decay(overlap: Tensor, iou_threshold: float, sigma: float, method: int) -> Tensor:
     if method == 2:
         return torch.exp(-(overlap**2) / sigma)

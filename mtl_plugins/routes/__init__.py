@@ -1,20 +1,47 @@
 """Ways to take a step: what is measured, and what becomes of it in ``.grad``.
 
-To add one: a file with a subclass of :class:`Route`, and a line in :meth:`Routes.of`.
+To add one: a file with a subclass of :class:`Route`, and its line in :meth:`Routes.choose`.
 """
 
+from mtl_plugins.choice import Chooser
 from mtl_plugins.routes.base import Parts, Route
 from mtl_plugins.routes.features import FeatureLevel
 from mtl_plugins.routes.one_pass import OnePass
 from mtl_plugins.routes.rows import ParameterLevel
 from mtl_plugins.routes.weighted import KnownWeights, LowMemory
 
-__all__ = [
-    "FeatureLevel",
-    "KnownWeights",
-    "LowMemory",
-    "OnePass",
-    "ParameterLevel",
-    "Parts",
-    "Route",
-]
+
+class Routes:
+    """The routes of a run.
+
+    Args:
+        parts: Parts that they work with.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._one_pass = OnePass(parts)
+        self._rows = ParameterLevel(parts)
+        self._frugal = LowMemory(parts)
+        self._known = KnownWeights(self._frugal)
+        cut = parts.representation
+        self._features = None if cut is None else FeatureLevel(parts, cut)
+
+    def choose(self, chooser: Chooser, averages: bool) -> Route:
+        """Choose the way to take this step.
+
+        Args:
+            chooser: Its method decides, and whether its weights still hold.
+            averages: Whether gradients are averaged over the ranks here, rather than by a wrapper.
+        """
+        if not chooser.aggregator.needs_gradients:
+            self._one_pass.averages = averages
+            return self._one_pass
+        if self._features is not None:
+            return self._features
+        if chooser.steps_left:
+            self._rows.drop_rows()
+            return self._known
+        return self._frugal if self._frugal.parts.options.low_memory else self._rows
+
+
+__all__ = ["Parts", "Route", "Routes"]

@@ -11,6 +11,8 @@ from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from torch.nn import functional as F
+from torch.testing import assert_close
+from torchvision.ops import sigmoid_focal_loss
 
 import mtl_plugins.mm  # noqa: F401
 from mtl_plugins.mm.allocation import AllocationGates
@@ -102,6 +104,7 @@ def sample(**labels: Any) -> DetDataSample:
             "img_shape": size,
             "ori_shape": size,
             "batch_input_shape": size,
+            "pad_shape": size,
             "scale_factor": (1.0, 1.0),
         }
     )
@@ -317,3 +320,108 @@ def test_an_allocated_image_trains_its_tasks_alone(by_source: bool) -> None:
     assert {name for name in losses if "loss" in name} == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(losses[name], value, rtol=2e-4, atol=1e-5)
+
+
+# --- crowds -------------------------------------------------------------------------------------
+
+
+def _head(kind: str) -> dict[str, Any]:
+    if kind == "FCOSHead":
+        return CONFIG["bbox_head"]
+    anchors = {
+        "type": "AnchorGenerator",
+        "octave_base_scale": 4,
+        "scales_per_octave": 2,
+        "ratios": [0.5, 1.0],
+        "strides": [8, 16, 32],
+    }
+    coder = {"type": "DeltaXYWHBBoxCoder"}
+    shape = {"num_classes": CLASSES, "in_channels": 8, "feat_channels": 8, "stacked_convs": 1}
+    return {"type": kind, **shape, "anchor_generator": anchors, "bbox_coder": coder}
+
+
+def _train_cfg(kind: str) -> dict[str, Any] | None:
+    assigner = {"type": "MaxIoUAssigner", "pos_iou_thr": 0.5, "neg_iou_thr": 0.5, "min_pos_iou": 0}
+    return (
+        None
+        if kind == "FCOSHead"
+        else {"assigner": assigner, "allowed_border": -1, "pos_weight": -1}
+    )
+
+
+@pytest.mark.parametrize("kind", ["FCOSHead", "RetinaHead"])
+def test_a_crowd_is_no_background(kind: str) -> None:
+    """Focal loss of MMDetection's own labels, without the places in the crowd."""
+    head = _head(kind)
+    if kind == "RetinaHead":
+        head["loss_bbox"] = {"type": "L1Loss"}
+        head["loss_cls"] = {"type": "FocalLoss", "use_sigmoid": True}
+    detector = build(bbox_head=head, train_cfg=_train_cfg(kind), semantic_head=None)
+    found = boxes()
+    crowd = InstanceData(
+        bboxes=torch.tensor([[20.0, 8.0, 95.0, 63.0]]), labels=torch.zeros(1, dtype=torch.long)
+    )
+    nothing = crowd[:0]
+    image = torch.rand(1, 3, HEIGHT, WIDTH)
+    losses = [
+        detector.loss(image, [sample(gt_instances=found, ignored_instances=ignored)])
+        for ignored in (nothing, crowd)
+    ]
+    factor = SOURCES["gt"] * TASKS["det"]
+    dense = detector.bbox_head
+    scores = dense(detector.extract_feat(image))[0]
+    sizes = [s.shape[-2:] for s in scores]
+    priors = torch.cat(dense.prior_generator.grid_priors(sizes, device="cpu"))
+    logits = torch.cat([s.permute(0, 2, 3, 1).reshape(-1, CLASSES) for s in scores])
+    labels = _labels(dense, scores, found)
+    centres = priors if kind == "FCOSHead" else (priors[:, :2] + priors[:, 2:]) / 2
+
+    def inside(box: torch.Tensor) -> torch.Tensor:
+        return ((centres >= box[:2]) & (centres <= box[2:])).all(1)
+
+    passed = inside(crowd.bboxes[0]) & (labels == CLASSES)
+    for box in found.bboxes:
+        passed &= ~inside(box)
+    assert 0.2 < passed.float().mean() < 1 and (labels < CLASSES).any()
+    target = F.one_hot(labels, CLASSES + 1)[:, :CLASSES].float()
+    each = sigmoid_focal_loss(logits, target, alpha=0.25, gamma=2.0).sum(1)
+    count = (labels < CLASSES).sum()
+    without, with_crowd = (_sum(loss["loss_gt_det_cls"]) / factor for loss in losses)
+    assert_close(without, each.sum() / count)
+    assert_close(with_crowd, each[~passed].sum() / count)
+    for name in losses[0].keys() - {"loss_gt_det_cls"}:
+        assert_close(_sum(losses[1][name]), _sum(losses[0][name]))
+    (gradient,) = torch.autograd.grad(_sum(losses[1]["loss_gt_det_cls"]), dense_bias(dense))
+    assert gradient.isfinite().all() and gradient.any()
+
+
+def dense_bias(head: torch.nn.Module) -> torch.Tensor:
+    return (head.conv_cls if hasattr(head, "conv_cls") else head.retina_cls).bias
+
+
+def _sum(loss: Any) -> torch.Tensor:
+    return sum(loss) if isinstance(loss, list) else loss
+
+
+def _labels(head: torch.nn.Module, scores: list[torch.Tensor], objects: InstanceData) -> Any:
+    """The classes that MMDetection gives to all places."""
+    sizes = [s.shape[-2:] for s in scores]
+    if hasattr(head, "regress_ranges"):
+        points = head.prior_generator.grid_priors(sizes, device="cpu")
+        return torch.cat(head.get_targets(points, [objects])[0])
+    meta = {"img_shape": (HEIGHT, WIDTH), "pad_shape": (HEIGHT, WIDTH)}
+    anchors, valid = head.get_anchors(sizes, [meta], device="cpu")
+    return torch.cat(
+        [one.flatten() for one in head.get_targets(anchors, valid, [objects], [meta])[0]]
+    )
+
+
+def test_a_head_that_cannot_pass_over_crowds_says_so() -> None:
+    detector = build(
+        bbox_head={**_head("RetinaHead"), "type": "FreeAnchorRetinaHead"},
+        train_cfg=_train_cfg("RetinaHead"),
+        semantic_head=None,
+    )
+    one = sample(gt_instances=boxes(), ignored_instances=boxes())
+    with pytest.warns(UserWarning, match="FreeAnchorRetinaHead may train ignored boxes"):
+        detector.loss(torch.rand(1, 3, HEIGHT, WIDTH), [one])

@@ -124,7 +124,7 @@ class OwnSum(TwoTasks):
 
 
 class LearnedWeights(TwoTasks):
-    """Log variances of the losses, a parameter each."""
+    """Log variances of the losses, a parameter of one number each: so is the loss."""
 
     def __init__(self):
         super().__init__()

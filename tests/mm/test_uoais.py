@@ -13,14 +13,17 @@ import torch
 from commands import ROOT
 from mmdet.models.backbones import ResNet
 from mmdet.models.task_modules import SamplingResult
+from mmdet.registry import TASK_UTILS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 from models import build_detector
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import box_iou
 from train import lay_over
 
 from mtl_plugins.mm.models import HierarchicalOcclusionHead, RGBDDataPreprocessor, RGBDResNet
@@ -306,12 +309,63 @@ def test_heads_that_do_not_fit_are_named(part: str, changes: dict, message: str)
 
 @pytest.mark.parametrize("name", ["uoais_r18_fpn_rgbd", "uoais_r50_fpn_rgbd"])
 def test_the_paper_s_sizes_build(name: str) -> None:
-    cfg = Config.fromfile(ROOT / f"configs/metagraspnet/{name}.py").model
+    whole = Config.fromfile(ROOT / f"configs/metagraspnet/{name}.py")
+    cfg = whole.model
     cfg.backbone.init_cfg = None
-    features = build_detector(cfg).eval().extract_feat(torch.rand(1, 4, 64, 64))
+    model = build_detector(cfg).eval()
+    features = model.extract_feat(torch.rand(1, 4, 64, 64))
     assert [tuple(f.shape[1:]) for f in features] == [
         (256, 16 // 2**i, 16 // 2**i) for i in range(5)
     ]
+    # As in UOAIS-Net: frozen norms in both trunks, no weight decay for the others.
+    trunks = [model.backbone.rgb, model.backbone.depth]
+    norms = [m for trunk in trunks for m in trunk.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms and not any(p.requires_grad for m in norms for p in m.parameters())
+    wrapper = build_optim_wrapper(model, whole.optim_wrapper)
+    fused = {id(p) for m in model.backbone.fusions for p in m.norm.parameters()}
+    decay = {id(p): g["weight_decay"] for g in wrapper.param_groups for p in g["params"]}
+    assert fused and {decay[number] for number in fused} == {0.0}
+    assert decay[id(model.backbone.fusions[0].conv.weight)] == 1e-4
+    if "r50" in name:  # strides of MSRA's weights; blue first, nothing divided
+        for trunk in trunks:
+            assert [trunk.layer2[0].conv1.stride, trunk.layer2[0].conv2.stride] == [(2, 2), (1, 1)]
+        image = torch.full((4, 32, 32), 200.0)
+        seen = model.data_preprocessor({"inputs": [image]})["inputs"][0, :, 0, 0]
+        torch.testing.assert_close(seen, 200 - torch.tensor([103.53, 116.28, 123.675, 127.5]))
+
+
+def test_only_colour_starts_from_pretrained_weights(tmp_path: Any) -> None:
+    """UOAIS-Net names the layers of its depth trunk so that no pretrained weight finds them."""
+    cfg = Config.fromfile(ROOT / "configs/metagraspnet/uoais_r18_fpn_rgbd.py").model.backbone
+    cfg = {**cfg, "base_channels": 8}
+    del cfg["type"]
+    pretrained = ResNet(depth=18, base_channels=8)
+    pretrained.init_weights()
+    torch.save(pretrained.state_dict(), tmp_path / "resnet.pth")
+    cfg["init_cfg"] = {"type": "Pretrained", "checkpoint": str(tmp_path / "resnet.pth")}
+    backbone = RGBDResNet(**cfg)
+    backbone.init_weights()
+    weight = pretrained.conv1.weight
+    torch.testing.assert_close(backbone.rgb.conv1.weight, weight)
+    assert not torch.isclose(backbone.depth.conv1.weight, weight).any()
+    # Kaiming's standard deviation, by the fan out, and residual branches that are not 0.
+    std = (2 / (backbone.depth.conv1.out_channels * 49)) ** 0.5
+    assert backbone.depth.conv1.weight.std().item() == pytest.approx(std, rel=0.1)
+    branches = [block.bn2.weight for block in backbone.depth.layer1]
+    assert all((weight == 1).all() for weight in branches)
+
+
+def test_a_region_belongs_to_the_object_that_it_overlaps_most() -> None:
+    """One of overlapping objects does not take over the region that is best for it."""
+    cfg = Config.fromfile(ROOT / "configs/metagraspnet/uoais_r18_fpn_rgbd.py").model.train_cfg
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        assigner = TASK_UTILS.build(cfg.rcnn.assigner)
+    objects = torch.tensor([[0.0, 0, 100, 100], [30, 0, 130, 100]])
+    regions = InstanceData(priors=torch.tensor([[13.0, 0, 113, 100]]))
+    truth = InstanceData(bboxes=objects, labels=torch.zeros(2, dtype=torch.long))
+    ious = box_iou(objects, regions.priors)[:, 0]
+    assert ious[0] > ious[1] > 0.5
+    assert assigner.assign(regions, truth).gt_inds.tolist() == [1]
 
 
 def predictions(model: nn.Module, score_thr: float, scale: float) -> list[InstanceData]:

@@ -6,10 +6,10 @@ import torch
 
 def test_missing_operators_raise_when_called(mmcv_ops: ModuleType) -> None:
     image, rois = torch.rand(1, 2, 8, 8), torch.tensor([[0.0, 1, 1, 6, 6]])
-    with pytest.raises(NotImplementedError, match="'deform_conv_forward'.*onedl-mmcv"):
-        mmcv_ops.deform_conv2d(image, torch.zeros(1, 18, 6, 6), torch.rand(2, 2, 3, 3))
-    with pytest.raises(NotImplementedError, match="'roi_pool_forward'"):
+    with pytest.raises(NotImplementedError, match="'roi_pool_forward'.*onedl-mmcv"):
         mmcv_ops.roi_pool(image, rois, 2)
+    with pytest.raises(NotImplementedError, match="'deform_roi_pool_forward'"):
+        mmcv_ops.deform_roi_pool(image, rois, None, 2)
     with pytest.raises(NotImplementedError, match="pool_mode='max'"):
         mmcv_ops.roi_align(image, rois, 2, 1.0, 0, "max", True)
 

@@ -126,3 +126,50 @@ def test_half_precision_boxes(mmcv_ops: ModuleType) -> None:
     boxes, scores = (t.half() for t in random_boxes(30, 3))
     dets, keep = mmcv_ops.nms(boxes, scores, 0.4)
     assert keep.tolist() == loop_nms(boxes, scores, 0.4, 0) and dets.dtype == torch.half
+
+
+def loop_match(boxes: Tensor, scores: Tensor, threshold: float) -> list[list[int]]:
+    rows, groups = boxes.tolist(), []
+    left = sorted(range(len(rows)), key=lambda i: -float(scores[i]))
+    while left:
+        group = left[:1] + [i for i in left[1:] if iou(rows[left[0]], rows[i], 0) >= threshold]
+        groups.append(group)
+        left = [i for i in left if i not in group]
+    return groups
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5])
+def test_match(mmcv_ops: ModuleType, threshold: float) -> None:
+    boxes, scores = random_boxes(60, 3)
+    dets = torch.cat([boxes, scores[:, None]], dim=1)
+    found = [group.tolist() for group in mmcv_ops.nms_match(dets, threshold)]
+    assert found == loop_match(boxes, scores, threshold)
+    assert max(map(len, found)) > 1
+    same = [group.tolist() for group in mmcv_ops.nms_match(dets.numpy(), threshold)]
+    assert same == found
+
+
+def test_match_takes_equality_and_empty_boxes(mmcv_ops: ModuleType) -> None:
+    dets = torch.tensor([[0.0, 0, 10, 1, 0.9], [0, 0, 7, 1, 0.8], [3, 3, 3, 3, 0.7]])
+    groups = mmcv_ops.nms_match(torch.cat([dets, dets[2:]]), 0.7)
+    assert [group.tolist() for group in groups] == [[0, 1], [2], [3]]
+    assert mmcv_ops.nms_match(dets[:0], 0.7) == []
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("mode", ["iou", "iof"])
+def test_overlaps(mmcv_ops: ModuleType, mode: str, offset: int) -> None:
+    a, b = random_boxes(8, 1)[0], random_boxes(8, 2)[0]
+
+    def overlap(one: Box, other: Box) -> float:
+        u = iou(one, other, offset)
+        if mode == "iou":
+            return u
+        area, others = ((x2 - x1 + offset) * (y2 - y1 + offset) for x1, y1, x2, y2 in (one, other))
+        return u / (1 + u) * (area + others) / area
+
+    expected = torch.tensor([[overlap(p, q) for q in b.tolist()] for p in a.tolist()])
+    found = mmcv_ops.bbox_overlaps(a, b, mode=mode, offset=offset)
+    torch.testing.assert_close(found, expected)
+    aligned = mmcv_ops.bbox_overlaps(a, b, mode=mode, aligned=True, offset=offset)
+    torch.testing.assert_close(aligned, expected.diagonal())

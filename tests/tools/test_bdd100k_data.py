@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -335,6 +336,26 @@ def _mask_of_another_size(root: Path) -> None:
     Image.new("L", (30, 40)).save(root / "labels/sem_seg/masks/val/b.png")
 
 
+def _mask_of_colours(root: Path) -> None:
+    Image.new("RGB", (40, 30)).save(root / "labels/sem_seg/masks/val/b.png")
+
+
+def _mask_of_other_values(root: Path) -> None:
+    mask = np.zeros((30, 40), np.uint8)
+    mask[0, :3] = 18, 255, 19
+    Image.fromarray(mask).save(root / "labels/sem_seg/masks/val/b.png")
+
+
+def _labels_of_2018(root: Path) -> None:
+    _write_frames(root, _label("person"), _label("lane"), _label("drivable area"), split="val")
+
+
+def _labels_of_2018_alone(root: Path) -> None:
+    shutil.rmtree(root / "labels")
+    (root / "labels").mkdir()
+    (root / "labels/bdd100k_labels_images_train.json").write_text("[]")
+
+
 MALFORMED: list[tuple[Callable[[Path], object], str]] = [
     (_no_frames, "{root}/labels/det_20/det_val.json: cannot be read: No such file"),
     (lambda root: _write(root, "[{", "val"), "{root}/labels/det_20/det_val.json: is not JSON"),
@@ -369,6 +390,20 @@ MALFORMED: list[tuple[Callable[[Path], object], str]] = [
         "{root}/labels/sem_seg/masks/val: masks of another size than their images in "
         "{root}/images/10k/val: 1 (b.png (30 x 40, the image 40 x 30))",
     ),
+    (
+        _mask_of_colours,
+        "{root}/labels/sem_seg/masks/val: masks with other values than 0 to 18 and 255, which are "
+        'those of "Semantic Segmentation" in labels/sem_seg/masks: 1 (b.png (of the mode RGB,',
+    ),
+    (_mask_of_other_values, "labels/sem_seg/masks: 1 (b.png (it has 19))"),
+    (
+        _labels_of_2018,
+        '{root}/labels/det_20/det_val.json is of the labels of 2018; needed are "Detection 2020',
+    ),
+    (
+        _labels_of_2018_alone,
+        '{root}/labels/bdd100k_labels_images_train.json is of the labels of 2018; needed are "Det',
+    ),
 ]
 
 
@@ -381,6 +416,31 @@ def test_one_error_names_the_file_before_anything_is_written(
         _convert(root)
     assert message.format(root=root) in str(stopped.value)
     assert not (root.parent / "derived").exists()
+
+
+def test_frames_in_an_object_and_suffixes_in_capitals(root: Path) -> None:
+    before = _convert(root)
+    frames = json.loads((root / "labels/det_20/det_train.json").read_text())
+    _write(root, json.dumps({"frames": frames, "config": {}}))
+    for folder in ("images/100k/train", "images/10k/train"):
+        (root / folder / "a.jpg").rename(root / folder / "a.JPG")
+    (root / "labels/sem_seg/masks/train/a.png").rename(root / "labels/sem_seg/masks/train/a.PNG")
+    after = _convert(root)
+    for name, content in before.items():
+        if "train" in name:
+            content["images"][0]["file_name"] = "a.JPG"
+        assert after[name] == content
+
+
+def test_the_validation_split_alone(root: Path) -> None:
+    both = _convert(root)
+    for path in ("images/100k/train", "images/10k/train", "labels/sem_seg/masks/train"):
+        shutil.rmtree(root / path)
+    (root / "labels/det_20/det_train.json").unlink()
+    out = root.parent / "alone"
+    converter.main([str(root), "--out", str(out), "--splits", "val"])
+    found = {path.name: json.loads(path.read_text()) for path in sorted(out.iterdir())}
+    assert found == {name: both[name] for name in ("det_val.json", "sem_seg_val.json")}
 
 
 def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:

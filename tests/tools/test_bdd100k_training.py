@@ -79,8 +79,6 @@ def train_here(
     words = ["train.py", str(config), "--work-dir", str(work_dir), *SHORT]
     # MMEngine keeps one visualizer of a name, and so one file of scalars.
     monkeypatch.setattr("sys.argv", [*words, f"visualizer.name={work_dir}", *options])
-    # Indents the config for the log, and takes longer than the training.
-    monkeypatch.setattr("yapf.yapflib.yapf_api.FormatCode", lambda code, **_: (code, True))
     train.main()
 
 
@@ -162,5 +160,6 @@ def test_a_missing_image_and_a_mask_of_the_wrong_size_are_named(
         path.unlink()
         if error is ValueError:
             Image.fromarray(np.zeros((95, 128), np.uint8)).save(path)
-    with pytest.raises(error, match=f"{changed}/train/({'|'.join(stems)})"):
+    # An image that is missing may be found before the start.
+    with pytest.raises((error, SystemExit), match=f"{changed}/train/({'|'.join(stems)})"):
         train_here(monkeypatch, NO_PSEUDO, tmp_path / "work")

@@ -15,12 +15,19 @@ import demo_scenes.metagraspnet
 import h5py
 import numpy as np
 import pytest
-from commands import run
+from commands import ROOT, run
 from dataset_converters.metagraspnet import main as convert
 from demo_scenes.scene import Scene, SceneObject, draw_scene
 from make_demo_data import main as draw
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from pycocotools.coco import COCO
 from pycocotools.mask import decode
+
+import mtl_plugins.mm.transforms  # noqa: F401
+from mtl_plugins.mm.data_check import data_problem
+from mtl_plugins.mm.datasets import MetaGraspNetDataset
 
 SPLITS = {"train": 8, "val": 4}
 SIZE = (150, 200)
@@ -475,3 +482,152 @@ def test_bad_arguments_are_named(
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match="--out .*file: cannot write there"):
         convert([str(raw), "--out", str(tmp_path / "file")])
+
+
+# --- which of the data, and how -----------------------------------------------------------------
+
+
+def _masks_of(content: Json, number: int) -> list[np.ndarray]:
+    annotations = _by_file(content["train"])[f"train/{_viewpoint(number)}_rgb.png"]
+    return [_mask(annotation["segmentation"]) for annotation in annotations]
+
+
+def test_seg_masks_single_comes_first(
+    broken: Path, scenes: dict[str, list[Scene]], tmp_path: Path
+) -> None:
+    """As in the authors' viewer, where it overwrites the other."""
+    npz = broken / "train/scene0/0.npz"
+    with np.load(npz) as file:
+        arrays = dict(file)
+    whole = arrays.pop("occlusion_objects")
+    both = {"occlusion_objects": np.ones_like(whole), "seg_masks_single": whole}
+    np.savez_compressed(npz, **arrays, **both)
+    for found, thing in zip(
+        _masks_of(_convert(broken, tmp_path / "out"), 0), scenes["train"][0].objects, strict=True
+    ):
+        np.testing.assert_array_equal(found, thing.amodal_mask)
+
+
+def test_layers_may_hold_the_hidden_part_alone(
+    broken: Path, converted: Path, scenes: dict[str, list[Scene]], tmp_path: Path
+) -> None:
+    things = scenes["train"][0].objects
+    hidden = np.array([thing.amodal_mask & ~thing.visible_mask for thing in things], np.uint8)
+    assert hidden.any()
+    _change(broken / "train/scene0/0.npz", occlusion_objects=lambda masks: hidden)
+    _convert(broken, tmp_path / "out")
+    for split in SPLITS:
+        written = (tmp_path / f"out/{split}.json").read_text()
+        assert written == (converted / f"{split}.json").read_text()
+
+
+def test_scenes_behind_symbolic_links(raw: Path, converted: Path, tmp_path: Path) -> None:
+    root = tmp_path / "linked"
+    root.mkdir()
+    for split in SPLITS:
+        (root / split).symlink_to(raw / split)
+    content = _convert(root, tmp_path / "out")
+    assert content["train"] == json.loads((converted / "train.json").read_text())
+    each = tmp_path / "each"
+    for split in SPLITS:
+        (each / split).mkdir(parents=True)
+        for scene in (raw / split).iterdir():
+            (each / split / scene.name).symlink_to(scene)
+        (each / split / "round").symlink_to(each)
+    assert _convert(each, tmp_path / "out") == content
+
+
+def test_some_of_the_viewpoints(raw: Path, converted: Path, tmp_path: Path) -> None:
+    whole = _by_file(json.loads((converted / "train.json").read_text()))
+
+    def found(*options: str) -> dict[str, list[Json]]:
+        convert([str(raw), "--out", str(tmp_path), "--splits", "train", *options])
+        assert [path.name for path in tmp_path.glob("*.json")] == ["train.json"]
+        return _by_file(json.loads((tmp_path / "train.json").read_text()))
+
+    def of(*scenes: int) -> dict[str, list[Json]]:
+        names = [f"train/{_viewpoint(scene)}_rgb.png" for scene in scenes]
+        return {name: whole[name] for name in names}
+
+    assert found("--every", "3") == of(0, 3, 6)
+    assert found("--every", "3", "--limit", "2") == of(0, 3)
+    assert found("--scenes", "scene2", "train/scene5") == of(2, 5)
+    (tmp_path / "scenes.txt").write_text("scene7\nscene1\n")
+    assert found("--workers", "2", "--scenes", f"@{tmp_path / 'scenes.txt'}") == of(1, 7)
+
+
+def test_a_scene_that_is_not_there_and_a_number_that_is_none(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, words in (
+        (["--scenes", "scene77"], "--scenes scene77: ROOT"),
+        (["--every", "0"], "argument --every: '0' is not a number from 1 on"),
+    ):
+        with pytest.raises(SystemExit):
+            convert([str(raw), "--out", str(tmp_path), *options])
+        assert words in capsys.readouterr().err
+
+
+# --- a file from which objects are read one image at a time -------------------------------------
+
+
+def _dataset(file: Path, raw: Path) -> MetaGraspNetDataset:
+    return MetaGraspNetDataset(
+        ann_file=str(file), data_prefix={"img": str(raw)}, filter_cfg={"filter_empty_gt": True}
+    )
+
+
+def _without_places(file: Path, out: Path) -> Path:
+    """The same COCO as any other program writes it."""
+    content = json.loads(file.read_text())
+    for image in content["images"]:
+        del image["annotations_at"]
+    out.write_text(json.dumps(content))
+    return out
+
+
+def test_objects_are_those_of_the_file_read_whole(
+    raw: Path, converted: Path, tmp_path: Path
+) -> None:
+    lazy = _dataset(converted / "train.json", raw)
+    eager = _dataset(_without_places(converted / "train.json", tmp_path / "other.json"), raw)
+    assert len(lazy) == len(eager) == SPLITS["train"]
+    for number in range(len(eager)):
+        assert lazy.get_data_info(number) == eager.get_data_info(number)
+        assert lazy.get_cat_ids(number) == eager.get_cat_ids(number)
+    # What is kept of an image knows nothing of its objects.
+    assert lazy.data_bytes.nbytes * 5 < eager.data_bytes.nbytes
+
+
+def test_an_image_without_objects_is_filtered(broken: Path, tmp_path: Path) -> None:
+    _change(
+        broken / "train/scene0/0.npz",
+        instances_objects=np.zeros_like,
+        occlusion_objects=lambda masks: masks[:0],
+    )
+    _convert(broken, tmp_path)
+    eager = _without_places(tmp_path / "train.json", tmp_path / "other.json")
+    for file in (tmp_path / "train.json", eager):
+        assert len(_dataset(file, broken)) == SPLITS["train"] - 1
+
+
+def test_a_file_that_was_edited_is_named(raw: Path, converted: Path, tmp_path: Path) -> None:
+    file = tmp_path / "train.json"
+    file.write_text((converted / "train.json").read_text().replace('"id": 1,', '"id": 1111,', 1))
+    with pytest.raises(ValueError, match=r"train\.json: the annotations of the image with the id"):
+        _dataset(file, raw).get_data_info(0)
+
+
+def test_the_converted_files_may_lie_elsewhere(
+    raw: Path, converted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METAGRASPNET_ROOT", str(raw))
+    path = ROOT / "configs/metagraspnet/uoais_r18-small_fpn_rgbd.py"
+    there = Config.fromfile(path).train_dataloader.dataset.ann_file
+    assert there == str(raw / "annotations/train.json")
+    monkeypatch.setenv("METAGRASPNET_DERIVED", str(converted))
+    cfg = Config.fromfile(path)
+    assert cfg.val_evaluator.ann_file == str(converted / "val.json")
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        assert len(DATASETS.build(cfg.train_dataloader.dataset)) == SPLITS["train"]
+        assert data_problem(cfg) is None

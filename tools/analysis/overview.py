@@ -1,6 +1,7 @@
 """Draw the picture of the README: how two tasks get on, and what the detector then sees.
 
-    python tools/analysis/overview.py work_dirs/demo/sum work_dirs/demo/pcgrad --out docs/images/overview.png
+    python tools/analysis/overview.py work_dirs/demo/sum work_dirs/demo/pcgrad \\
+        --out docs/images/overview.png
 
 Takes runs of ``mtl-train``: the curves of all, and the last checkpoint of the last one for the
 predictions on the first image of a split.

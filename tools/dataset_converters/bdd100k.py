@@ -2,21 +2,23 @@
 
     python tools/dataset_converters/bdd100k.py data/bdd100k --out data/bdd100k_derived
 
-ROOT has BDD100K's official layout: images/100k/SPLIT with boxes in labels/det_20/det_SPLIT.json,
-images/10k/SPLIT with masks in labels/sem_seg/masks/SPLIT. If the labels of one task are not there
-at all, the other one is converted. Written are det_SPLIT.json, which has the boxes, and
-sem_seg_SPLIT.json, which lists the images that have a mask. Categories are BDD100K's ten of
-detection in all files; images are numbered from 1 by name.
+ROOT has BDD100K's official layout: images/100k/SPLIT with boxes in labels/det_20/det_SPLIT.json
+("Detection 2020 Labels"; a list of frames, or an object with them as "frames"), images/10k/SPLIT
+with masks in labels/sem_seg/masks/SPLIT. If the labels of one task are not there at all, the other
+one is converted; --splits names the splits, if not both. Written are det_SPLIT.json, which has
+the boxes, and sem_seg_SPLIT.json, which lists the images that have a mask. Categories are
+BDD100K's ten of detection in all files; images are numbered from 1 by name.
 
 Left out and counted: a label whose category is none of detection; a box without area, inverted or
 incomplete; an image of images/10k without a mask; an image of images/100k that the label file
 does not name. A frame without labels is an image without boxes. Boxes of what BDD100K ignores
 ("other vehicle", "other person", "trailer") or marks as a crowd have iscrowd 1: COCO's evaluation
-and MMDetection's training pass over them.
+passes over them, and so does the training of our SemanticDetector.
 
 Nothing is written, and the exit code is 1, if: a folder or label file is missing or not readable;
-a label file is not a list of named frames, or names a frame twice or an image that is not there;
-a mask has no image, or another size than its image.
+a label file is not a list of named frames, names a frame twice or an image that is not there, or
+is that of 2018; a mask has no image, another size than its image, or other values than the classes
+0 to 18 and 255 (a colour map, for one).
 """
 
 # What the format means is taken from BDD100K's toolkit (bdd100k 1.0.1, its configs/det.toml and
@@ -56,6 +58,11 @@ _IGNORED = {"other person": "pedestrian", "other vehicle": "car", "trailer": "tr
 """What looks like a category, and is neither an example of it nor background."""
 
 _SPLITS = ("train", "val")
+_SUFFIXES = (".jpg", ".jpeg")
+_CLASSES, _UNLABELLED = 19, 255  # in a mask
+_OF_2018 = ("drivable area", "lane")
+"""Categories that the labels of 2018 have beside those of detection."""
+
 _NAMED = 3
 """So many names stand for a longer list."""
 
@@ -79,9 +86,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=Path("data/bdd100k_derived"),
         help="folder to write to (default data/bdd100k_derived)",
     )
+    parser.add_argument(
+        "--splits", nargs="+", choices=_SPLITS, default=_SPLITS, help="to convert, if not both"
+    )
     args = parser.parse_args(argv)
     try:
-        files = convert(args.root)
+        files = convert(args.root, args.splits)
     except DataError as error:
         sys.exit(str(error))
     try:
@@ -91,13 +101,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"wrote {', '.join(files)} into {args.out}")
 
 
-def convert(root: Path) -> dict[str, Json]:
+def convert(root: Path, splits: Sequence[str] = _SPLITS) -> dict[str, Json]:
     """The labels as COCO JSON, by file name: ``det_*.json``, ``sem_seg_*.json``.
 
     Prints how many images and boxes there are, and what is left out.
 
     Args:
         root: folder in BDD100K's layout.
+        splits: which to convert.
 
     Raises:
         DataError: a file is missing or malformed, see this module's docstring.
@@ -110,13 +121,15 @@ def convert(root: Path) -> dict[str, Json]:
     }
     missing = [str(folder) for folder, _ in parts.values() if not folder.is_dir()]
     if len(missing) == len(parts):
-        raise DataError(f"no labels: neither {' nor '.join(missing)} is a folder")
+        old = sorted((root / "labels").glob("**/bdd100k_labels_images_*.json"))
+        hint = f". {_told_2020(old[0])}" if old else ""
+        raise DataError(f"no labels: neither {' nor '.join(missing)} is a folder{hint}")
     files = {}
     for part, (folder, read) in parts.items():
         if str(folder) in missing:
             print(f"{folder}: no such folder; converting the other task only")
             continue
-        for split in _SPLITS:
+        for split in splits:
             files[f"{part}_{split}.json"] = read(root, split)
     return files
 
@@ -124,8 +137,11 @@ def convert(root: Path) -> dict[str, Json]:
 def _detection(root: Path, split: str) -> Json:
     file, folder = root / f"labels/det_20/det_{split}.json", root / f"images/100k/{split}"
     frames = _read_frames(file)
-    present = _names(folder, ".jpg")
-    _refuse(frames.keys() - present, f"{file}: names images that are not in {folder}")
+    present = _images(folder)
+    absent = {name for name in frames if Path(name).stem not in present}
+    _refuse(absent, f"{file}: names images that are not in {folder}")
+    # Of a frame a.jpg the image may be a.JPG.
+    frames = {present[Path(name).stem]: labels for name, labels in frames.items()}
     images, annotations = [], []
     left_out: defaultdict[str, list[str]] = defaultdict(list)
     for image_id, (name, labels) in enumerate(sorted(frames.items()), start=1):
@@ -145,29 +161,55 @@ def _detection(root: Path, split: str) -> Json:
         print(f"  images without boxes: {_few(empty)}")
     for reason, names in sorted(left_out.items()):
         print(f"  labels left out, {reason}: {_few(names)}")
-    _tell_unlabelled(present - frames.keys(), folder)
+    _tell_unlabelled(set(present.values()) - frames.keys(), folder)
     return _coco(images, annotations)
 
 
 def _segmentation(root: Path, split: str) -> Json:
     mask_folder, folder = root / f"labels/sem_seg/masks/{split}", root / f"images/10k/{split}"
-    masks = {Path(name).stem for name in _names(mask_folder, ".png")}
-    present = {Path(name).stem for name in _names(folder, ".jpg")}
+    masks, present = _files(mask_folder, (".png",)), _images(folder)
     _refuse(
-        {f"{stem}.png" for stem in masks - present},
+        {masks[stem] for stem in masks.keys() - present.keys()},
         f"{mask_folder}: masks without an image in {folder}",
     )
-    images, wrong = [], []
-    for image_id, stem in enumerate(sorted(masks), start=1):
-        size = width, height = _size(folder / f"{stem}.jpg")
-        found = _size(mask_folder / f"{stem}.png")
+    images, wrong, strange = [], [], []
+    for image_id, (stem, mask) in enumerate(sorted(masks.items()), start=1):
+        size = width, height = _size(folder / present[stem])
+        found = _size(mask_folder / mask)
         if found != size:
-            wrong.append(f"{stem}.png ({found[0]} x {found[1]}, the image {width} x {height})")
-        images.append(_image(image_id, f"{stem}.jpg", size))
+            wrong.append(f"{mask} ({found[0]} x {found[1]}, the image {width} x {height})")
+        elif problem := _values(mask_folder / mask):
+            strange.append(f"{mask} ({problem})")
+        images.append(_image(image_id, present[stem], size))
     _refuse(wrong, f"{mask_folder}: masks of another size than their images in {folder}")
+    _refuse(
+        strange,
+        f"{mask_folder}: masks with other values than 0 to {_CLASSES - 1} and {_UNLABELLED}, which "
+        'are those of "Semantic Segmentation" in labels/sem_seg/masks',
+    )
     print(f"{mask_folder}: {len(images)} images")
-    _tell_unlabelled({f"{stem}.jpg" for stem in present - masks}, folder)
+    _tell_unlabelled({present[stem] for stem in present.keys() - masks.keys()}, folder)
     return _coco(images, [])
+
+
+def _values(mask: Path) -> str | None:
+    """What is in a mask that does not belong there."""
+    with Image.open(mask) as image:
+        if image.mode != "L":
+            return f"of the mode {image.mode}, not 8-bit grey"
+        try:
+            counts = image.histogram()
+        except OSError as error:
+            return f"cannot be read: {error}"
+    strange = [v for v, n in enumerate(counts) if n and _CLASSES <= v != _UNLABELLED]
+    return f"it has {', '.join(map(str, strange[:_NAMED]))}" if strange else None
+
+
+def _told_2020(file: Path) -> str:
+    return (
+        f'{file} is of the labels of 2018; needed are "Detection 2020 Labels" of BDD100K\'s '
+        "download page, whose boxes differ: labels/det_20/det_SPLIT.json"
+    )
 
 
 def _read_frames(file: Path) -> dict[str, list[Json]]:
@@ -178,6 +220,8 @@ def _read_frames(file: Path) -> dict[str, list[Json]]:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise DataError(f"{file}: is not JSON: {error}") from None
+    if isinstance(content, dict) and "frames" in content:
+        content = content["frames"]
     if not isinstance(content, list):
         raise DataError(f"{file}: must be a list of frames, is a {type(content).__name__}")
     frames: dict[str, list[Json]] = {}
@@ -191,6 +235,9 @@ def _read_frames(file: Path) -> dict[str, list[Json]]:
         if not isinstance(labels, list):
             raise DataError(f"{file}: 'labels' of {name} must be a list, is {labels!r}")
         frames[name] = [_mapping(label) for label in labels]
+    categories = {str(label.get("category")) for labels in frames.values() for label in labels}
+    if categories.issuperset(_OF_2018):
+        raise DataError(_told_2020(file))
     return frames
 
 
@@ -246,11 +293,16 @@ def _coco(images: list[Json], annotations: list[Json]) -> Json:
     }
 
 
-def _names(folder: Path, suffix: str) -> set[str]:
-    """Names of the files with a suffix in a folder."""
+def _images(folder: Path) -> dict[str, str]:
+    return _files(folder, _SUFFIXES)
+
+
+def _files(folder: Path, suffixes: Collection[str]) -> dict[str, str]:
+    """Names of the files with some suffixes, in either case, by their stems."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    return {path.name for path in folder.iterdir() if path.suffix == suffix}
+    paths = sorted(folder.iterdir())
+    return {path.stem: path.name for path in paths if path.suffix.lower() in suffixes}
 
 
 def _size(path: Path) -> tuple[int, int]:

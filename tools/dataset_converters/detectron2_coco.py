@@ -4,13 +4,15 @@
 
 Images and annotations are linked, not copied. From the panoptic annotations, if there are any, it
 makes the semantic maps ``panoptic_stuff_*``, in which all things are one class, like Detectron2's
-``prepare_panoptic_fpn.py`` does.
+``prepare_panoptic_fpn.py`` does. Stopped, it goes on where it was: whole maps are kept, others made
+anew. A link to a COCO that has moved is set to where it is now.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,33 +34,80 @@ def main() -> None:
     annotations = args.source / "annotations"
     if not annotations.is_dir():
         parser.error(f"source: there is no folder {str(annotations)!r}")
-    args.target.mkdir(parents=True, exist_ok=True)
-    link(annotations, args.target / "annotations")
+    files = [f"instances_{split}.json" for split in SPLITS]
+    if not any((annotations / name).is_file() for name in files):
+        parser.error(f"source: {str(annotations)!r} has neither {' nor '.join(files)}")
+    try:
+        prepare(args.source, args.target)
+    except (OSError, ValueError, KeyError) as error:
+        sys.exit(str(error))
+
+
+def prepare(source: Path, target: Path) -> None:
+    """Makes the links and maps.
+
+    Args:
+        source: COCO's official layout.
+        target: The folder for Detectron2.
+
+    Raises:
+        OSError: A file cannot be read or written.
+        ValueError: Something else is in the place of a link, or a source is not whole.
+    """
+    annotations = source / "annotations"
+    target.mkdir(parents=True, exist_ok=True)
+    link(annotations, target / "annotations")
+    if not any((source / split).is_dir() for split in SPLITS):
+        raise ValueError(f"{source}: has neither of the folders {' and '.join(SPLITS)}")
     for split in SPLITS:
-        link(args.source / split, args.target / split)
+        if not (source / split).is_dir():
+            print(f"{source / split}: no such folder; {split} is left out")
+            continue
+        if not any((source / split).iterdir()):
+            raise ValueError(f"{source / split}: there is nothing in it")
+        link(source / split, target / split)
         # COCO's archive unpacks into annotations/, where Detectron2 does not look.
         segments = annotations / f"panoptic_{split}"
         if not segments.is_dir():
-            segments = args.source / f"panoptic_{split}"
+            segments = source / f"panoptic_{split}"
         if segments.is_dir():
-            link(segments, args.target / f"panoptic_{split}")
-            content = json.loads((annotations / f"panoptic_{split}.json").read_text())
-            write_stuff(content, segments, args.target / f"panoptic_stuff_{split}")
+            link(segments, target / f"panoptic_{split}")
+            file = annotations / f"panoptic_{split}.json"
+            try:
+                content = json.loads(file.read_text())
+            except ValueError as error:
+                raise ValueError(f"{file}: is not JSON: {error}") from error
+            write_stuff(content, segments, target / f"panoptic_stuff_{split}")
 
 
 def link(source: Path, target: Path) -> None:
-    """Makes ``target`` a link to ``source``, if one is there and the other is not."""
-    if source.exists() and not target.exists():
-        target.symlink_to(source.resolve())
+    """Makes ``target`` a link to ``source``, also in place of a link to somewhere else.
+
+    Raises:
+        ValueError: There is a file or folder of that name that is not the source.
+    """
+    if target.is_symlink():
+        target.unlink()
+    elif target.exists():
+        if not target.samefile(source):
+            raise ValueError(
+                f"{target}: is in the place of a link to {source}; take it away, or name another "
+                "target"
+            )
+        return
+    target.symlink_to(source.resolve())
 
 
 def write_stuff(content: dict[str, Any], segments: Path, out: Path) -> None:
-    """Writes the semantic map of each image.
+    """Writes the semantic map of each image that has no whole one yet.
 
     Args:
         content: Of COCO's panoptic annotation file.
         segments: Its PNGs, with the id of a segment as R + 256 G + 256² B.
         out: A folder.
+
+    Raises:
+        ValueError: A PNG is not there or not whole.
     """
     out.mkdir(exist_ok=True)
     stuff = sorted(c["id"] for c in content["categories"] if not c["isthing"])
@@ -66,13 +115,28 @@ def write_stuff(content: dict[str, Any], segments: Path, out: Path) -> None:
     classes |= {category: i for i, category in enumerate(stuff, start=1)}
     for image in content["annotations"]:
         path = out / image["file_name"]
-        if path.exists():
+        if read(path) is not None:
             continue
-        ids = np.asarray(Image.open(segments / image["file_name"]), np.uint32) @ [1, 256, 256**2]
+        found = read(segments / image["file_name"])
+        if found is None or found.ndim != 3:
+            raise ValueError(f"{segments / image['file_name']}: is missing, or no whole RGB image")
+        ids = found.astype(np.uint32) @ [1, 256, 256**2]
         labels = np.full(ids.shape, UNLABELLED, np.uint8)
         for segment in image["segments_info"]:
             labels[ids == segment["id"]] = classes[segment["category_id"]]
-        Image.fromarray(labels).save(path)
+        # Moved into place when complete, so that a run that is stopped leaves no half a map.
+        aside = path.with_name(f".{path.name}.unfinished")
+        Image.fromarray(labels).save(aside, "PNG")
+        aside.replace(path)
+
+
+def read(path: Path) -> np.ndarray | None:
+    """An image; None if it is not there or not whole."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image)
+    except (OSError, SyntaxError):
+        return None
 
 
 if __name__ == "__main__":

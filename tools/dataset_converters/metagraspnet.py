@@ -2,18 +2,18 @@
 
     python tools/dataset_converters/metagraspnet.py ROOT --out ROOT/annotations
 
-writes train.json and val.json. Scenes are looked for at any depth of ROOT. If ROOT has folders
-train/ and val/, they are the split; MetaGraspNet itself has none, and without these folders the
-scenes whose name ends in 9, one in ten, make up val. A viewpoint that lacks a file or a key, or
-whose arrays do not fit its image, is reported and left out.
+writes train.json and val.json. Scenes are looked for at any depth of ROOT, also behind symbolic
+links. If ROOT has folders train/ and val/, they are the split; MetaGraspNet itself has none, and
+without these folders the scenes whose name ends in 9, one in ten, make up val. A viewpoint that
+lacks a file or a key, or whose arrays do not fit its image, is reported and left out.
 
 What is read, of viewpoint N in a folder scene*/:
 
 N_rgb.png     the image
 N.npz         depth: [H, W], centimetres, NaN or 0 where nothing was measured;
               instances_objects: [H, W], number from 1 of the visible object, 0 elsewhere;
-              occlusion_objects or seg_masks_single: [n, H, W], the whole of each object, also
-              where something hides it, in the order of these numbers
+              seg_masks_single, else occlusion_objects: [n, H, W], the whole of each object, also
+              where something hides it, in the order of these numbers; or its hidden part alone
 N_amodal.npz  if it is there, as in real scenes, the masks come from it alone:
               amodal_bitmaps_full_size_instances: [n, 2, H, W], visible and hidden part
 
@@ -28,10 +28,14 @@ occluded_rate  its share, 0 to 1
 
 An object without a visible pixel is left out and counted: nothing could detect it.
 
+The files are COCO JSON, with one annotation a line. The annotations_at of an image is the first
+byte and the number of bytes of its annotations in the file: MetaGraspNetDataset reads those of one
+image when it needs them, since all of them would not fit into memory.
+
 Where these facts come from:
 
 - File names, keys and the order of the two bitmaps: Scripts/visualize_2d.py of the repository
-  maximiliangilles/MetaGraspNet, which outlines occlusion_objects (else seg_masks_single) under the
+  maximiliangilles/MetaGraspNet, which outlines seg_masks_single (else occlusion_objects) under the
   title "amodal segmentation". Numbers from 1 without gaps: Scripts/visualize_layout.py.
   Centimetres, and NaN in depth: Scripts/colored_pcl.py, for both parts of the data.
 - Of a real scene, only viewpoint 3 has an N_amodal.npz: the sample scenes in dataset_real/ there.
@@ -43,7 +47,8 @@ Where these facts come from:
   visible ones. Nothing there drops hidden objects; whether UOAIS's own files have any is not known.
 
 None of MetaGraspNet's data was at hand. So not verified: the dtypes, and that the masks are whole
-objects in the order of the numbers. The converter tests the latter on every viewpoint.
+objects in the order of the numbers. The converter tests the latter on every viewpoint, and tells
+hidden parts from whole objects: what is visible of an object does not overlap its hidden part.
 """
 
 from __future__ import annotations
@@ -56,8 +61,10 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import Pool
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +84,7 @@ CATEGORIES = [{"id": 1, "name": "object"}]
 
 _SPLITS = ("train", "val")
 _VIEWPOINT_FILE = re.compile(r"(\d+)(_rgb\.png|(_amodal)?\.npz)")
-_MASKS_KEYS = "occlusion_objects or seg_masks_single"
+_MASKS_KEYS = "occlusion_objects or seg_masks_single"  # the last one that is there
 _LOOKED_FOR = (
     f"scene*/N_rgb.png with N.npz (depth; instances_objects and {_MASKS_KEYS}, unless there is "
     "N_amodal.npz with amodal_bitmaps_full_size_instances)"
@@ -114,18 +121,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not args.root.is_dir():
         parser.error(f"ROOT {args.root}: there is no such folder")
+    if args.scenes:
+        found = _find(args.root)
+        for scene in args.scenes:
+            if not _of_scenes(found, args.root, [scene]):
+                parser.error(
+                    f"--scenes {scene}: ROOT {args.root} has no such folder with viewpoints"
+                )
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         # Written aside and moved into place when complete: a run that is stopped leaves the
         # earlier files.
         with tempfile.TemporaryDirectory(dir=args.out, prefix=".metagraspnet-") as aside:
-            for split in _SPLITS:
+            for split in args.splits:
                 viewpoints, where = _viewpoints(args.root, split)
-                tally = _write(Path(aside) / f"{split}.json", args.root, viewpoints)
+                if args.scenes:
+                    viewpoints = _of_scenes(viewpoints, args.root, args.scenes)
+                    where += f" {', '.join(args.scenes)}, and there"
+                viewpoints = viewpoints[:: args.every][: args.limit]
+                with _worker_map(args.workers) as work:
+                    tally = _write(Path(aside) / f"{split}.json", args.root, viewpoints, work)
                 print(f"{split}.json: {tally}")
                 if not tally.images:
                     sys.exit(f"no usable viewpoint for {split}.json: looked {where}, {_LOOKED_FOR}")
-            for split in _SPLITS:
+            for split in args.splits:
                 os.replace(Path(aside) / f"{split}.json", args.out / f"{split}.json")
     except OSError as error:
         sys.exit(f"--out {args.out}: cannot write there: {error}")
@@ -137,9 +156,23 @@ def _parser() -> argparse.ArgumentParser:
         description=description,
         epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        fromfile_prefix_chars="@",
     )
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder with the scenes")
     parser.add_argument("--out", type=Path, required=True, help="folder for the two files")
+    parser.add_argument(
+        "--splits", nargs="+", choices=_SPLITS, default=_SPLITS, help="of the files, if not both"
+    )
+    parser.add_argument(
+        "--scenes",
+        nargs="+",
+        metavar="SCENE",
+        help="convert only these: names of folders, or their paths below ROOT; @FILE for those in "
+        "a file, one a line",
+    )
+    parser.add_argument("--every", type=_count, default=1, help="of so many viewpoints take one")
+    parser.add_argument("--limit", type=_count, help="most viewpoints of a split")
+    parser.add_argument("--workers", type=_count, default=1, help="processes that read")
     return parser
 
 
@@ -158,38 +191,87 @@ def _viewpoints(root: Path, split: str) -> tuple[list[Path], str]:
 
 def _find(folder: Path) -> list[Path]:
     # A viewpoint is known from any of its files, so that one that lacks its image is reported.
-    matches = ((path, _VIEWPOINT_FILE.fullmatch(path.name)) for path in folder.rglob("scene*/*"))
-    found = {path.with_name(match[1]) for path, match in matches if match}
+    found = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        here = os.path.realpath(place) + os.sep
+        # A link to a folder above would never end.
+        folders[:] = [
+            name
+            for name in folders
+            if not here.startswith(os.path.realpath(os.path.join(place, name)) + os.sep)
+        ]
+        if os.path.basename(place).startswith("scene"):
+            matches = filter(None, map(_VIEWPOINT_FILE.fullmatch, names))
+            found |= {Path(place, match[1]) for match in matches}
     # scene2 before scene10, on every file system.
     return sorted(found, key=lambda path: re.sub(r"\d+", lambda n: n[0].zfill(12), path.as_posix()))
 
 
-def _write(path: Path, root: Path, viewpoints: Iterable[Path]) -> Tally:
+def _of_scenes(viewpoints: Iterable[Path], root: Path, scenes: Sequence[str]) -> list[Path]:
+    """Those of some scenes, given by name or by path below the root."""
+    chosen = {scene.strip().rstrip("/") for scene in scenes}
+    return [
+        viewpoint
+        for viewpoint in viewpoints
+        if chosen & {viewpoint.parent.name, viewpoint.parent.relative_to(root).as_posix()}
+    ]
+
+
+@contextmanager
+def _worker_map(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """A ``map`` that keeps the order, over so many processes."""
+    if workers == 1:
+        yield map
+        return
+    with Pool(workers) as pool:
+        yield pool.imap
+
+
+def _convert(viewpoint: Path) -> tuple[Size, list[Json | None]] | str:
+    """Size and annotations of a viewpoint, None for a hidden object; or why it is not usable."""
+    try:
+        size, objects = _read(viewpoint)
+    except UnusableError as error:
+        return str(error)
+    return size, [_annotation(*masks) if masks[0].any() else None for masks in objects]
+
+
+def _write(
+    path: Path, root: Path, viewpoints: Sequence[Path], work: Callable[..., Iterable[Any]]
+) -> Tally:
     """Write a COCO-style file of what is usable, one viewpoint in memory at a time."""
     tally = Tally()
     images: list[Json] = []
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("wb") as file:
         head = json.dumps({"info": _INFO, "categories": CATEGORIES})
-        file.write(f'{head[:-1]}, "annotations": [')
-        for viewpoint in viewpoints:
-            try:
-                size, objects = _read(viewpoint)
-            except UnusableError as error:
-                print(f"skipped {error}", file=sys.stderr)
+        file.write(f'{head[:-1]}, "annotations": ['.encode())
+        for viewpoint, found in zip(viewpoints, work(_convert, viewpoints), strict=True):
+            if isinstance(found, str):
+                print(f"skipped {found}", file=sys.stderr)
                 tally.skipped += 1
                 continue
+            size, objects = found
             tally.images += 1
-            images.append(_image(root, viewpoint, tally.images, size))
-            for visible, amodal in objects:
-                if not visible.any():
-                    tally.hidden += 1
-                    continue
+            tally.hidden += objects.count(None)
+            lines = []
+            for annotation in filter(None, objects):
                 tally.objects += 1
                 record = {"id": tally.objects, "image_id": tally.images}
-                file.write(",\n" if tally.objects > 1 else "\n")
-                file.write(json.dumps(record | _annotation(visible, amodal)))
-        file.write(f'\n], "images": {json.dumps(images)}}}\n')
+                lines.append(json.dumps(record | annotation))
+            text = ",\n".join(lines).encode()
+            if text:
+                file.write(b",\n" if tally.objects > len(lines) else b"\n")
+            at = [file.tell(), len(text)]
+            file.write(text)
+            images.append({**_image(root, viewpoint, tally.images, size), "annotations_at": at})
+        file.write(f'\n], "images": {json.dumps(images)}}}\n'.encode())
     return tally
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
 
 
 def _image(root: Path, viewpoint: Path, number: int, size: Size) -> Json:
@@ -221,7 +303,7 @@ def _annotation(visible: np.ndarray, amodal: np.ndarray) -> Json:
 
 
 def _rle(mask: np.ndarray) -> Json:
-    encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    encoded = coco_mask.encode(np.asfortranarray(mask).view(np.uint8))
     return {**encoded, "counts": encoded["counts"].decode("ascii")}
 
 
@@ -241,25 +323,32 @@ def _read(viewpoint: Path) -> tuple[Size, list[Masks]]:
     _, numbers, masks = _load(
         npz, {"depth": size, "instances_objects": size, _MASKS_KEYS: (None, *size)}
     )
-    return size, _synthetic_masks(npz, numbers, masks > 0)
+    return size, _synthetic_masks(npz, numbers, [np.asfortranarray(mask > 0) for mask in masks])
 
 
-def _synthetic_masks(npz: Path, numbers: np.ndarray, masks: np.ndarray) -> list[Masks]:
-    """Join the map of visible objects with their whole masks, bool ``[n, H, W]``."""
-    numbers = np.nan_to_num(numbers)
-    if not np.isin(numbers, np.arange(len(masks) + 1)).all():
+def _synthetic_masks(npz: Path, numbers: np.ndarray, masks: list[np.ndarray]) -> list[Masks]:
+    """Join the map of visible objects with their whole masks, bool ``[H, W]``."""
+    numbers = np.asfortranarray(np.nan_to_num(numbers))  # the order of an RLE
+    if numbers.min() < 0 or numbers.max() > len(masks) or (numbers % 1).any():
         raise UnusableError(
             f"{npz}: instances_objects has numbers from {numbers.min():g} to {numbers.max():g}, "
             f"not 0 to {len(masks)}, the number of masks in {_MASKS_KEYS}"
         )
     visible = [numbers == number for number in range(1, len(masks) + 1)]
-    covered = sum(int((one & mask).sum()) for one, mask in zip(visible, masks, strict=True))
     seen = np.count_nonzero(numbers)
+    # Pixels of the object n that lie in the mask m.
+    at = numbers.astype(np.intp)
+    shared = np.array(
+        [np.bincount(at[mask], minlength=len(masks) + 1)[1:] for mask in masks], int
+    ).T.reshape(len(masks), len(masks))
+    covered = int(shared.trace())
     # Half, not all: edges of the two may differ by a pixel. Masks in another order share far less.
-    if 2 * covered < seen:
+    # Hidden parts alone share next to nothing, and lie in others only in part.
+    if 2 * covered < seen and (20 * covered > seen or 2 * shared.max(1).sum() >= seen):
         raise UnusableError(
             f"{npz}: the masks of {_MASKS_KEYS} cover {covered / seen:.0%} of the objects of the "
-            "same number in instances_objects: they are ordered otherwise, or not whole objects"
+            "same number in instances_objects: they are ordered otherwise, or neither whole "
+            "objects nor hidden parts"
         )
     return [(one, one | mask) for one, mask in zip(visible, masks, strict=True)]
 
@@ -293,7 +382,7 @@ def _load(path: Path, wanted: dict[str, tuple[int | None, ...]]) -> list[np.ndar
                 if not names:
                     found = ", ".join(file.files) or "nothing"
                     raise UnusableError(f"{path}: has no {key}; found: {found}")
-                array = file[names[0]]
+                array = file[names[-1]]
                 fits = len(array.shape) == len(shape) and all(
                     length in (None, actual)
                     for length, actual in zip(shape, array.shape, strict=True)
@@ -301,7 +390,7 @@ def _load(path: Path, wanted: dict[str, tuple[int | None, ...]]) -> list[np.ndar
                 if not fits:
                     expected = str(shape).replace("None", "any")
                     raise UnusableError(
-                        f"{path}: {names[0]} has the shape {array.shape}, not {expected}"
+                        f"{path}: {names[-1]} has the shape {array.shape}, not {expected}"
                     )
                 arrays.append(array)
             return arrays

@@ -20,8 +20,9 @@ class RGBDDataPreprocessor(DetDataPreprocessor):
     """Normalises images of four channels, and pads the visible masks beside the amodal ones.
 
     Args:
-        mean: Of red, green, blue and depth.
-        std: Likewise.
+        mean: Of the channels as the network sees them: red, green, blue and depth with
+            ``bgr_to_rgb``, else blue first.
+        std: The same.
         bgr_to_rgb: Whether the images are BGR and depth, and the network shall see RGB and depth.
         **kwargs: Other arguments of ``DetDataPreprocessor``.
 
@@ -80,12 +81,16 @@ class RGBDResNet(BaseModule):
     """Two ResNets, for colour and for depth, fused at every stage (paper C, section 3).
 
     The outputs of a stage are concatenated, and a convolution with a norm makes one of them. Depth
-    is shown to its ResNet three times, as a grey image, so that both start from the same weights.
+    is shown to its ResNet three times, as a grey image, so that both can start from the same
+    weights.
 
     Args:
         fusion_norm_cfg: Norm of the fused features; by default batch norm.
         depth_frozen_stages: ``frozen_stages`` of the one for depth. By default, all of it trains,
             as in UOAIS (``adet/modeling/backbone/resnet_depth.py``).
+        depth_cfg: Arguments that the one for depth has otherwise, such as ``dict(init_cfg=None)``
+            if only the other is pretrained; with frozen norms it needs ``zero_init_residual=False``
+            then.
         **kwargs: Arguments of MMDetection's ``ResNet``, for both: with ``init_cfg=dict(
             type='Pretrained', ...)`` both are pretrained.
     """
@@ -94,11 +99,13 @@ class RGBDResNet(BaseModule):
         self,
         fusion_norm_cfg: Mapping[str, Any] | None = None,
         depth_frozen_stages: int = -1,
+        depth_cfg: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
         self.rgb = ResNet(**kwargs)
-        self.depth = ResNet(**{**kwargs, "frozen_stages": depth_frozen_stages})
+        own = {"frozen_stages": depth_frozen_stages, **(depth_cfg or {})}
+        self.depth = ResNet(**{**kwargs, **own})
         norm_cfg = {"type": "BN"} if fusion_norm_cfg is None else dict(fusion_norm_cfg)
         widths = [
             self.rgb.base_channels * 2**stage * self.rgb.block.expansion

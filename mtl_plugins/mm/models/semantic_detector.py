@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,12 @@ from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.models.detectors import BaseDetector
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, SampleList
+from mmdet.structures.bbox import bbox_overlaps
 from mmdet.utils import reduce_mean
 from mmengine.dist import get_world_size
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtl_plugins.mm.allocation import scaled, select
@@ -26,6 +28,12 @@ SOURCES = ("gt", "pseudo")
 IGNORED = 255
 """The label of a pixel that has none."""
 
+PASSING_OVER = ("FCOSHead", "NASFCOSHead", "RetinaHead", "RetinaSepBNHead", "ATSSHead", "GFLHead")
+"""Heads whose background can be told to pass over ignored boxes."""
+
+SURE_OF_BACKGROUND = -20.0
+"""A logit whose loss is 0 where nothing is."""
+
 
 @MODELS.register_module()
 class SemanticDetector(BaseDetector):
@@ -36,6 +44,10 @@ class SemanticDetector(BaseDetector):
     any label for it, and each source of labels is a loss of its own, normalised over the images
     that have it (paper A, eq. 9). What no image has is no loss. Of several processes, one whose
     images lack a label that its weights ask for takes part with zeros, since heads may communicate.
+
+    What ``ignored_instances`` cover, crowds among them, is no background: the heads of FCOS,
+    RetinaNet, ATSS and GFL learn nothing from the places whose centre is there and in no labelled
+    box. Other heads get it as MMDetection gives it to them, and a warning says so.
 
     The losses are ``loss_<source>_<task>_<term>`` with the sources ``gt`` and ``pseudo``, the tasks
     ``det`` and ``seg`` and the terms of the heads, such as ``loss_pseudo_det_centerness``.
@@ -192,9 +204,11 @@ class SemanticDetector(BaseDetector):
             for sample, one in zip(samples, labels, strict=True)
         ]
         metas = [sample.metainfo for sample in samples]
-        return self.bbox_head.loss_by_feat(
-            *outputs, list(labels), metas, None if None in crowds else crowds
-        )
+        if None in crowds:
+            crowds = None
+        elif any(len(crowd) for crowd in crowds):
+            outputs = (_pass_over(self.bbox_head, outputs[0], labels, crowds), *outputs[1:])
+        return self.bbox_head.loss_by_feat(*outputs, list(labels), metas, crowds)
 
     def _seg_loss(
         self, outputs: Tensor, samples: SampleList, labels: Sequence[PixelData]
@@ -275,6 +289,74 @@ def _of(values: Any, chosen: Sequence[int], total: int) -> Any:
     if list(chosen) == list(range(total)):
         return values
     return values[chosen] if isinstance(values, Tensor) else select(values, chosen)
+
+
+def _pass_over(
+    head: nn.Module,
+    scores: Sequence[Tensor],
+    labels: Sequence[InstanceData],
+    crowds: Sequence[InstanceData],
+) -> Sequence[Tensor]:
+    """Scores that cost nothing where the background is a crowd, and teach nothing there.
+
+    MMDetection's point heads do not look at ignored boxes, and of its assigners for anchors only
+    one does, if told to.
+
+    Args:
+        head: Dense head.
+        scores: Logits of each level, ``[N, A * C, H_l, W_l]`` with ``A`` priors at a place.
+        labels: Objects of the ``N`` images.
+        crowds: Ignored boxes of the ``N`` images.
+    """
+    family = next(c for c in type(head).__mro__ if c.__module__.startswith("mmdet."))
+    if family.__name__ not in PASSING_OVER or not head.use_sigmoid_cls:
+        warnings.warn(
+            f"model.bbox_head: {type(head).__name__} may train ignored boxes, such as crowds, as "
+            f"background; these with sigmoid scores do not: {', '.join(PASSING_OVER)}",
+            stacklevel=2,
+        )
+        return scores
+    sizes = [level.shape[-2:] for level in scores]
+    priors = torch.cat(head.prior_generator.grid_priors(sizes, device=scores[0].device))
+    least = getattr(getattr(head, "assigner", None), "pos_iou_thr", 1.0)
+    hidden = torch.stack(
+        [
+            _hidden(priors, objects.bboxes, crowd.bboxes, least)
+            for objects, crowd in zip(labels, crowds, strict=True)
+        ]
+    )
+    passed = []
+    each = len(priors) // sum(height * width for height, width in sizes)
+    for level, (height, width) in zip(scores, sizes, strict=True):
+        here, hidden = hidden.tensor_split([each * height * width], 1)
+        here = here.view(len(level), height, width, each).permute(0, 3, 1, 2)
+        here = here.repeat_interleave(level.shape[1] // each, 1)
+        passed.append(level.masked_fill(here, SURE_OF_BACKGROUND))
+    return passed
+
+
+def _hidden(priors: Tensor, objects: Tensor, crowds: Tensor, least: float) -> Tensor:
+    """Mark the priors that lie in a crowd and cannot be assigned to an object.
+
+    Args:
+        priors: Points ``[n, 2]`` or anchors ``[n, 4]``.
+        objects: Labelled boxes, ``[m, 4]``.
+        crowds: Ignored boxes, ``[k, 4]``.
+        least: IoU from which on an anchor is assigned, wherever its centre is.
+    """
+    centres = priors if priors.shape[1] == 2 else (priors[:, :2] + priors[:, 2:]) / 2
+    hidden = _inside(centres, crowds) & ~_inside(centres, objects)
+    if priors.shape[1] == 4 and len(objects):
+        ious = bbox_overlaps(priors, objects)
+        # The best anchors of an object may be its own however bad they are.
+        hidden &= ~((ious >= least) | (ious == ious.max(0).values)).any(1)
+    return hidden
+
+
+def _inside(points: Tensor, boxes: Tensor) -> Tensor:
+    """Mark those of ``[n, 2]`` points that lie in any of ``[m, 4]`` boxes."""
+    low, high = boxes[:, :2].to(points), boxes[:, 2:].to(points)
+    return ((points[:, None] >= low) & (points[:, None] <= high)).all(2).any(1)
 
 
 def _no_labels(sample: DetDataSample, device: torch.device) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -26,6 +27,9 @@ class LoadDepth(BaseTransform):
     It lies between 0 and 255: a linear image of ``depth_range``, clipped at its ends. Where nothing
     was measured it is 0. Both as in UOAIS (``adet/data/dataset_mapper.py``), which clips its zeros
     to the near end.
+
+    A file is an npz, or an npy with the depth alone. If no pixel of an image lies within
+    ``depth_range``, there is a warning, since nothing is told apart then: the unit may be another.
 
     Colour jitter belongs before this transform. MMDetection's ``Shear*`` and ``Translate*`` take
     images of three channels only.
@@ -59,26 +63,61 @@ class LoadDepth(BaseTransform):
             ValueError: There is no such array in the file, or it has another size than the image.
         """
         path, image = results["depth_path"], results["img"]
-        depth = self._load(path)
+        depth = self.measured(path)
         if depth.shape != image.shape[:2]:
             raise ValueError(
                 f"{self.key!r} in {path!r} has the shape {depth.shape}, the image "
                 f"{results['img_path']!r} {image.shape[:2]}"
             )
+        if not self.tells_apart(depth):
+            warnings.warn(self.out_of_range(path, depth), stacklevel=2)
         depth = np.nan_to_num(depth.astype(np.float32), nan=self.nearest)
         depth = depth.clip(self.nearest, self.farthest) - self.nearest
         depth *= 255 / (self.farthest - self.nearest)
         results["img"] = np.dstack([image, depth]).astype(np.float32)
         return results
 
-    def _load(self, path: str) -> np.ndarray:
+    def measured(self, path: str) -> np.ndarray:
+        """The depth in a file, ``[H, W]``, in its unit, NaN or 0 where nothing was measured.
+
+        Raises:
+            ValueError: There is no such array in the file, or it cannot be read.
+        """
         try:
-            with np.load(path) as file:
-                if self.key not in file:
-                    raise ValueError(f"key: {path!r} has no {self.key!r}; found: {file.files}")
-                return file[self.key]
-        except (EOFError, zipfile.BadZipFile, zlib.error, UnpicklingError) as error:
+            file = np.load(path)
+            found = {self.key: file} if isinstance(file, np.ndarray) else file
+            if self.key in found:
+                return found[self.key]
+        except (EOFError, ValueError, zipfile.BadZipFile, zlib.error, UnpicklingError) as error:
             raise ValueError(f"{path!r} cannot be read: {error}") from error
+        raise ValueError(f"key: {path!r} has no {self.key!r}; found: {list(found)}")
+
+    def tells_apart(self, depth: np.ndarray) -> bool:
+        """Tells whether some pixel lies within the range."""
+        return bool(((depth > self.nearest) & (depth < self.farthest)).any())
+
+    def out_of_range(self, path: str, depth: np.ndarray) -> str:
+        """Words for an image of which nothing lies within the range, with one that would do.
+
+        Args:
+            path: Path of the depth.
+            depth: Array that :meth:`measured` found there, ``[H, W]``.
+        """
+        found = depth[np.isfinite(depth) & (depth != 0)]
+        if not found.size:
+            return f"LoadDepth: {path!r} holds no measured depth: all of it is NaN, infinite or 0"
+        for factor in (10, 100, 1000, 0.1, 0.01, 0.001):
+            if self.tells_apart(found / factor):
+                ends = tuple(float(f"{end * factor:g}") for end in (self.nearest, self.farthest))
+                hint = f"in the unit of the file it may be depth_range={ends}"
+                break
+        else:
+            hint = "set it to where the camera sees objects, in the unit of the file"
+        return (
+            f"LoadDepth.depth_range: no depth in {path!r} lies between {self.nearest:g} and "
+            f"{self.farthest:g}; it goes from {found.min():g} to {found.max():g}, and the image "
+            f"would be of two grey values at most; {hint}"
+        )
 
 
 @TRANSFORMS.register_module()
