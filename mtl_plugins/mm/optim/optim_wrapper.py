@@ -23,10 +23,13 @@ from mtl_plugins.aggregation import build_aggregator
 from mtl_plugins.features import find_module
 from mtl_plugins.mm.allocation import AllocationGates
 from mtl_plugins.mm.optim.model import Replay, differentiate_twice
+from mtl_plugins.precision import cpu_precision, gradient_scale, scaler_for
 from mtl_plugins.regularization import build_regularizer
+from mtl_plugins.resume import KEY, Resume
 from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import build_weighting
 
+RESUME = Resume("resume", "load_from", "MTLOptimWrapper")
 _OPTIONS = inspect.signature(MultiTaskBackward).parameters.keys()
 
 
@@ -127,7 +130,7 @@ class MTLOptimWrapper(OptimWrapper):
             **self._options,
         )
         if self._resumed is not None:
-            self.multitask.load_state_dict(self._resumed)
+            RESUME.load(self.multitask, self._resumed)
         AllocationGates(model, self.groups)
         if self.multitask.regularizer is not None:
             differentiate_twice(model)
@@ -223,7 +226,7 @@ class MTLOptimWrapper(OptimWrapper):
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         if self.multitask is not None:
-            state["mtl"] = self.multitask.state_dict()
+            state[KEY] = self.multitask.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -232,15 +235,10 @@ class MTLOptimWrapper(OptimWrapper):
         Raises:
             ValueError: The checkpoint was written by another method, or without one.
         """
-        if "mtl" not in state_dict:
-            raise ValueError(
-                "resume: the checkpoint was not written by MTLOptimWrapper. To start from its "
-                "weights, set load_from and leave resume off"
-            )
-        self._resumed = state_dict.pop("mtl")
+        self._resumed = RESUME.take(state_dict)
         super().load_state_dict(state_dict)
         if self.multitask is not None:
-            self.multitask.load_state_dict(self._resumed)
+            RESUME.load(self.multitask, self._resumed)
 
 
 class _AnyDeviceAmpOptimWrapper(AmpOptimWrapper):
@@ -256,11 +254,9 @@ class _AnyDeviceAmpOptimWrapper(AmpOptimWrapper):
         if get_device() != "cpu":
             super().__init__(loss_scale, dtype, use_fsdp, **kwargs)
             return
-        if dtype not in (None, "bfloat16", torch.bfloat16):
-            raise ValueError(f"optim_wrapper.dtype: a CPU trains in 'bfloat16', got {dtype!r}")
         OptimWrapper.__init__(self, **kwargs)
-        self.cast_dtype = torch.bfloat16
-        self.loss_scaler = torch.amp.GradScaler("cpu", enabled=False)
+        self.cast_dtype = cpu_precision(dtype, "optim_wrapper.dtype")
+        self.loss_scaler = scaler_for(torch.device("cpu"))
         self._scale_update_param = None
 
 
@@ -274,9 +270,5 @@ class AmpMTLOptimWrapper(MTLOptimWrapper, _AnyDeviceAmpOptimWrapper):
     """
 
     def gradient_scale(self) -> Tensor | None:
-        if not self.loss_scaler.is_enabled():
-            return None
-        # scale() and not get_scale(): the scaler makes its state when it first scales something,
-        # and the device need not be waited for.
-        one = torch.ones((), device=self.optimizer.param_groups[0]["params"][0].device)
-        return self.loss_scaler.scale(one)
+        device = self.optimizer.param_groups[0]["params"][0].device
+        return gradient_scale(self.loss_scaler, device)
