@@ -7,6 +7,7 @@ import inspect
 from concurrent.futures import ThreadPoolExecutor
 from threading import current_thread, main_thread
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -279,9 +280,9 @@ def test_skipped_step(clip, precision):
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0) if precision == "scaled" else None
         options = {"grad_scaler": scaler} if scaler else {}
         trainer = trainer_for(cfg, toy(), some, **options)
-        steps = watch_grads(trainer.optimizer, trainer.model)
-        trained.append(train(trainer, len(some)))
-        assert len(steps) == 2
+        with patch.object(trainer.optimizer, "step", wraps=trainer.optimizer.step) as step:
+            trained.append(train(trainer, len(some)))
+        assert step.call_count == 2
         if scaler:  # it backs off after the step that was skipped
             assert scaler.get_scale() == (1.0 if len(some) == 3 else 2.0)
     assert_close(*trained)
