@@ -10,7 +10,6 @@ import os
 from importlib.util import find_spec
 from typing import Any
 
-import mtl_plugins.d2  # noqa: F401  # isort: skip  (before Detectron2, see there)
 from detectron2 import _C
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
@@ -34,8 +33,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from mtl_plugins.d2 import MTLTrainer, add_mtl_config, launch
-from mtl_plugins.d2.config import unknown_key
+from mtl_plugins.d2 import MTLTrainer, add_mtl_config, launch, merge_options
 from mtl_plugins.d2.data import missing_data
 
 logger = logging.getLogger("detectron2.train_net")
@@ -88,9 +86,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg()
     add_mtl_config(cfg)
     cfg.merge_from_file(args.config_file)
-    if problem := unknown_key(cfg, args.opts):
-        raise SystemExit(problem)
-    cfg.merge_from_list(args.opts)
+    try:
+        merge_options(cfg, args.opts)
+    except (KeyError, ValueError) as error:
+        raise SystemExit(error.args[0]) from error
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="mtl_plugins")

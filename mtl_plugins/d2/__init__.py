@@ -4,21 +4,16 @@ Examples:
     >>> cfg = get_cfg()
     >>> add_mtl_config(cfg)
     >>> cfg.merge_from_file("configs/detectron2/mask_rcnn_R_50_FPN_1x.yaml")
-    >>> cfg.merge_from_list(["MTL.AGGREGATOR.NAME", "PCGrad"])
+    >>> merge_options(cfg, ["MTL.AGGREGATOR.NAME", "PCGrad"])
     >>> trainer = MTLTrainer(cfg)
 """
 
-from mtl_plugins.ops import install_detectron2_ops
-
-# Before anything imports the parts of Detectron2 that need the compiled extension.
-install_detectron2_ops()
-
-from mtl_plugins.d2.allocation import AllocatedLoader, AllocationGates  # noqa: E402
-from mtl_plugins.d2.config import add_mtl_config  # noqa: E402
-from mtl_plugins.d2.defaults import MTLTrainer  # noqa: E402
-from mtl_plugins.d2.hooks import TaskInterferenceHook  # noqa: E402
-from mtl_plugins.d2.launch import launch  # noqa: E402
-from mtl_plugins.d2.train_loop import MTLAMPTrainer, MTLSimpleTrainer  # noqa: E402
+from mtl_plugins.d2.allocation import AllocatedLoader, AllocationGates
+from mtl_plugins.d2.config import add_mtl_config, merge_options
+from mtl_plugins.d2.defaults import MTLTrainer
+from mtl_plugins.d2.hooks import TaskInterferenceHook
+from mtl_plugins.d2.launch import launch
+from mtl_plugins.d2.train_loop import MTLAMPTrainer, MTLSimpleTrainer
 
 __all__ = [
     "AllocatedLoader",
@@ -29,4 +24,5 @@ __all__ = [
     "TaskInterferenceHook",
     "add_mtl_config",
     "launch",
+    "merge_options",
 ]
