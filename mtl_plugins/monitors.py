@@ -14,8 +14,11 @@ from mtl_plugins.registry import suggest
 if TYPE_CHECKING:
     from mtl_plugins.step import Step
 
-MEASURES = ("gds", "gms", "angles", "fd")
-"""What can be asked for in a config."""
+GRADIENT_MEASURES = ("gds", "gms", "angles")
+"""Measures that are read from the Gramian of the task gradients."""
+
+MEASURES = (*GRADIENT_MEASURES, "fd")
+"""All measures that can be asked for in a config."""
 
 
 def gradient_direction_similarity(gramian: Tensor) -> Tensor:
@@ -72,7 +75,14 @@ def feature_disentanglement(gradients: Tensor) -> Tensor:
 
 
 def entropies(gradients: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum behind :func:`feature_disentanglement`, and the number of its terms; two scalars."""
+    """Returns the sum behind :func:`feature_disentanglement` and the number of its terms.
+
+    Args:
+        gradients: ``[T, ...]``, ``∂L_t/∂Z``.
+
+    Returns:
+        Two scalars.
+    """
     saliency = gradients.flatten(1).abs()
     largest = saliency.amax(dim=0)
     matters = largest > 0.0
@@ -82,10 +92,15 @@ def entropies(gradients: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_measures(measures: Sequence[str], key: str) -> None:
-    """Looks for what is none of :data:`MEASURES`.
+    """Refuses whatever is not a list of :data:`MEASURES`.
 
     Args:
+        measures: Names of measures.
         key: Where the config has them, for the error message.
+
+    Raises:
+        TypeError: They are a string, not a list.
+        ValueError: One is not among :data:`MEASURES`.
     """
     if isinstance(measures, str):
         raise TypeError(f"{key}: expected a list, got {measures!r}")
@@ -95,10 +110,12 @@ def check_measures(measures: Sequence[str], key: str) -> None:
 
 
 def scalars_of(step: Step, measures: Sequence[str], fallbacks: int) -> dict[str, float]:
-    """What a step has to say, by the names under which both adapters log it.
+    """Returns the scalars of a step, by the names under which both adapters log them.
 
     Args:
-        measures: Of :data:`MEASURES`; what the step did not compute is left out.
+        step: Taken last.
+        measures: Those of :data:`MEASURES` that are wanted; those that the step did not compute
+            are left out.
         fallbacks: How often the solver of the aggregator has not converged.
     """
     scalars = dict(zip((f"mtl/loss/{t}" for t in step.tasks), step.losses.tolist(), strict=True))

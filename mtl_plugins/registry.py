@@ -7,9 +7,12 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
+NUMBERS = ("int", "float", "int | None", "float | None")
+"""Annotations of an argument that is a number; they are not evaluated."""
 
 
 class Method:
@@ -116,6 +119,7 @@ def build(
     valid = inspect.signature(registry[name]).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in valid.values())
     for argument in arguments:
+        _check_number(f"{key}.{argument}", name, arguments[argument], valid.get(argument))
         if not takes_any and argument not in valid:
             raise TypeError(
                 f"{key}: {name} takes no argument {argument!r}; {suggest(argument, valid)}"
@@ -128,3 +132,21 @@ def build(
         return registry[name](**arguments)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{key}: {name}: {error}") from error
+
+
+def _check_number(key: str, method: str, value: Any, parameter: inspect.Parameter | None) -> None:
+    """Refuses text and the like where a method takes a number.
+
+    Args:
+        key: Where the config has the argument, for the error message.
+        method: Name of the method.
+        value: From the config; None is left to the method.
+        parameter: Of its constructor, if it has one of this name.
+
+    Raises:
+        TypeError: The value is no number.
+    """
+    if parameter is None or value is None or parameter.annotation not in NUMBERS:
+        return
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{key}: {method} takes a number, got {value!r}")

@@ -2,12 +2,16 @@
 
 Users install Detectron2 from its repository. This takes the Python part of version 0.6 from the
 package index, where pip checks its hash before anything of it is used, and installs it as
-``detectron2``. With a Detectron2 in place it does nothing.
+``detectron2``: with its model zoo, with current names for what NumPy, Pillow and setuptools have
+dropped since, and with a stand-in for the compiled extension. A Detectron2 that has its extension,
+compiled or stood in for, is left as it is.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -18,7 +22,9 @@ from pathlib import Path
 ARCHIVE = "pb1-detectron2==0.6"
 SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 TOOLS = ("pip==25.1.1", "setuptools==80.9.0")  # with which it is taken
-CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
+ROOT = Path(__file__).parents[1]
+CONSTRAINTS = ROOT / "constraints.txt"
+EXTENSION = ROOT / "mtl_plugins" / "ops" / "detectron2_ext.py"
 # In place of the archive's own build, which compiles sources that it does not have. The
 # requirements are those that are used; opencv is no wish of Detectron2's.
 PROJECT = """
@@ -35,12 +41,22 @@ dependencies = [
 [tool.setuptools]
 include-package-data = false
 packages.find.include = ["detectron2*"]
+package-data."detectron2.model_zoo" = ["configs/**/*.yaml"]
 """
+# Names that are gone: from NumPy 1.24, Pillow 10 and setuptools 82.
+CURRENT_NAMES = {
+    r"\bnp\.(bool|int|float|str)\b": r"\1",
+    r"\bImage\.LINEAR\b": "Image.BILINEAR",
+    r"import pkg_resources\n": "",
+    r'pkg_resources\.resource_filename\(\s*"detectron2\.model_zoo", (.*)\s*\)': (
+        r"os.path.join(os.path.dirname(__file__), \1)"
+    ),
+}
 
 
 def main() -> None:
     """Installs it into the environment of this interpreter."""
-    if find_spec("detectron2") is not None:
+    if find_spec("detectron2") is not None and find_spec("detectron2._C") is not None:
         print("Detectron2 is there already")
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -56,10 +72,22 @@ def main() -> None:
         with tarfile.open(next(here.glob("*.tar.gz"))) as packed:
             packed.extractall(here, filter="data")
         source = here / ARCHIVE.replace("==", "-")
-        (source / "setup.py").unlink()
-        (source / "setup.cfg").unlink()
-        (source / "pyproject.toml").write_text(PROJECT)
+        prepare(source)
         pip("install", "--constraint", CONSTRAINTS, "--no-compile", source)
+
+
+def prepare(source: Path) -> None:
+    """Makes the unpacked archive one that installs, and runs with current dependencies."""
+    (source / "setup.py").unlink()
+    (source / "setup.cfg").unlink()
+    (source / "pyproject.toml").write_text(PROJECT)
+    shutil.copy(EXTENSION, source / "detectron2" / "_C.py")
+    for file in (source / "detectron2").rglob("*.py"):
+        code = old = file.read_text()
+        for gone, current in CURRENT_NAMES.items():
+            code = re.sub(gone, current, code)
+        if code != old:
+            file.write_text(code)
 
 
 def pip(command: str, *arguments: str | Path, **env: str) -> None:

@@ -4,14 +4,13 @@ Examples:
     >>> cfg = get_cfg()
     >>> add_mtl_config(cfg)
     >>> cfg.merge_from_file(config_file("mask_rcnn_R_50_FPN_1x.yaml"))
-    >>> cfg.merge_from_list(["MTL.AGGREGATOR.NAME", "PCGrad"])
+    >>> merge_options(cfg, ["MTL.AGGREGATOR.NAME", "PCGrad"])
     >>> cfg.MTL.AGGREGATOR.NAME  # which MTLTrainer(cfg) trains with
     'PCGrad'
 """
 
 from mtl_plugins import configs
 from mtl_plugins.extras import DETECTRON2, require
-from mtl_plugins.ops import install_detectron2_ops
 
 require(
     "mtl_plugins.d2",
@@ -19,11 +18,9 @@ require(
     extra="d2",
     how=DETECTRON2.format(tools=configs().parent / "tools"),
 )
-# Before anything imports the parts of Detectron2 that need the compiled extension.
-install_detectron2_ops()
 
 from mtl_plugins.d2.allocation import AllocatedLoader, AllocationGates  # noqa: E402
-from mtl_plugins.d2.config import add_mtl_config, config_file  # noqa: E402
+from mtl_plugins.d2.config import add_mtl_config, config_file, merge_options  # noqa: E402
 from mtl_plugins.d2.defaults import MTLTrainer  # noqa: E402
 from mtl_plugins.d2.hooks import TaskInterferenceHook  # noqa: E402
 from mtl_plugins.d2.launch import launch  # noqa: E402
@@ -39,4 +36,5 @@ __all__ = [
     "add_mtl_config",
     "config_file",
     "launch",
+    "merge_options",
 ]

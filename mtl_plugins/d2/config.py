@@ -20,9 +20,10 @@ from mtl_plugins.regularization import REGULARIZERS, build_regularizer
 from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import WEIGHTINGS, build_weighting
 
-# Those that are the same word in the config and of MultiTaskBackward.
+# Options of MultiTaskBackward that are the same word in the config.
 OPTIONS = ("LEVEL", "SYNC", "LOW_MEMORY", "WEIGHTS_EVERY", "ON_NONFINITE", "MAX_SKIPS")
-_KEYS = (*OPTIONS, "TASKS", "AGGREGATOR", "WEIGHTING", "REGULARIZER", "REPRESENTATION")
+_METHODS = ("AGGREGATOR", "WEIGHTING", "REGULARIZER")
+_KEYS = (*OPTIONS, *_METHODS, "TASKS", "OPTIONAL_LOSSES", "REPRESENTATION")
 
 
 def add_mtl_config(cfg: CfgNode) -> None:
@@ -34,15 +35,19 @@ def add_mtl_config(cfg: CfgNode) -> None:
 
     yacs knows no dicts as values; where one is due, it is text as in a YAML file, such as
     ``MTL.WEIGHTING.WEIGHTS "{detection: 1.0, mask: 0.5}"``, and a whole method can be one as well:
-    ``MTL.AGGREGATOR.NAME "{type: MCLGS, base: {type: CAGrad, c: 0.4}}"``.
+    ``MTL.AGGREGATOR.NAME "{type: MCLGS, base: {type: CAGrad, c: 0.4}}"``. On a command line
+    :func:`merge_options` takes ``MTL.TASKS`` in the same way.
 
     Args:
-        cfg: Of Detectron2, not frozen.
+        cfg: A config of Detectron2, not frozen.
     """
     cfg.MTL = mtl = CfgNode()
     # Names of the losses of each task, shell patterns allowed: {mask: [loss_mask], ...}. Without
     # any, every loss is a task. An empty list takes a task of the base config away.
     mtl.TASKS = CfgNode(new_allowed=True)
+    # Losses that the model has on some batches only, shell patterns allowed, beside those of the
+    # model's own attribute ``optional_losses``.
+    mtl.OPTIONAL_LOSSES = []
     mtl.AGGREGATOR = _method(AGGREGATORS, "Sum")
     mtl.WEIGHTING = _method(WEIGHTINGS)
     mtl.REGULARIZER = _method(REGULARIZERS)
@@ -80,7 +85,7 @@ def config_file(name: str) -> str:
 
 
 def _method(registry: Mapping[str, type], name: str = "") -> CfgNode:
-    """A node for one of some methods, with a key for each argument that one of them takes."""
+    """Returns the node for one of some methods, with a key for each argument that one takes."""
     # A wrong key in a file is to come as far as the method, whose error names the right ones.
     node = CfgNode({"NAME": name}, new_allowed=True)
     for cls in registry.values():
@@ -91,25 +96,27 @@ def _method(registry: Mapping[str, type], name: str = "") -> CfgNode:
 
 
 def tasks_of(cfg: CfgNode) -> dict[str, Any]:
-    """The losses of each task: a config cannot take a key of its base away, but empty it."""
+    """Returns the losses of each task; a task whose list is empty is taken away."""
     return {task: losses for task, losses in cfg.MTL.TASKS.items() if losses}
 
 
 def build_groups(cfg: CfgNode) -> TaskGroups:
-    """Which losses make which task."""
+    """Builds what says which losses make which task."""
     with naming_keys():
-        return TaskGroups(tasks_of(cfg) or None)
+        groups = TaskGroups(tasks_of(cfg) or None)
+        groups.optional = list(cfg.MTL.OPTIONAL_LOSSES)
+        return groups
 
 
 def build_multitask(
     cfg: CfgNode, model: nn.Module, params: Sequence[nn.Parameter], groups: TaskGroups
 ) -> MultiTaskBackward:
-    """What takes the place of ``losses.backward()``.
+    """Builds what takes the place of ``losses.backward()``.
 
     Args:
-        cfg: With the node that :func:`add_mtl_config` adds.
+        cfg: Config with the node that :func:`add_mtl_config` adds.
         model: Has the representation.
-        params: To train.
+        params: The parameters to train.
         groups: Which losses make which task.
 
     Raises:
@@ -120,28 +127,42 @@ def build_multitask(
     if mtl.LEVEL == "feature":
         options["representation"] = find_module(model, mtl.REPRESENTATION, "MTL.REPRESENTATION")
     with naming_keys():
+        aggregator, weighting, regularizer = (_arguments(mtl, key) for key in _METHODS)
+        if aggregator is None:
+            raise ValueError(
+                f"aggregator.type: no method is named; the plain sum is 'Sum'. Valid: "
+                f"{', '.join(AGGREGATORS)}"
+            )
         return MultiTaskBackward(
             params,
-            aggregator=build_aggregator(_arguments(mtl.AGGREGATOR) or "Sum"),
-            weighting=build_weighting(w) if (w := _arguments(mtl.WEIGHTING)) else None,
-            regularizer=build_regularizer(r) if (r := _arguments(mtl.REGULARIZER)) else None,
+            aggregator=build_aggregator(aggregator),
+            weighting=weighting and build_weighting(weighting),
+            regularizer=regularizer and build_regularizer(regularizer),
             tasks=groups.names,
             total_steps=cfg.SOLVER.MAX_ITER,
             **options,
         )
 
 
-def _arguments(node: CfgNode) -> dict[str, Any] | None:
-    """``dict(type=name, ...)`` of a node that has a name."""
-    name = _value("NAME", node.NAME)
-    if not name:
-        return None
-    given = {k.lower(): _value(k, v) for k, v in node.items() if k != "NAME" and v is not None}
-    return given | (dict(name) if isinstance(name, Mapping) else {"type": name})
+def _arguments(mtl: CfgNode, method: str) -> dict[str, Any] | None:
+    """Returns ``dict(type=name, ...)`` of the node of a method; None if it names none."""
+    given = {}
+    for key, value in mtl[method].items():
+        path = f"MTL.{method}.{key}"
+        if key != key.upper():
+            raise KeyError(f"{path}: keys are in upper case: MTL.{method}.{key.upper()}")
+        if value is not None:
+            given[key.lower()] = _value(path, value)
+    name = given.pop("name", None)
+    if not name and given:
+        raise ValueError(
+            f"MTL.{method}.NAME: no method is named, but MTL.{method} has {sorted(given)}"
+        )
+    return given | (dict(name) if isinstance(name, Mapping) else {"type": name}) if name else None
 
 
 def _value(key: str, value: Any) -> Any:
-    """A dict is written as text, since yacs has none."""
+    """Reads a dict, which is written as text since yacs has none."""
     if not (isinstance(value, str) and value.lstrip().startswith("{")):
         return value
     try:
@@ -157,23 +178,57 @@ def naming_keys() -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError) as error:
         text = str(error.args[0]) if error.args else ""
-        found = re.match(rf"({'|'.join(_KEYS).lower()})\b(\.type)?", text)
+        found = re.match(rf"({'|'.join(_KEYS).lower()})\b(\.\w+)?", text)
         if found is None:
             raise
-        key = f"MTL.{found[1].upper()}{'.NAME' if found[2] else ''}"
-        raise type(error)(key + text[found.end() :]) from error
+        key, part = found[1].upper(), found[2] or ""
+        if key in _METHODS:
+            part = ".NAME" if part == ".type" else part.upper()
+        raise type(error)(f"MTL.{key}{part}{text[found.end() :]}") from error
 
 
-def unknown_key(cfg: CfgNode, options: Sequence[str]) -> str | None:
-    """The first key of a command line that the config does not have, in words for its user.
+def merge_options(cfg: CfgNode, options: Sequence[Any]) -> None:
+    """Merges keys and values of a command line, as ``cfg.merge_from_list`` does, new tasks too.
+
+    ``MTL.TASKS "{box: [loss_cls, loss_box_reg], mask: loss_mask}"`` takes the place of the tasks
+    of the config; ``MTL.TASKS.mask "[loss_mask]"`` adds or exchanges one of them.
 
     Args:
+        cfg: Config with the node that :func:`add_mtl_config` adds, not frozen.
         options: Keys and values in turn.
+
+    Raises:
+        KeyError: The config has no such key.
+        ValueError: A key has no value, or a value of the wrong type.
     """
-    for key in options[::2]:
-        node, known = cfg, ""
-        for part in key.split("."):
-            if not isinstance(node, CfgNode) or part not in node:
-                return f"{key}: {known or 'the config'} has no {part!r}; {suggest(part, node)}"
-            node, known = node[part], f"{known}.{part}".lstrip(".")
+    if len(options) % 2:
+        raise ValueError(f"{options[-1]}: has no value; keys and values come in turn")
+    for key, value in zip(options[::2], options[1::2], strict=True):
+        if key == "MTL.TASKS":
+            tasks = _parsed(key, value)
+            if not isinstance(tasks, Mapping):
+                raise ValueError(f"{key}: {value!r} is no dict in YAML, such as '{{a: [loss_a]}}'")
+            cfg.MTL.TASKS = CfgNode(dict(tasks), new_allowed=True)
+        elif key.startswith("MTL.TASKS."):
+            cfg.MTL.TASKS[key.removeprefix("MTL.TASKS.")] = _parsed(key, value)
+        elif problem := _unknown(cfg, key):
+            raise KeyError(problem)
+        else:
+            cfg.merge_from_list([key, value])
+
+
+def _parsed(key: str, value: Any) -> Any:
+    try:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError as error:
+        raise ValueError(f"{key}: {value!r} is no YAML") from error
+
+
+def _unknown(cfg: CfgNode, key: str) -> str | None:
+    """Says of a key that the config does not have how far it is known."""
+    node, known = cfg, ""
+    for part in key.split("."):
+        if not isinstance(node, CfgNode) or part not in node:
+            return f"{key}: {known or 'the config'} has no {part!r}; {suggest(part, node)}"
+        node, known = node[part], f"{known}.{part}".lstrip(".")
     return None

@@ -19,7 +19,9 @@ from mtl_plugins.d2.allocation import AllocatedLoader, AllocationGates
 from mtl_plugins.d2.config import build_groups, build_multitask, naming_keys
 from mtl_plugins.d2.data import TrainLoader
 from mtl_plugins.d2.hooks import RandomStates, TaskInterferenceHook
-from mtl_plugins.d2.train_loop import MTLAMPTrainer, MTLSimpleTrainer
+from mtl_plugins.d2.train_loop import RESUME, MTLAMPTrainer, MTLSimpleTrainer
+
+logger = logging.getLogger(__name__)
 
 
 class MTLTrainer(DefaultTrainer):
@@ -34,7 +36,7 @@ class MTLTrainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        # As DefaultTrainer's does, which makes its own trainer and puts no CPU model into DDP.
+        # DefaultTrainer's own makes its own trainer, and puts no CPU model into DDP.
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
@@ -59,6 +61,7 @@ class MTLTrainer(DefaultTrainer):
         self.checkpointer = DetectionCheckpointer(
             model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
+        self._restored = False
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -66,7 +69,7 @@ class MTLTrainer(DefaultTrainer):
 
     @property
     def multitask(self) -> MultiTaskBackward:
-        """What takes the place of ``losses.backward()``."""
+        """Takes the place of ``losses.backward()``."""
         return self._trainer.multitask
 
     @classmethod
@@ -74,7 +77,7 @@ class MTLTrainer(DefaultTrainer):
         return TrainLoader(cfg)
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Ours before those that write what they record, and after the timer."""
+        """Returns Detectron2's hooks, and ours after the timer and before the writers."""
         timer, *others = super().build_hooks()
         mtl = self.cfg.MTL
         ours: list[HookBase] = [RandomStates(self.cfg.SOLVER.CHECKPOINT_PERIOD)]
@@ -84,8 +87,27 @@ class MTLTrainer(DefaultTrainer):
         return [timer, *ours, *others]
 
     def resume_or_load(self, resume: bool = True) -> None:
+        """Loads the last checkpoint, or the weights of the config.
+
+        Args:
+            resume: Whether there may be a checkpoint to go on from.
+
+        Raises:
+            KeyError, ValueError: The checkpoint was written by another method, or without one.
+        """
+        self._restored = False
         super().resume_or_load(resume)
-        # Any other, of a subclass, begins anew.
+        if resume and self.checkpointer.has_checkpoint() and not self._restored:
+            logger.warning(
+                "%s: %s loaded weights from %s, but not the state of the trainer. The run starts "
+                "at iteration %d, with a new optimizer and a new state of the method; to resume, "
+                "build the checkpointer with trainer=weakref.proxy(trainer), as MTLTrainer does",
+                RESUME.switch,
+                type(self.checkpointer).__name__,
+                self.checkpointer.get_checkpoint_file(),
+                self.start_iter,
+            )
+        # A loader of another class, which a subclass may build, begins anew.
         if isinstance(self.data_loader, (TrainLoader, AllocatedLoader)):
             self.data_loader.start = self.start_iter
 
@@ -93,7 +115,7 @@ class MTLTrainer(DefaultTrainer):
         with naming_keys():
             super().run_step()
 
-    # Of version 0.6 these know nothing of the inner trainer.
+    # In version 0.6, DefaultTrainer's own leave the inner trainer out.
     def state_dict(self) -> dict[str, Any]:
         return TrainerBase.state_dict(self) | {"_trainer": self._trainer.state_dict()}
 
@@ -101,3 +123,4 @@ class MTLTrainer(DefaultTrainer):
         TrainerBase.load_state_dict(self, state_dict)
         with naming_keys():
             self._trainer.load_state_dict(state_dict.get("_trainer", {}))
+        self._restored = True

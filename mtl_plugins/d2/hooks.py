@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,10 @@ from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
 from mtl_plugins.features import find_module
-from mtl_plugins.monitors import check_measures, scalars_of
 from mtl_plugins.random_states import random_states, set_random_states
+from mtl_plugins.recorder import Recorder
+
+logger = logging.getLogger(__name__)
 
 
 class TaskInterferenceHook(HookBase):
@@ -28,6 +31,13 @@ class TaskInterferenceHook(HookBase):
         measures: Of ``"gds"``, ``"gms"``, ``"angles"`` and ``"fd"``.
         representation: For ``"fd"``, the path of the module whose output the tasks share; at the
             feature level it is that of ``multitask``.
+        patience: Iterations without a loss or a gradient after which a task is warned of, once.
+
+    Attributes:
+        recorder: Decides when to measure, and keeps the tasks that took part.
+
+    Raises:
+        TypeError, ValueError: An argument is not valid.
     """
 
     def __init__(
@@ -35,37 +45,30 @@ class TaskInterferenceHook(HookBase):
         interval: int = 20,
         measures: Sequence[str] = ("gds", "gms", "angles"),
         representation: str = "backbone",
+        patience: int = 1000,
     ) -> None:
-        if interval < 1:
-            raise ValueError(f"MTL.MONITOR.INTERVAL: expected at least 1, got {interval}")
-        check_measures(measures, "MTL.MONITOR.MEASURES")
-        self.interval = interval
-        self.measures = tuple(measures)
+        keys = ("MTL.MONITOR.INTERVAL", "MTL.MONITOR.MEASURES")
+        self.recorder = Recorder(interval, measures, *keys)
         self.representation = representation
+        self.patience = patience
 
     def before_train(self) -> None:
-        if "fd" in self.measures:
+        if "fd" in self.recorder.measures:
             model = self.trainer.model
             model = model.module if isinstance(model, DistributedDataParallel) else model
             module = find_module(model, self.representation, "MTL.REPRESENTATION")
             self.trainer.multitask.watch(module)
 
-    @property
-    def _due(self) -> bool:
-        return (self.trainer.iter + 1) % self.interval == 0
-
     def before_step(self) -> None:
-        if self._due:
-            multitask = self.trainer.multitask
-            multitask.monitor = bool({"gds", "gms", "angles"} & set(self.measures))
-            multitask.monitor_features = "fd" in self.measures
+        self.recorder.before_step(self.trainer.multitask, self.trainer.iter + 1)
 
     def after_step(self) -> None:
-        if self._due:
-            multitask = self.trainer.multitask
-            fallbacks = getattr(multitask.aggregator, "fallbacks", 0)
-            scalars = scalars_of(multitask.last, self.measures, fallbacks)
+        multitask = self.trainer.multitask
+        if scalars := self.recorder.after_step(multitask):
             self.trainer.storage.put_scalars(smoothing_hint=False, **scalars)
+        if (self.trainer.iter + 1) % self.patience == 0:
+            for warning in self.recorder.absent(multitask, f"{self.patience} iterations"):
+                logger.warning(warning)
 
 
 class RandomStates(HookBase):

@@ -10,29 +10,35 @@ from typing import Any
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.layers import ROIAlign
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtl_plugins import MultiTaskBackward
 from mtl_plugins.ops.roi_align import exchange_roi_aligns
+from mtl_plugins.precision import cpu_precision, gradient_scale, scaler_for
 from mtl_plugins.replay import Replay
+from mtl_plugins.resume import KEY, Resume
 from mtl_plugins.tasks import TaskGroups
+
+RESUME = Resume("--resume", "MODEL.WEIGHTS", "one of mtl_plugins' trainers")
 
 
 class MTLSimpleTrainer(SimpleTrainer):
     """A ``SimpleTrainer`` that aggregates the gradients of several tasks.
 
     It works with every model that returns a dict of losses, and with any optimizer, such as those
-    of ``build_optimizer`` that clip gradients.
+    of ``build_optimizer`` that clip gradients. Losses that the model has on some batches only it
+    may name in an attribute ``optional_losses``.
 
     Args:
-        model: In several processes, in its DDP wrapper.
-        data_loader: As for ``SimpleTrainer``.
-        optimizer: Likewise.
+        model: The model; in several processes, in its DDP wrapper.
+        data_loader: The batches, as for ``SimpleTrainer``.
+        optimizer: The optimizer. After a step that ``multitask`` skips it is not called.
         multitask: Takes the place of ``losses.backward()``.
         groups: Which losses make which task; by default, every loss is a task.
-        **kwargs: Other arguments of ``SimpleTrainer``.
+        zero_grad_before_forward: Whether gradients are zeroed before the forward pass.
+        **kwargs: Other arguments that the ``SimpleTrainer`` of this version of Detectron2 has.
 
     Examples:
         >>> multitask = MultiTaskBackward(model.parameters(), aggregator="PCGrad")
@@ -47,12 +53,17 @@ class MTLSimpleTrainer(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         multitask: MultiTaskBackward,
         groups: TaskGroups | None = None,
+        zero_grad_before_forward: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(model, data_loader, optimizer, **kwargs)
+        self.zero_grad_before_forward = zero_grad_before_forward
+        # AMPTrainer takes it and forgets it; version 0.6 does not take it.
+        self.async_write_metrics = kwargs.get("async_write_metrics", False)
         self.multitask = multitask
         self.groups = groups or TaskGroups(None)
         bare = model.module if isinstance(model, DistributedDataParallel) else model
+        self.groups.optional = [*self.groups.optional, *getattr(bare, "optional_losses", ())]
         if multitask.regularizer is not None:
             exchange_roi_aligns(bare, (m for m in bare.modules() if isinstance(m, ROIAlign)))
         # For a weighting that wants the losses once more.
@@ -70,38 +81,56 @@ class MTLSimpleTrainer(SimpleTrainer):
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
 
+        if self.zero_grad_before_forward:
+            self.optimizer.zero_grad()
         wrapped = isinstance(self.model, DistributedDataParallel)
         own = wrapped and self.multitask.synchronizes()
         with self.model.no_sync() if own else nullcontext():
             with self.autocast():
                 terms = _terms(self.model(data))
-            self.optimizer.zero_grad()
-            self.multitask(self.groups(terms), scale=self.gradient_scale())
+            if not self.zero_grad_before_forward:
+                self.optimizer.zero_grad()
+            scale = self.gradient_scale()
+            self.multitask(self.groups(terms), scale=scale)
+        self.log_scale()
         if hasattr(self, "after_backward"):  # since version 0.6
             self.after_backward()
         assert self.multitask.last is not None
-        if not self.multitask.last.nonfinite:  # on which it would raise an error
-            self._write_metrics(terms, data_time)
-        self.step_optimizer()
+        skipped = bool(self.multitask.last.nonfinite)
+        if not skipped:  # Detectron2 would raise an error on such a loss
+            self._record(terms, data_time)
+        if scale is not None or not skipped:  # a loss scaler skips the step itself
+            self.step_optimizer()
         if self._replay is not None:
             with EventStorage():  # the model logs nothing twice
                 (terms,) = map(_terms, self._replay.outputs())
             self.multitask.after_step(self.groups(terms))
 
+    def _record(self, terms: dict[str, Tensor], data_time: float) -> None:
+        """Has the losses written, by a thread of Detectron2's if the trainer is to do so."""
+        if self.async_write_metrics:
+            write = self._write_metrics
+            self.concurrent_executor.submit(write, terms, data_time, iter=self.iter)
+        else:
+            self._write_metrics(terms, data_time)
+
     def autocast(self) -> AbstractContextManager[None]:
-        """In which the model is called."""
+        """Returns the context in which the model is called."""
         return nullcontext()
 
     def gradient_scale(self) -> Tensor | None:
-        """What the gradients are multiplied by against underflow, if they are."""
+        """Returns what the gradients are multiplied by against underflow, if they are."""
         return None
+
+    def log_scale(self) -> None:
+        """Writes the loss scale, if there is one and it is asked for."""
 
     def step_optimizer(self) -> None:
         """Makes the step."""
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"mtl": self.multitask.state_dict()}
+        return super().state_dict() | {KEY: self.multitask.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores optimizer and method.
@@ -109,13 +138,9 @@ class MTLSimpleTrainer(SimpleTrainer):
         Raises:
             ValueError: The checkpoint was written by another method, or without one.
         """
-        if "mtl" not in state_dict:
-            raise ValueError(
-                "--resume: the checkpoint was not written by one of mtl_plugins' trainers. To "
-                "start from its weights, set MODEL.WEIGHTS and leave --resume off"
-            )
+        mine = RESUME.take(state_dict)
         super().load_state_dict(state_dict)
-        self.multitask.load_state_dict(state_dict["mtl"])
+        RESUME.load(self.multitask, mine)
 
 
 class MTLAMPTrainer(MTLSimpleTrainer, AMPTrainer):
@@ -127,24 +152,34 @@ class MTLAMPTrainer(MTLSimpleTrainer, AMPTrainer):
     """
 
     def __init__(
-        self, model: nn.Module, *args: Any, grad_scaler: Any = None, **kwargs: Any
+        self,
+        model: nn.Module,
+        *args: Any,
+        grad_scaler: torch.amp.GradScaler | None = None,
+        precision: torch.dtype | None = None,
+        log_grad_scaler: bool = False,
+        **kwargs: Any,
     ) -> None:
         self._device = next(model.parameters()).device
+        super().__init__(
+            model, *args, grad_scaler=grad_scaler or scaler_for(self._device), **kwargs
+        )
         on_cpu = self._device.type == "cpu"
-        if grad_scaler is None:
-            grad_scaler = torch.amp.GradScaler(self._device.type, enabled=not on_cpu)
-        super().__init__(model, *args, grad_scaler=grad_scaler, **kwargs)
-        self.precision = torch.bfloat16 if on_cpu else getattr(self, "precision", torch.float16)
+        self.precision = (
+            cpu_precision(precision, "precision") if on_cpu else precision or torch.float16
+        )
+        self.log_grad_scaler = log_grad_scaler
 
     def autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self._device.type, self.precision)
 
     def gradient_scale(self) -> Tensor | None:
-        if not self.grad_scaler.is_enabled():
-            return None
-        # scale() and not get_scale(): the scaler makes its state when it first scales something,
-        # and the device need not be waited for.
-        return self.grad_scaler.scale(torch.ones((), device=self._device))
+        return gradient_scale(self.grad_scaler, self._device)
+
+    def log_scale(self) -> None:
+        if self.log_grad_scaler:  # under Detectron2's own name
+            scale = self.grad_scaler.get_scale()
+            get_event_storage().put_scalar("[metric]grad_scaler", scale)
 
     def step_optimizer(self) -> None:
         self.grad_scaler.step(self.optimizer)

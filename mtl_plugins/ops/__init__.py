@@ -4,6 +4,6 @@ Importing this package imports neither mmcv nor Detectron2. The operators live i
 for example ``from mtl_plugins.ops.roi_align import roi_align``.
 """
 
-from mtl_plugins.ops.install import install_detectron2_ops, install_mmcv_ops
+from mtl_plugins.ops.install import install_mmcv_ops
 
-__all__ = ["install_detectron2_ops", "install_mmcv_ops"]
+__all__ = ["install_mmcv_ops"]

@@ -1,7 +1,7 @@
 """Stand-in for ``detectron2._C``: Mask R-CNN and its like need nothing of it.
 
-The import system loads this file under that name (see ``install.py``). What they use of RoIAlign
-and of non-maximum suppression is torchvision's already.
+``tools/install_detectron2.py`` installs a copy of this file under that name. RoIAlign and
+non-maximum suppression are torchvision's in such models.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ def __getattr__(name: str) -> NoReturn:
 
 
 def get_compiler_version() -> str:
-    """Text for environment reports."""
+    """Returns text for environment reports."""
     return "not compiled (stand-in of mtl_plugins)"
 
 
 def get_cuda_version() -> str:
-    """Text for environment reports."""
+    """Returns text for environment reports."""
     return "not available"
 
 
 def has_cuda() -> bool:
-    """Whether it was compiled with CUDA, for environment reports."""
+    """Returns whether it was compiled with CUDA, for environment reports."""
     return False
 
 
-# The one that is looked up among torch's operators.
+# Detectron2 looks this one up among torch's operators.
 @torch.library.custom_op("detectron2::nms_rotated", mutates_args=())
 def _nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     raise NotImplementedError(_MISSING.format("nms_rotated"))

@@ -1,11 +1,11 @@
-"""Makes mmcv and Detectron2 importable where they came without their compiled extensions."""
+"""Makes mmcv importable where it came without its compiled extension."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec, spec_from_file_location
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -43,27 +43,3 @@ def install_mmcv_ops() -> None:
     nothing. Operators without a stand-in raise ``NotImplementedError`` when they are called.
     """
     _StandIn("mmcv._ext", "mmcv_ext.py").install()
-
-
-def install_detectron2_ops() -> None:
-    """Lets a Detectron2 without ``detectron2._C`` be imported; call it before its other parts.
-
-    Its models run on torchvision's operators; those that only the compiled extension has raise an
-    error that names them. Such a Detectron2 is the 0.6 of ``tools/install_detectron2.py``, which
-    also uses names that Pillow 10 and NumPy 1.24 have dropped: they are put back. With a compiled
-    Detectron2 nothing is done, and a missing one stays missing.
-    """
-    if find_spec("detectron2") is None or find_spec("detectron2._C") is not None:
-        return
-    _StandIn("detectron2._C", "detectron2_ext.py").install()
-    import numpy
-    from PIL import Image
-
-    dropped: list[tuple[ModuleType, dict[str, object]]] = [
-        (Image, {"LINEAR": Image.Resampling.BILINEAR}),
-        (numpy, {"bool": bool, "int": int, "float": float}),
-    ]
-    for module, names in dropped:
-        for name, value in names.items():
-            if not hasattr(module, name):
-                setattr(module, name, value)

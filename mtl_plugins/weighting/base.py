@@ -89,8 +89,10 @@ class LearnedWeighting(Weighting):
 
     def __init__(self, lr: float = 0.025, weight_decay: float = 0.0) -> None:
         super().__init__()
-        if lr < 0.0 or weight_decay < 0.0:
-            raise ValueError(f"lr and weight_decay are not negative, got {lr} and {weight_decay}")
+        if lr <= 0.0:
+            raise ValueError(f"lr: expected more than 0, with which nothing is learned, got {lr}")
+        if weight_decay < 0.0:
+            raise ValueError(f"weight_decay: expected at least 0, got {weight_decay}")
         self.lr = lr
         self.weight_decay = weight_decay
         self._numbers: dict[str, float] = {}

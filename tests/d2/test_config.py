@@ -10,8 +10,8 @@ from models import ROOT
 from small import CONFIGS, SMALL, TwoTasks, config, toy_config, trainer_for
 
 from mtl_plugins.aggregation import build_aggregator
-from mtl_plugins.d2 import add_mtl_config
-from mtl_plugins.d2.config import build_groups, build_multitask, unknown_key
+from mtl_plugins.d2 import add_mtl_config, merge_options
+from mtl_plugins.d2.config import build_groups, build_multitask, tasks_of
 from mtl_plugins.regularization import build_regularizer
 from mtl_plugins.weighting import build_weighting
 
@@ -110,7 +110,26 @@ def test_command_line(options, part, expected, tmp_path):
             "MTL.AGGREGATOR: PCGrad takes no argument 'c'",
         ),
         (["MTL.WEIGHTING.NAME", "FAMOUS"], "MTL.WEIGHTING.NAME: .* did you mean 'FAMO'"),
-        (["MTL.WEIGHTING.NAME", "Fixed"], "MTL.WEIGHTING: Fixed: .*weights"),
+        (["MTL.WEIGHTING.NAME", "Fixed"], "MTL.WEIGHTING: Fixed.*'weights'"),
+        (["MTL.WEIGHTING.WEIGHTS", "{a: 1}"], "MTL.WEIGHTING.NAME: no method .*'weights'"),
+        (
+            ["MTL.WEIGHTING.NAME", "Fixed", "MTL.WEIGHTING.WEIGHTS", "{detection: 1}"],
+            "MTL.WEIGHTING.WEIGHTS: no weight for the task 'mask'",
+        ),
+        (
+            ["MTL.WEIGHTING.NAME", "Uncertainty", "MTL.WEIGHTING.LR", 0],
+            "MTL.WEIGHTING: Uncertainty: lr: expected more than 0",
+        ),
+        (["MTL.AGGREGATOR.NAME", ""], "MTL.AGGREGATOR.NAME: no method is named; .*Valid: .*Sum"),
+        (
+            ["MTL.AGGREGATOR.NAME", "", "MTL.AGGREGATOR.C", 0.5],
+            "MTL.AGGREGATOR.NAME: no method is named, but MTL.AGGREGATOR has ..c",
+        ),
+        (
+            ["MTL.AGGREGATOR.NAME", "CAGrad", "MTL.AGGREGATOR.C", "abc"],
+            "MTL.AGGREGATOR.C: CAGrad takes a number, got 'abc'",
+        ),
+        (["MTL.AGGREGATOR.NAME", "pcgrad"], "MTL.AGGREGATOR.NAME: .*did you mean 'PCGrad'"),
         (["MTL.REGULARIZER.NAME", "Cos"], "MTL.REGULARIZER.NAME: .*'CosReg'"),
         (["MTL.LEVEL", "features"], "MTL.LEVEL: expected one of"),
         (
@@ -139,21 +158,64 @@ def test_wrong_argument_in_a_file(tmp_path):
         multitask(config(file=mine))
 
 
+def test_keys_in_lower_case(tmp_path):
+    """Beside ``C``, which is in the config already, ``c`` would win or lose without a word."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f'_BASE_: "{SMALL}"\nMTL: {{AGGREGATOR: {{NAME: CAGrad, c: 0.7}}}}')
+    with pytest.raises(KeyError, match="MTL.AGGREGATOR.c: .* upper case: MTL.AGGREGATOR.C"):
+        multitask(config(file=mine))
+
+
 @pytest.mark.parametrize(
-    ("key", "message"),
+    ("options", "message"),
     [
-        ("MTL.AGREGATOR.NAME", "MTL has no 'AGREGATOR'; did you mean 'AGGREGATOR'"),
-        ("MTL.AGGREGATOR.CE", "MTL.AGGREGATOR has no 'CE'; "),
-        ("MTTL.SYNC", "the config has no 'MTTL'; did you mean 'MTL'"),
-        ("MTL.SYNC.X", "MTL.SYNC has no 'X'"),
+        (["MTL.AGREGATOR.NAME", "Sum"], "MTL has no 'AGREGATOR'; did you mean 'AGGREGATOR'"),
+        (["MTL.AGGREGATOR.CE", "1"], "MTL.AGGREGATOR has no 'CE'; "),
+        (["MTL.AGGREGATOR.c", "1"], "MTL.AGGREGATOR has no 'c'; did you mean 'C'"),
+        (["MTTL.SYNC", "exact"], "the config has no 'MTTL'; did you mean 'MTL'"),
+        (["MTL.SYNC.X", "1"], "MTL.SYNC has no 'X'"),
+        (["MTL.SYNC"], "MTL.SYNC: has no value"),
+        (["MTL.WEIGHTS_EVERY", "two"], "Type mismatch .* MTL.WEIGHTS_EVERY|WEIGHTS_EVERY"),
+        (["MTL.TASKS", "[a, b]"], "MTL.TASKS: '.a, b.' is no dict in YAML"),
+        (["MTL.TASKS", "{a: [loss}"], "MTL.TASKS: '{a: .loss}' is no YAML"),
     ],
+    ids=lambda value: str(value),
 )
-def test_unknown_key(key, message):
-    assert message in unknown_key(config(), ["MTL.SYNC", "exact", key, "1"])
+def test_wrong_options_of_a_command_line(options, message):
+    with pytest.raises((KeyError, ValueError), match=message):
+        merge_options(config(), options)
 
 
-def test_known_keys():
-    assert unknown_key(config(), ["MTL.SYNC", "exact", "MTL.TASKS.mask", "[]"]) is None
+DETECTION = ["loss_rpn_*", "loss_cls", "loss_box_reg"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["MTL.SYNC", "gramian"], {"detection": DETECTION, "mask": ["loss_mask"]}),
+        (
+            ["MTL.TASKS.rpn_cls", "['loss_rpn_cls']"],
+            {"detection": DETECTION, "mask": ["loss_mask"], "rpn_cls": ["loss_rpn_cls"]},
+        ),
+        (["MTL.TASKS", "{a: [loss_cls], b: loss_m*}"], {"a": ["loss_cls"], "b": "loss_m*"}),
+        (["MTL.TASKS", "{'a': ['loss_cls']}"], {"a": ["loss_cls"]}),
+        (["MTL.TASKS.mask", "loss_m*"], {"detection": DETECTION, "mask": "loss_m*"}),
+        (["MTL.TASKS.mask", "[]"], {"detection": DETECTION}),
+        (["MTL.TASKS", "{}"], {}),
+    ],
+    ids=lambda value: str(value) if isinstance(value, list) else "",
+)
+def test_tasks_of_a_command_line(options, expected, tmp_path):
+    cfg = config()
+    merge_options(cfg, options)
+    assert tasks_of(cfg) == expected
+    assert build_groups(cfg).names == list(expected)
+    # The file that Detectron2 leaves beside the results is a config again.
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    again = get_cfg()
+    add_mtl_config(again)
+    again.merge_from_file(str(tmp_path / "config.yaml"))
+    assert again.MTL == cfg.MTL
 
 
 @pytest.mark.parametrize(

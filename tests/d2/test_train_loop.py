@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from concurrent.futures import ThreadPoolExecutor
+from threading import current_thread, main_thread
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import SimpleTrainer, TrainerBase
 from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 from mmengine.model import BaseModel
@@ -32,6 +36,7 @@ from torch.testing import assert_close
 
 from mtl_plugins import MultiTaskBackward
 from mtl_plugins.aggregation import AGGREGATORS
+from mtl_plugins.d2 import MTLAMPTrainer, MTLSimpleTrainer
 from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import WEIGHTINGS
 
@@ -232,11 +237,11 @@ def test_bfloat16():
     assert set(dtypes) == {torch.bfloat16}
 
 
-def scaled(scale: float, model: torch.nn.Module) -> Any:
+def scaled(scale: float, model: torch.nn.Module, **options: Any) -> Any:
     """Steps as fp16 makes them, with a real scaler, on a CPU for want of a GPU."""
     cfg = toy_config("MTL.AGGREGATOR.NAME", "MGDA", "SOLVER.AMP.ENABLED", True)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    return trainer_for(cfg, model, toy_batches(8), grad_scaler=scaler)
+    return trainer_for(cfg, model, toy_batches(8), grad_scaler=scaler, **options)
 
 
 def test_loss_scaler():
@@ -260,6 +265,27 @@ def test_overflow_lowers_the_scale_and_goes_on():
     assert trainer.multitask.last.nonfinite == ()
     assert trainer.grad_scaler.get_scale() < 2.0**121
     assert not torch.equal(before[0], next(model.parameters()))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "scaled"])
+@pytest.mark.parametrize("clip", ["value", "norm"])
+def test_skipped_step(clip, precision):
+    """The optimizer, which would clip gradients that are not there, makes no step."""
+    batches = toy_batches(3)
+    batches[1][0, 0] = float("nan")
+    cfg = toy_config("MTL.AGGREGATOR.NAME", "MGDA", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip)
+    cfg.SOLVER.AMP.ENABLED = precision != "float32"
+    trained = []
+    for some in (batches, [batches[0], batches[2]]):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0) if precision == "scaled" else None
+        options = {"grad_scaler": scaler} if scaler else {}
+        trainer = trainer_for(cfg, toy(), some, **options)
+        with patch.object(trainer.optimizer, "step", wraps=trainer.optimizer.step) as step:
+            trained.append(train(trainer, len(some)))
+        assert step.call_count == 2
+        if scaler:  # it backs off after the step that was skipped
+            assert scaler.get_scale() == (1.0 if len(some) == 3 else 2.0)
+    assert_close(*trained)
 
 
 @pytest.mark.parametrize("on_nonfinite", ["skip", "raise"])
@@ -293,7 +319,8 @@ def test_checkpoint_of_the_method(name):
 def test_checkpoint_of_another_method_or_trainer():
     state = trainer_for(toy_config("MTL.AGGREGATOR.NAME", "GradVac"), toy(), []).state_dict()
     other = trainer_for(toy_config("MTL.AGGREGATOR.NAME", "PCGrad"), toy(), [])
-    with pytest.raises(ValueError, match="written with GradVac, this run uses PCGrad"):
+    message = "written with GradVac, this run uses PCGrad.*set MODEL.WEIGHTS and leave --resume off"
+    with pytest.raises(ValueError, match=message):
         other.load_state_dict(state)
     del state["mtl"]
     with pytest.raises(ValueError, match="MODEL.WEIGHTS"):
@@ -311,3 +338,108 @@ def test_famo_sees_the_same_proposals_and_no_second_log(mask_rcnn):
     # The parameters have not moved: the losses have not either.
     assert_close(torch.stack(list(seen[0].values())), trainer.multitask.last.losses)
     assert len(trainer.storage.history("roi_head/num_fg_samples").values()) == 1
+
+
+class Order(torch.optim.SGD):
+    """Notes when the gradients are zeroed."""
+
+    def __init__(self, model: torch.nn.Module, events: list[str]) -> None:
+        super().__init__(model.parameters(), lr=0.1)
+        self.events = events
+        model.register_forward_hook(lambda *_: events.append("forward"))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.events.append("zero_grad")
+        super().zero_grad(set_to_none)
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("cls", [MTLSimpleTrainer, MTLAMPTrainer])
+def test_zero_grad_before_forward(cls, early):
+    """Gradients that a forward pass leaves, as in an accumulation of one's own, are kept."""
+    model, events = toy(), []
+    optimizer = Order(model, events)
+    multitask = MultiTaskBackward(model.parameters())
+    options = {"zero_grad_before_forward": True} if early else {}
+    train(cls(model, toy_batches(2), optimizer, multitask, **options), 2)
+    assert events == ["zero_grad", "forward"] * 2 if early else ["forward", "zero_grad"] * 2
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """The arguments that Detectron2 has had since version 0.6, if this one does not have them."""
+    init, write = SimpleTrainer.__init__, SimpleTrainer._write_metrics
+    if "async_write_metrics" in inspect.signature(init).parameters:
+        return
+
+    def init_later(self, model, loader, optimizer, async_write_metrics=False):
+        init(self, model, loader, optimizer)
+        self.concurrent_executor = ThreadPoolExecutor(max_workers=1)
+
+    def write_later(self, losses, data_time, prefix="", iter=None):
+        write(self, losses, data_time, prefix)
+
+    def after_train_later(self):
+        TrainerBase.after_train(self)
+        self.concurrent_executor.shutdown()
+
+    monkeypatch.setattr(SimpleTrainer, "__init__", init_later)
+    monkeypatch.setattr(SimpleTrainer, "after_train", after_train_later)
+    monkeypatch.setattr(SimpleTrainer, "_write_metrics", write_later)
+
+
+@pytest.mark.parametrize("options", [{}, {"async_write_metrics": True}], ids=["", "async"])
+def test_async_write_metrics(options, later, monkeypatch):
+    """By the thread that Detectron2's trainer has for it, and the same numbers."""
+    threads = []
+    write = SimpleTrainer.write_metrics
+    monkeypatch.setattr(
+        SimpleTrainer,
+        "write_metrics",
+        staticmethod(lambda *args: (threads.append(current_thread()), write(*args))),
+    )
+    trainer = trainer_for(toy_config("SOLVER.BASE_LR", 0.0), toy(), toy_batches(1), **options)
+    trainer.train(0, 1)
+    assert [thread is main_thread() for thread in threads] == [not options]
+    expected = sum(loss.item() for loss in toy()(toy_batches(1)[0]).values())
+    assert trainer.storage.latest()["total_loss"][0] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_log_grad_scaler(log):
+    trainer = scaled(1024.0, toy(), log_grad_scaler=log)
+    trainer.train(0, 1)
+    logged = trainer.storage.latest().get("[metric]grad_scaler")
+    assert logged == ((1024.0, 0) if log else None)
+
+
+def test_half_precision_on_a_cpu_is_refused():
+    """bfloat16, in which it trains, is not what was asked for."""
+    cfg = toy_config("SOLVER.AMP.ENABLED", True)
+    with pytest.raises(ValueError, match="precision: a CPU trains in 'bfloat16', got torch.fl"):
+        trainer_for(cfg, toy(), [], precision=torch.float16)
+
+
+@pytest.mark.parametrize("named_by", ["config", "model", "nobody"])
+def test_optional_losses(named_by):
+    """A loss that the first batch lacks is a mistake, unless the model or the config names it."""
+    model = toy()
+    model.register_forward_hook(
+        lambda _, args, losses: (
+            losses | {"loss_late": losses["loss_mask"] * 2.0} if args[0][0, 0] > 50.0 else None
+        )
+    )
+    batches = toy_batches(2)
+    batches[1][0, 0] = 100.0
+    cfg = toy_config("MTL.OPTIONAL_LOSSES", ["loss_l*"] if named_by == "config" else [])
+    cfg.MTL.TASKS.mask = ["loss_mask", "loss_late"]
+    if named_by == "model":
+        model.optional_losses = ["loss_late"]
+    trainer = trainer_for(cfg, model, batches)
+    if named_by == "nobody":
+        with pytest.raises(KeyError, match="'loss_late' matches none of the losses"):
+            trainer.train(0, 2)
+        return
+    trainer.train(0, 2)
+    assert set(trainer.multitask.last.tasks) == {"box", "mask"}
+    assert trainer.storage.latest()["loss_late"][0] > 0.0

@@ -91,6 +91,13 @@ def test_panoptic_fpn(datasets, tmp_path):
     assert {"mtl/angle/box|mask", "mtl/loss/semantic"} < metrics(tmp_path)[0].keys()
 
 
+def test_tasks_of_the_command_line(tmp_path):
+    tasks = ["MTL.TASKS", "{rpn: loss_rpn_*, rest: [loss_cls, loss_box_reg, loss_mask]}"]
+    options = ["--config-file", str(SMALL), *tasks, "OUTPUT_DIR", str(tmp_path)]
+    cfg = setup(default_argument_parser().parse_args(options))
+    assert list(cfg.MTL.TASKS) == ["rpn", "rest"]
+
+
 def test_unknown_key():
     options = ["--config-file", str(SMALL), "MTL.AGREGATOR.NAME", "PCGrad"]
     with pytest.raises(SystemExit, match="MTL.AGREGATOR.NAME: MTL has no 'AGREGATOR'; did you"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from itertools import islice
 from typing import Any
@@ -9,17 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.env import seed_all_rng
 from models import method
-from small import config, keys_of, parameters
+from small import config, keys_of, parameters, toy, toy_batches, toy_config
+from small import trainer_for as toy_trainer
 from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves
 
-from mtl_plugins.d2 import AllocatedLoader, MTLTrainer
+from mtl_plugins.d2 import AllocatedLoader, MTLTrainer, TaskInterferenceHook
 from mtl_plugins.d2.data import TrainLoader, missing_data
 
 
@@ -136,6 +139,54 @@ def test_checkpoint_of_detectron2s_own_trainer(cfg):
     trainer_for(cfg)  # from its weights, or none
 
 
+class Bare(Trainer):
+    """As AdelaiDet's: its checkpointer knows the model, the optimizer and the scheduler."""
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        parts = dict(optimizer=self.optimizer, scheduler=self.scheduler)
+        self.checkpointer = DetectionCheckpointer(self.model, self.cfg.OUTPUT_DIR, **parts)
+        super().resume_or_load(resume)
+
+
+class Kept(logging.Handler):
+    """Keeps the texts, whatever other tests have done to the loggers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+@pytest.fixture
+def logged():
+    """All that the adapter logs."""
+    logger, kept = logging.getLogger("mtl_plugins.d2"), Kept()
+    logger.addHandler(kept)
+    yield kept.texts
+    logger.removeHandler(kept)
+
+
+@pytest.mark.parametrize("cls", [Trainer, Bare])
+def test_resume_without_the_state_of_the_trainer_is_warned_of(cls, cfg, logged):
+    """It begins anew, from the weights of the checkpoint: the momentum is lost as well."""
+    trainer_for(cfg).train()
+    trainer = cls(cfg)
+    trainer.resume_or_load(resume=False)
+    assert logged == []
+    trainer.resume_or_load(resume=True)
+    if cls is Trainer:
+        assert logged == []
+        assert trainer.start_iter == 2
+        return
+    (warning,) = logged
+    assert "model_final.pth, but not the state of the trainer" in warning
+    assert "starts at iteration 1" in warning
+    assert trainer.start_iter == 1
+    assert not trainer.optimizer.state_dict()["state"]
+
+
 @pytest.mark.parametrize("options", [[], ["MTL.AGGREGATOR.NAME", "MGDA"]], ids=["Sum", "MGDA"])
 def test_what_is_logged(options, cfg):
     """Every other iteration, and it changes no bit."""
@@ -170,7 +221,7 @@ def test_what_is_logged(options, cfg):
     ("options", "message"),
     [
         (["MTL.MONITOR.MEASURES", ["gdss"]], "MTL.MONITOR.MEASURES: 'gdss' is none; .*'gds'"),
-        (["MTL.MONITOR.INTERVAL", -1], "MTL.MONITOR.INTERVAL: expected at least 1"),
+        (["MTL.MONITOR.INTERVAL", -1], "MTL.MONITOR.INTERVAL: expected an integer of at"),
         (["MTL.AGGREGATOR.NAME", "Summ"], "MTL.AGGREGATOR.NAME: .*'Summ'"),
         (["MTL.AGGREGATOR.NAME", "{type: Sum"], "NAME: '{type: Sum' is no dict in YAML"),
         (["MTL.ALLOCATION.NAME", "IST"], "MTL.ALLOCATION.NAME: .*'ISTA'"),
@@ -183,6 +234,20 @@ def test_error_before_the_first_step(options, message, cfg):
     cfg.merge_from_list(options)
     with pytest.raises((KeyError, ValueError), match=message):
         trainer_for(cfg).train()
+
+
+def test_task_without_an_example_is_warned_of_once(logged):
+    """The ten iterations are two periods of five."""
+    cfg = toy_config("MTL.AGGREGATOR.NAME", "PCGrad")
+    cfg.MTL.TASKS.late = ["loss_late"]
+    cfg.MTL.OPTIONAL_LOSSES = ["loss_late"]
+    trainer = toy_trainer(cfg, toy(), toy_batches(10))
+    trainer.register_hooks([TaskInterferenceHook(interval=2, patience=5)])
+    trainer.train(0, 10)
+    assert logged == [
+        "the task 'late' had no loss or no gradient for 5 iterations: does the data have examples "
+        "of it?"
+    ]
 
 
 def test_allocation(cfg):
@@ -232,7 +297,8 @@ def test_checkpoint_of_another_method(cfg):
     cfg.MTL.AGGREGATOR.NAME = "MGDA"
     trainer_for(cfg).train()
     cfg.MTL.AGGREGATOR.NAME = "Sum"
-    with pytest.raises(ValueError, match="MTL.AGGREGATOR: the checkpoint was written with MGDA"):
+    message = "MTL.AGGREGATOR: the checkpoint was written with MGDA, .* set MODEL.WEIGHTS and leave"
+    with pytest.raises(ValueError, match=message):
         trainer_for(cfg, resume=True)
 
 

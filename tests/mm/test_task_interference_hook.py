@@ -45,7 +45,7 @@ def run(tmp_path, aggregator="PCGrad", interval=2, hook=None, **options):
 
     def spy(self, runner, *args, **kwargs):
         original(self, runner, *args, **kwargs)
-        if self.every_n_train_iters(runner, self.interval):
+        if self.every_n_train_iters(runner, self.recorder.interval):
             seen.append(runner.optim_wrapper.multitask.last)
 
     with pytest.MonkeyPatch.context() as patch:

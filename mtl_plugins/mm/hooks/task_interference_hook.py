@@ -10,8 +10,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from mtl_plugins.mm.optim import MTLOptimWrapper
-from mtl_plugins.monitors import check_measures, scalars_of
-from mtl_plugins.step import Step
+from mtl_plugins.recorder import Recorder
 
 
 @HOOKS.register_module()
@@ -36,6 +35,13 @@ class TaskInterferenceHook(Hook):
             ``"fd"``, feature disentanglement: ``mtl/fd``.
         representation: For ``"fd"``, the path of the module whose output the tasks share, such as
             ``'neck'``; at the feature level it is that of the optimizer wrapper.
+
+    Attributes:
+        recorder: Decides when to measure, and keeps the tasks that took part.
+
+    Raises:
+        TypeError, ValueError: An argument is not valid; when training begins, that there is no
+            ``MTLOptimWrapper`` or that ``"fd"`` lacks its representation.
     """
 
     priority = "NORMAL"
@@ -46,20 +52,18 @@ class TaskInterferenceHook(Hook):
         monitors: Sequence[str] = ("gds", "gms", "angles"),
         representation: str | None = None,
     ) -> None:
-        if interval < 1:
-            raise ValueError(f"TaskInterferenceHook.interval is at least 1, got {interval}")
-        check_measures(monitors, "TaskInterferenceHook.monitors")
-        self.interval = interval
-        self.monitors = tuple(monitors)
+        name = type(self).__name__
+        self.recorder = Recorder(interval, monitors, f"{name}.interval", f"{name}.monitors")
         self.representation = representation
-        self._due = False
-        self._last: Step | None = None
-        self._seen: set[str] = set()  # tasks, since the epoch began
-        self._missed: set[str] = set()  # for an epoch, so far
 
     def before_train(self, runner: Runner) -> None:
         wrapper = runner.optim_wrapper
-        if "fd" not in self.monitors or not isinstance(wrapper, MTLOptimWrapper):
+        if not isinstance(wrapper, MTLOptimWrapper):
+            raise TypeError(
+                "custom_hooks: TaskInterferenceHook needs optim_wrapper.type='MTLOptimWrapper' or "
+                f"'AmpMTLOptimWrapper', found {type(wrapper).__name__!r}"
+            )
+        if "fd" not in self.recorder.measures:
             return
         if self.representation is not None:
             wrapper.watch(runner.model, self.representation)
@@ -70,17 +74,7 @@ class TaskInterferenceHook(Hook):
             )
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        self._due = self._due or self.every_n_train_iters(runner, self.interval)
-        if not self._due:
-            return
-        wrapper = runner.optim_wrapper
-        if not isinstance(wrapper, MTLOptimWrapper):
-            raise TypeError(
-                "custom_hooks: TaskInterferenceHook needs optim_wrapper.type='MTLOptimWrapper' or "
-                f"'AmpMTLOptimWrapper', found {type(wrapper).__name__!r}"
-            )
-        wrapper.multitask.monitor = bool({"gds", "gms", "angles"} & set(self.monitors))
-        wrapper.multitask.monitor_features = "fd" in self.monitors
+        self.recorder.before_step(runner.optim_wrapper.multitask, runner.iter + 1)
 
     def after_train_iter(
         self,
@@ -89,31 +83,9 @@ class TaskInterferenceHook(Hook):
         data_batch: Any = None,
         outputs: dict[str, Any] | None = None,
     ) -> None:
-        if not isinstance(runner.optim_wrapper, MTLOptimWrapper):
-            return  # an error as soon as something is due
-        step = runner.optim_wrapper.multitask.last
-        new = step is not self._last  # not in the middle of an accumulation
-        self._last = step
-        self._watch(runner, step if new else None)
-        if step is None or not (new and self._due):
-            return
-        self._due = False
-        fallbacks = getattr(runner.optim_wrapper.multitask.aggregator, "fallbacks", 0)
-        scalars = scalars_of(step, self.monitors, fallbacks)
-        runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
-
-    def _watch(self, runner: Runner, step: Step | None) -> None:
-        """Warns of tasks that did not take part for an epoch of iterations."""
-        if step is not None:
-            lengths = [1.0] * len(step.tasks) if step.gramian is None else step.gramian.diagonal()
-            self._seen |= {t for t, n in zip(step.tasks, lengths, strict=True) if n != 0.0}
-        if not self.every_n_train_iters(runner, len(runner.train_dataloader)):
-            return
-        missing = set(runner.optim_wrapper.multitask.tasks) - self._seen - self._missed
-        self._missed |= missing
-        self._seen = set()
-        for task in sorted(missing):
-            runner.logger.warning(
-                f"the task {task!r} had no loss or no gradient for a whole epoch: does the data "
-                "have examples of it?"
-            )
+        multitask = runner.optim_wrapper.multitask
+        if scalars := self.recorder.after_step(multitask):
+            runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
+        if self.every_n_train_iters(runner, len(runner.train_dataloader)):
+            for warning in self.recorder.absent(multitask, "a whole epoch"):
+                runner.logger.warning(warning)

@@ -24,11 +24,14 @@ from mtl_plugins.features import find_module
 from mtl_plugins.mm.allocation import AllocationGates
 from mtl_plugins.mm.optim.losses import ParsedLosses
 from mtl_plugins.mm.optim.model import Replay, differentiate_twice, late_losses
+from mtl_plugins.precision import cpu_precision, gradient_scale, scaler_for
 from mtl_plugins.registry import suggest, under
 from mtl_plugins.regularization import build_regularizer
+from mtl_plugins.resume import KEY, Resume
 from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import build_weighting
 
+RESUME = Resume("resume", "load_from", "MTLOptimWrapper")
 _OPTIONS = inspect.signature(MultiTaskBackward).parameters.keys() - {"params"}
 _KEYS = (*_OPTIONS, "optional_losses")
 """Keys of the config by which errors of the core begin."""
@@ -149,6 +152,7 @@ class MTLOptimWrapper(OptimWrapper):
                 "model_wrapper_cfg: FSDP leaves no rank with a whole gradient to aggregate; use "
                 "MMDistributedDataParallel"
             )
+        whole = model
         if is_model_wrapper(model):
             model = model.module
         losses = ParsedLosses.of(model)
@@ -163,14 +167,16 @@ class MTLOptimWrapper(OptimWrapper):
             ]
             self.groups.expect(late_losses(model))
             self.multitask = MultiTaskBackward(
-                (p for group in self.optimizer.param_groups for p in group["params"]),
+                self.optimizer,
                 representation=self._find_representation(model),
                 tasks=self.groups.names,
                 **self._options,
             )
+        with under("model_wrapper_cfg", ("static_graph",)):
+            self.multitask.protect(whole)
         self._losses = losses
         if self._resumed is not None:
-            self._restore(self._resumed)
+            RESUME.load(self.multitask, self._resumed)
         AllocationGates(model, self.groups)
         if self.multitask.regularizer is not None:
             differentiate_twice(model)
@@ -302,7 +308,7 @@ class MTLOptimWrapper(OptimWrapper):
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         if self.multitask is not None:
-            state["mtl"] = self.multitask.state_dict()
+            state[KEY] = self.multitask.state_dict()
             state["mtl_losses"] = self.groups.state_dict()
         return state
 
@@ -312,28 +318,13 @@ class MTLOptimWrapper(OptimWrapper):
         Raises:
             ValueError: The checkpoint was written by another method, or without one.
         """
-        if "mtl" not in state_dict:
-            raise ValueError(
-                f"resume: the checkpoint was not written by MTLOptimWrapper. {_OTHERWISE}"
-            )
         losses = state_dict.pop("mtl_losses", None)
-        self._resumed = state_dict.pop("mtl")
+        self._resumed = RESUME.take(state_dict)
         super().load_state_dict(state_dict)
         if losses is not None:
             self.groups.load_state_dict(losses)
         if self.multitask is not None:
-            self._restore(self._resumed)
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        assert self.multitask is not None
-        try:
-            self.multitask.load_state_dict(state)
-        except (KeyError, ValueError) as error:
-            error.args = (f"resume: {error.args[0]}. {_OTHERWISE}",)
-            raise
-
-
-_OTHERWISE = "To start from its weights, set load_from and leave resume off"
+            RESUME.load(self.multitask, self._resumed)
 
 
 def _check_clipping(clip: Any) -> None:
@@ -367,11 +358,9 @@ class _AnyDeviceAmpOptimWrapper(AmpOptimWrapper):
         if get_device() != "cpu":
             super().__init__(loss_scale, dtype, use_fsdp, **kwargs)
             return
-        if dtype not in (None, "bfloat16", torch.bfloat16):
-            raise ValueError(f"optim_wrapper.dtype: a CPU trains in 'bfloat16', got {dtype!r}")
         OptimWrapper.__init__(self, **kwargs)
-        self.cast_dtype = torch.bfloat16
-        self.loss_scaler = torch.amp.GradScaler("cpu", enabled=False)
+        self.cast_dtype = cpu_precision(dtype, "optim_wrapper.dtype")
+        self.loss_scaler = scaler_for(torch.device("cpu"))
         self._scale_update_param = None
 
 
@@ -385,9 +374,5 @@ class AmpMTLOptimWrapper(MTLOptimWrapper, _AnyDeviceAmpOptimWrapper):
     """
 
     def gradient_scale(self) -> Tensor | None:
-        if not self.loss_scaler.is_enabled():
-            return None
-        # scale() and not get_scale(): the scaler makes its state when it first scales something,
-        # and the device need not be waited for.
-        one = torch.ones((), device=self.optimizer.param_groups[0]["params"][0].device)
-        return self.loss_scaler.scale(one)
+        device = self.optimizer.param_groups[0]["params"][0].device
+        return gradient_scale(self.loss_scaler, device)

@@ -1,0 +1,59 @@
+"""The part of a checkpoint that belongs to the method, in every framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from mtl_plugins.backward import MultiTaskBackward
+
+KEY = "mtl"
+"""Name of the method's part in the state of a trainer or optimizer wrapper."""
+
+
+class Resume(NamedTuple):
+    """Takes the state of the method from a checkpoint, or says what else to do with it.
+
+    Attributes:
+        switch: How a user has a run resumed, such as ``--resume``.
+        weights: Config key by which a run starts from weights alone.
+        writer: Who writes such checkpoints, in words.
+    """
+
+    switch: str
+    weights: str
+    writer: str
+
+    def take(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the part of the method.
+
+        Args:
+            state: Of the trainer or the optimizer wrapper.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if KEY not in state:
+            raise ValueError(
+                f"{self.switch}: the checkpoint was not written by {self.writer}. {self._otherwise}"
+            )
+        return state[KEY]
+
+    def load(self, multitask: MultiTaskBackward, state: Mapping[str, Any]) -> None:
+        """Restores the method.
+
+        Args:
+            multitask: To be restored.
+            state: From :meth:`take`.
+
+        Raises:
+            KeyError, ValueError: It was written by another method or for other tasks.
+        """
+        try:
+            multitask.load_state_dict(state)
+        except (KeyError, ValueError) as error:
+            raise type(error)(f"{self.switch}: {error.args[0]}. {self._otherwise}") from error
+
+    @property
+    def _otherwise(self) -> str:
+        return f"To start from its weights, set {self.weights} and leave {self.switch} off"
