@@ -24,7 +24,9 @@ SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 TOOLS = ("pip==25.1.1", "setuptools==80.9.0")  # with which it is taken
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
-EXTENSION = ROOT / "mtl_plugins" / "ops" / "detectron2_ext.py"
+# In an installed package, this file is in mtl_plugins/.mim/tools, and there are no constraints.
+PACKAGE = ROOT.parent if ROOT.name == ".mim" else ROOT / "mtl_plugins"
+EXTENSION = PACKAGE / "ops" / "detectron2_ext.py"
 # In place of the archive's own build, which compiles sources that it does not have. The
 # requirements are those that are used; opencv is no wish of Detectron2's.
 PROJECT = """
@@ -73,7 +75,8 @@ def main() -> None:
             packed.extractall(here, filter="data")
         source = here / ARCHIVE.replace("==", "-")
         prepare(source)
-        pip("install", "--constraint", CONSTRAINTS, "--no-compile", source)
+        constraints = ["--constraint", CONSTRAINTS] if CONSTRAINTS.is_file() else []
+        pip("install", *constraints, "--no-compile", source)
 
 
 def prepare(source: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -139,7 +140,10 @@ except ImportError as error:
     assert mm == "mtl_plugins.mm needs mmengine, not installed here: pip install 'mtl-plugins[mm]'"
     assert d2.startswith("mtl_plugins.d2 needs detectron2, not installed here: it is not on the")
     assert "facebookresearch/detectron2" in d2
-    assert Path(re.search(r"python (\S+install_detectron2.py)", d2)[1]).is_file()
+    script = Path(re.search(r"python (\S+install_detectron2.py)", d2)[1])
+    names = runpy.run_path(str(script))
+    assert names["EXTENSION"].is_file()
+    assert names["EXTENSION"].is_relative_to(environment)
     assert torchjd == "TorchJD is not installed: pip install 'mtl-plugins[torchjd]'"
 
 
