@@ -227,7 +227,8 @@ class MultiTaskBackward:
                 "static_graph: with True, DistributedDataParallel counts on one backward pass a "
                 f"step, and {type(self.aggregator).__name__} takes several; set it to False"
             )
-        self._guard.protect(getattr(model, "module", model))
+        self._teaching.model = model = getattr(model, "module", model)
+        self._guard.protect(model)
 
     def _take(self, losses: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
         """Check the losses, and put those with a gradient in the order of the tasks."""

@@ -77,7 +77,12 @@ class Teaching:
         params: The parameters that are trained; more may be added to the list later.
         exact: Whether the gradients of the ranks are averaged before their lengths are taken.
         representation: The features, at the feature level.
+
+    Attributes:
+        model: The whole model, where it is known: parts of it may be frozen.
     """
+
+    model: nn.Module | None = None
 
     def __init__(
         self,
@@ -145,7 +150,8 @@ class Teaching:
         weights = self._last_layer.weights(batch, present)
         if not weights:
             everyone = len(present) > 1 and len(present) == len(batch.tasks)
-            if everyone and all(p.requires_grad for p in self._params):
+            known = self._params if self.model is None else self.model.parameters()
+            if everyone and all(p.requires_grad for p in known):
                 raise ValueError(
                     f"weighting: {type(self.weighting).__name__} needs a layer that all tasks "
                     "share, and there is none"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import yaml
 from detectron2.config import CfgNode
 from torch import nn
@@ -109,14 +110,17 @@ def build_groups(cfg: CfgNode) -> TaskGroups:
 
 
 def build_multitask(
-    cfg: CfgNode, model: nn.Module, params: Sequence[nn.Parameter], groups: TaskGroups
+    cfg: CfgNode,
+    model: nn.Module,
+    params: Sequence[nn.Parameter] | torch.optim.Optimizer,
+    groups: TaskGroups,
 ) -> MultiTaskBackward:
     """Builds what takes the place of ``losses.backward()``.
 
     Args:
         cfg: Config with the node that :func:`add_mtl_config` adds.
         model: Has the representation.
-        params: The parameters to train.
+        params: The parameters to train, or their optimizer.
         groups: Which losses make which task.
 
     Raises:

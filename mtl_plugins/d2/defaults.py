@@ -44,8 +44,7 @@ class MTLTrainer(DefaultTrainer):
         self.groups = build_groups(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        params = [p for group in optimizer.param_groups for p in group["params"]]
-        multitask = build_multitask(cfg, model, params, self.groups)
+        multitask = build_multitask(cfg, model, optimizer, self.groups)
         data_loader = self.build_train_loader(cfg)
         if cfg.MTL.ALLOCATION.NAME:
             data_loader = AllocatedLoader(cfg, data_loader)

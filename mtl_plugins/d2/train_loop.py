@@ -60,6 +60,7 @@ class MTLSimpleTrainer(SimpleTrainer):
         self.zero_grad_before_forward = zero_grad_before_forward
         # AMPTrainer takes it and forgets it; version 0.6 does not take it.
         self.async_write_metrics = kwargs.get("async_write_metrics", False)
+        multitask.protect(model)
         self.multitask = multitask
         self.groups = groups or TaskGroups(None)
         bare = model.module if isinstance(model, DistributedDataParallel) else model
