@@ -114,6 +114,29 @@ def test_no_gradient_at_all(name):
     assert_close(build_aggregator(method(name))(torch.zeros(4, 6)), torch.zeros(6))
 
 
+@every
+def test_tasks_that_take_part_are_all_it_sees(name):
+    """Among six tasks of which three are there, T is 3: as if there were no others."""
+    jacobian = make_jacobian("conflicting", 3, 0)
+    some, alone = (build_aggregator(method(name)) for _ in range(2))
+    for step in range(3):
+        update = some(jacobian * (step + 1), tasks=[4, 1, 3])
+        assert_close(update, alone(jacobian * (step + 1)))
+        if name in GRAMIAN and some.own_factors is not None:
+            assert some.own_factors == alone.own_factors
+
+
+@pytest.mark.parametrize("present", [[0, 1, 2, 3], [3, 1], [2]])
+def test_mean_of_the_tasks_that_take_part(present):
+    """MCLGS whose pacing has come to 0 is the mean, of the same tasks, their heads as well."""
+    jacobian = make_jacobian("random", len(present), 0)
+    expected = jacobian.sum(dim=0) / len(present)
+    assert_close(build_aggregator("Mean")(jacobian, tasks=present), expected)
+    curriculum = build_aggregator({"type": "MCLGS", "a0": 0.0, "total_steps": 1})
+    assert_close(curriculum(jacobian, tasks=present), expected)
+    assert curriculum.own_factors == [1 / len(present)] * len(present)
+
+
 @every_gramian
 def test_gradient_that_is_not_finite_is_refused(name):
     with pytest.raises(ValueError, match="not finite"):
