@@ -56,8 +56,12 @@ def test_gls_leaves_out_a_loss_of_zero():
 
 
 def test_gls_refuses_a_negative_loss():
-    with pytest.raises(ValueError, match="the loss of the task 'b' is -2, and a geometric mean"):
+    with pytest.raises(ValueError, match=r"GLS\.min_losses: the loss of the task 'b' is -2, below"):
         GLS().weights(("a", "b"), {"a": 1.0, "b": -2.0})
+    weights = GLS({"b": -3.0}).weights(("a", "b"), {"a": 4.0, "b": -2.0})
+    assert weights == pytest.approx({"a": 2.0 / 8.0, "b": 2.0 / 2.0})
+    with pytest.raises(KeyError, match=r"GLS\.min_losses: no task is called 'bb'"):
+        GLS({"bb": 0.0}).check(TASKS)
 
 
 @pytest.mark.parametrize(
