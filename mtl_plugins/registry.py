@@ -7,7 +7,10 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from numbers import Real
+from pkgutil import iter_modules
+from types import ModuleType
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
@@ -50,6 +53,39 @@ class Method:
 
 KINDS: dict[str, Mapping[str, type]] = {}
 """The registry behind each config key, to find a method that was given under another's key."""
+
+
+def find_methods(package: str, path: Iterable[str], base: type[T]) -> dict[str, type[T]]:
+    """Finds the methods in the modules of a package: each is a file, and nothing else lists it.
+
+    A module's methods are the public classes that it defines, subclasses of ``base`` without an
+    abstract method; a module with other ones beside them names its methods in ``__all__``.
+
+    Args:
+        package: Name of the package.
+        path: ``__path__`` of the package.
+        base: Class that all methods derive from.
+
+    Returns:
+        The class of each name, in the order of the modules.
+    """
+    found: dict[str, type[T]] = {}
+    for info in iter_modules(path):
+        module = import_module(f"{package}.{info.name}")
+        for name in getattr(module, "__all__", None) or _defined_in(module, base):
+            found[name] = getattr(module, name)
+    return found
+
+
+def _defined_in(module: ModuleType, base: type) -> list[str]:
+    return [
+        name
+        for name, value in vars(module).items()
+        if inspect.isclass(value)
+        and value.__module__ == module.__name__
+        and issubclass(value, base)
+        and not (name.startswith("_") or inspect.isabstract(value))
+    ]
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:

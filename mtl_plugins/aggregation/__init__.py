@@ -1,50 +1,28 @@
 """Gradient aggregators: from the gradients of the tasks to one update.
 
-To add one: a file with a subclass of :class:`GramianAggregator` that implements ``solve``, and its
-class in the table below (or, from outside, ``AGGREGATORS["Mine"] = Mine``).
+To add one: a file here with a subclass of :class:`GramianAggregator` that implements ``solve``, its
+config in ``configs/_base_/mtl`` and its test. From outside: ``AGGREGATORS["Mine"] = Mine``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mtl_plugins.aggregation.aligned_mtl import AlignedMTL
 from mtl_plugins.aggregation.base import Aggregator, GramianAggregator, RandomAggregator
-from mtl_plugins.aggregation.cagrad import CAGrad
-from mtl_plugins.aggregation.constant import Mean, Sum
-from mtl_plugins.aggregation.graddrop import GradDrop
-from mtl_plugins.aggregation.gradvac import GradVac
-from mtl_plugins.aggregation.imtl_g import IMTLG
-from mtl_plugins.aggregation.mclgs import MCLGS
-from mtl_plugins.aggregation.mgda import MGDA
-from mtl_plugins.aggregation.nash_mtl import NashMTL
-from mtl_plugins.aggregation.pcgrad import PCGrad
-from mtl_plugins.aggregation.rgw import RGW
-from mtl_plugins.aggregation.torchjd import TorchJD
-from mtl_plugins.aggregation.upgrad import UPGrad
-from mtl_plugins.registry import KINDS, build
+from mtl_plugins.registry import KINDS, build, find_methods
 
-AGGREGATORS: dict[str, type[Aggregator]] = {
-    cls.__name__: cls
-    for cls in (
-        Sum,
-        Mean,
-        MGDA,
-        PCGrad,
-        GradVac,
-        GradDrop,
-        RGW,
-        CAGrad,
-        NashMTL,
-        AlignedMTL,
-        IMTLG,
-        MCLGS,
-        UPGrad,
-        TorchJD,
-    )
-}
+AGGREGATORS: dict[str, type[Aggregator]] = find_methods(
+    __name__,
+    __path__,
+    Aggregator,  # type: ignore[type-abstract]
+)
 KINDS["aggregator"] = AGGREGATORS
+globals().update(AGGREGATORS)
+
+if TYPE_CHECKING:
+    # Names that the modules define, such as PCGrad, can be imported from here.
+    def __getattr__(name: str) -> Any: ...
 
 
 def build_aggregator(cfg: str | Mapping[str, Any] | Aggregator) -> Aggregator:

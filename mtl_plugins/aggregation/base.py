@@ -74,8 +74,7 @@ class GramianAggregator(Aggregator):
     fetching it is the only time a step waits for the GPU.
 
     Attributes:
-        fallbacks: How often :meth:`solve` did not converge. The weights are then those of the plain
-            sum, or of the mean for a mean-scaled method.
+        fallbacks: How often :meth:`solve` did not converge, and :meth:`fallback` stood in.
         own_factors: If it :attr:`scales_own`, ``[T]`` factors, found with the last weights.
     """
 
@@ -132,8 +131,9 @@ class GramianAggregator(Aggregator):
         except NotConverged as error:
             self._fallbacks += 1
             logger.warning("%s; this step takes the plain %s", error, self.scale)
-            weights = [1.0 if self.scale == "sum" else 1.0 / len(matrix)] * len(matrix)
-        clamped = [max(dtype.min, min(dtype.max, w)) for w in weights]
+            weights = self.fallback(matrix)
+        low, high = dtype.min, dtype.max
+        clamped = [max(low, min(high, w)) for w in weights]
         return torch.tensor(clamped, dtype=gramian.dtype, device=gramian.device)
 
     @abstractmethod
@@ -148,6 +148,14 @@ class GramianAggregator(Aggregator):
             losses: As for :meth:`weights`.
             tasks: As for :meth:`weights`.
         """
+
+    def fallback(self, gramian: Matrix) -> Vector:
+        """The weights where :meth:`solve` did not converge: those of the plain sum or mean.
+
+        Args:
+            gramian: ``[T, T]``.
+        """
+        return [1.0 if self.scale == "sum" else 1.0 / len(gramian)] * len(gramian)
 
 
 class RandomAggregator(RandomMethod, GramianAggregator):

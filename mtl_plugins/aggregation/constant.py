@@ -28,6 +28,8 @@ class Sum(GramianAggregator):
 class Mean(GramianAggregator):
     """``w_t = 1 / T``, task-specific parameters included: the mean of the losses.
 
+    ``T`` is the number of tasks that take part in the step.
+
     Costs no extra backward pass.
     """
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtl_plugins.aggregation.base import GramianAggregator
-from mtl_plugins.aggregation.solvers import Matrix, Vector, correlation
+from mtl_plugins.aggregation.solvers import Matrix, Vector, correlation, dot, ridge
 
 
 class IMTLG(GramianAggregator):
@@ -17,7 +17,14 @@ class IMTLG(GramianAggregator):
 
     :math:`w \propto G^+ n` with :math:`n_t = \|g_t\|`, normalised to sum 1, so that
     :math:`d \cdot g_t / \|g_t\|` is the same for every task where the gradients are linearly
-    independent. Where the weights sum to 0 or there is no gradient, they are those of the mean.
+    independent. For two tasks that is :math:`w_1 = n_2 / (n_1 + n_2)`, whatever their angle. A
+    weight may be negative, and the common projection as well, as in the paper.
+
+    Eq. 4 has no bounded solution where the weights, before they are normalised, sum to almost 0: a
+    mixture of tasks with negative weights, or more than two dependent gradients, for which
+    :math:`G^+ n` is a least-squares solution. ``d`` is then scaled down to the length of the
+    longest gradient, which keeps its projections equal; the weights sum to less than 1. Where the
+    sum is rounding, or there is no gradient, the update is the mean. A zero row gets the weight 0.
     """
 
     scale = "mean"
@@ -27,17 +34,45 @@ class IMTLG(GramianAggregator):
     ) -> Vector:
         size = len(gramian)
         cosines, norms = correlation(gramian)
-        shortest = min(norms)
-        values, vectors = torch.linalg.eigh(torch.tensor(cosines, dtype=torch.float64))
-        if shortest > 0.0 and values[0].item() > size * eps:
-            # Solved on the cosines: in G itself the rounding of a long gradient hides a short one.
-            u = (vectors @ (vectors.sum(dim=0) / values)).tolist()
-            w = [u_t * (shortest / n) for u_t, n in zip(u, norms, strict=True)]
-        else:
-            g = torch.tensor(gramian, dtype=torch.float64)
-            n = torch.tensor(norms, dtype=torch.float64)
-            w = (torch.linalg.pinv(g, rtol=size * eps, hermitian=True) @ n).tolist()
-        total, size_of = sum(w), sum(map(abs, w))
-        if abs(total) <= 1e-9 * size_of or not math.isfinite(total):
+        active = [t for t, n in enumerate(norms) if n > 0.0]
+        weights = [0.0] * size
+        among = [[cosines[s][t] for t in active] for s in active]
+        lengths = [norms[t] for t in active]
+        total, unit = self._equal_projections(among, lengths, eps)  # of w, and w_t n_t
+        if abs(total) <= 1e-9 * sum(abs(u / n) for u, n in zip(unit, lengths, strict=True)):
             return [1.0 / size] * size
-        return [w_t / total for w_t in w]
+        # What rounding may add to the length counts as well.
+        square = dot(unit, [dot(row, unit) for row in among])
+        square += ridge(size, eps) * dot(unit, unit)
+        divisor = math.copysign(max(abs(total), math.sqrt(max(square, 0.0)) / max(norms)), total)
+        for t, u, n in zip(active, unit, lengths, strict=True):
+            weights[t] = u / n / divisor
+        return weights
+
+    @staticmethod
+    def _equal_projections(cosines: Matrix, norms: Vector, eps: float) -> tuple[float, Vector]:
+        """Solves for the weights up to a factor.
+
+        Args:
+            cosines: ``[T, T]``.
+            norms: ``[T]``, positive.
+            eps: Relative rounding of the cosines.
+
+        Returns:
+            The sum of the weights, and ``[T]``, each weight times the norm of its gradient.
+        """
+        size = len(norms)
+        shortest = min(norms, default=1.0)
+        if size <= 2:  # also where the two are parallel
+            unit = [shortest] * size
+            return sum(shortest / n for n in norms), unit
+        values, vectors = torch.linalg.eigh(torch.tensor(cosines, dtype=torch.float64))
+        if values[0].item() > size * eps:
+            # Solved on the cosines: in G itself the rounding of a long gradient hides a short one.
+            unit = (vectors @ (vectors.sum(dim=0) / values) * shortest).tolist()
+        else:
+            n = torch.tensor(norms, dtype=torch.float64) / max(norms)
+            g = torch.tensor(cosines, dtype=torch.float64) * n * n[:, None]
+            w = torch.linalg.pinv(g, rtol=size * eps, hermitian=True) @ n
+            unit = (w * n).tolist()
+        return sum(u / n for u, n in zip(unit, norms, strict=True)), unit

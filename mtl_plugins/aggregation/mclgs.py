@@ -115,3 +115,6 @@ class MCLGS(GramianAggregator):
         weights = self.base.solve(scaled, eps=eps, losses=losses, tasks=tasks)
         self.own_factors = [r * own for r in rows]
         return [w * r for w, r in zip(weights, rows, strict=True)]
+
+    def fallback(self, gramian: Matrix) -> Vector:
+        return self.base.fallback(gramian)

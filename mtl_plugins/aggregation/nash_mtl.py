@@ -25,11 +25,18 @@ class NashMTL(GramianAggregator):
     :math:`d = J^\top \alpha` with the unique :math:`\alpha > 0` that solves
     :math:`\alpha_t (G \alpha)_t = 1`. It does not depend on the norms of the gradients, and its own
     norm is :math:`\sqrt T` before clipping: of all methods here, its learning rate carries over
-    least. A zero row gets the weight 0. At a Pareto stationary point there is no solution; the
-    weights are then large, but such that rounding in ``d`` stays small.
+    least. A zero row gets the weight 0.
+
+    Where some convex combination of the gradients vanishes (a Pareto stationary point) there is no
+    solution: the weights of the tasks in it grow without bound. The bargain is therefore made with
+    :math:`C + \rho I` instead of the cosines :math:`C`, where :math:`\rho` is the rounding in
+    them, at least 1e-10. The tasks of the combination then have large weights, at most
+    :math:`\sqrt{T / \rho}` for unit gradients, under which their gradients cancel, and the other
+    tasks bargain in the space that is left.
 
     Args:
-        max_norm: ``d`` is scaled down to this norm; 0 turns that off.
+        max_norm: ``d`` is scaled down to this norm, whatever the weights come from; 0 turns that
+            off.
         update_every: The weights are kept for this many steps.
     """
 
@@ -59,7 +66,12 @@ class NashMTL(GramianAggregator):
             self._alpha = dict(zip(tasks, self._bargain(gramian, eps), strict=True))
             self._age = 0
         self._age += 1
-        alpha = [self._alpha[t] for t in tasks]
+        return self._clipped(gramian, [self._alpha[t] for t in tasks])
+
+    def fallback(self, gramian: Matrix) -> Vector:
+        return self._clipped(gramian, super().fallback(gramian))
+
+    def _clipped(self, gramian: Matrix, alpha: Vector) -> Vector:
         norm = math.sqrt(max(dot([dot(row, alpha) for row in gramian], alpha), 0.0))
         if norm > self.max_norm > 0.0:
             alpha = [a * self.max_norm / norm for a in alpha]
@@ -68,7 +80,10 @@ class NashMTL(GramianAggregator):
     def _bargain(self, gramian: Matrix, eps: float) -> Vector:
         cosines, norms = correlation(gramian)
         active = [i for i, n in enumerate(norms) if n > 0.0]
-        beta = nash_bargaining(regularised([[cosines[i][j] for j in active] for i in active], eps))
+        if len(active) < len(norms):
+            cosines = [[cosines[i][j] for j in active] for i in active]
+        # With less on the diagonal, 16 digits do not hold both the weights and what cancels.
+        beta = nash_bargaining(regularised(cosines, eps, least=1e-10))
         alpha = [0.0] * len(norms)
         for i, b in zip(active, beta, strict=True):
             alpha[i] = b / norms[i]

@@ -20,6 +20,8 @@ from mtl_plugins.aggregation.solvers import Matrix, NotConverged, Vector
 from mtl_plugins.draws import RandomMethod
 from mtl_plugins.registry import suggest
 
+__all__ = ["TorchJD"]  # which makes the others below
+
 logger = logging.getLogger(__name__)
 
 CONSTANT = ("ConstantWeighting", "MeanWeighting", "SumWeighting")

@@ -1,29 +1,29 @@
 """Loss weightings: from the losses of the tasks to their factors.
 
-To add one: a file with a subclass of :class:`Weighting` (of :class:`LearnedWeighting` if it
-learns a number a task), and its class in the table below (or, from outside,
-``WEIGHTINGS["Mine"] = Mine``).
+To add one: a file here with a subclass of :class:`Weighting` (of :class:`LearnedWeighting` if it
+learns a number a task), its config in ``configs/_base_/mtl`` and its test. From outside:
+``WEIGHTINGS["Mine"] = Mine``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mtl_plugins.registry import KINDS, build
+from mtl_plugins.registry import KINDS, build, find_methods
 from mtl_plugins.weighting.base import LearnedWeighting, Weighting
-from mtl_plugins.weighting.dwa import DWA
-from mtl_plugins.weighting.famo import FAMO
-from mtl_plugins.weighting.fixed import Equal, Fixed
-from mtl_plugins.weighting.gradnorm import GradNorm
-from mtl_plugins.weighting.imtl_l import IMTLL
-from mtl_plugins.weighting.rlw import RLW
-from mtl_plugins.weighting.uncertainty import Uncertainty
 
-WEIGHTINGS: dict[str, type[Weighting]] = {
-    cls.__name__: cls for cls in (Equal, Fixed, Uncertainty, GradNorm, IMTLL, DWA, RLW, FAMO)
-}
+WEIGHTINGS: dict[str, type[Weighting]] = find_methods(
+    __name__,
+    __path__,
+    Weighting,  # type: ignore[type-abstract]
+)
 KINDS["weighting"] = WEIGHTINGS
+globals().update(WEIGHTINGS)
+
+if TYPE_CHECKING:
+    # Names that the modules define, such as FAMO, can be imported from here.
+    def __getattr__(name: str) -> Any: ...
 
 
 def build_weighting(cfg: str | Mapping[str, Any] | Weighting) -> Weighting:

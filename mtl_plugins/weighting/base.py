@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
-from mtl_plugins.registry import Method
+from mtl_plugins.registry import Method, suggest
 
 
 class Weighting(Method, ABC):
@@ -126,6 +126,60 @@ class LearnedWeighting(Weighting):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self._numbers, self._moments = dict(state["numbers"]), dict(state["moments"])
+
+
+class LowerBounds:
+    """Lower bounds of the losses, for a method that takes their logarithms.
+
+    Args:
+        method: Name of the weighting, for errors.
+        min_losses: One bound for all tasks, or bounds by name, 0 for a task not named.
+
+    Raises:
+        TypeError: ``min_losses`` is neither a number nor a dict.
+    """
+
+    def __init__(self, method: str, min_losses: float | Mapping[str, float]) -> None:
+        if not isinstance(min_losses, (int, float, Mapping)):
+            raise TypeError(f"min_losses: expected a number or a dict by task, got {min_losses!r}")
+        self._key = f"weighting: {method}.min_losses"
+        self._bounds = min_losses
+
+    def check(self, tasks: Collection[str]) -> None:
+        """Refuses a name that is no task.
+
+        Raises:
+            KeyError: A bound is given for a task that there is not.
+        """
+        for name in self._bounds if isinstance(self._bounds, Mapping) else ():
+            if name not in tasks:
+                raise KeyError(f"{self._key}: no task is called {name!r}; {suggest(name, tasks)}")
+
+    def of(self, task: str) -> float:
+        """Returns the bound of a task."""
+        if isinstance(self._bounds, Mapping):
+            return self._bounds.get(task, 0.0)
+        return self._bounds
+
+    def above(self, losses: Mapping[str, float]) -> dict[str, float]:
+        """Returns how far each loss is above its bound; tasks whose loss is at it are left out.
+
+        A loss that is not finite is left out as well: the owner of the step deals with it.
+
+        Raises:
+            ValueError: A loss is below its bound.
+        """
+        left = {}
+        for task, loss in losses.items():
+            low = self.of(task)
+            if math.isfinite(loss) and loss < low:
+                raise ValueError(
+                    f"{self._key}: the loss of the task {task!r} is {loss:g}, below its bound of "
+                    f"{low:g}"
+                )
+            if math.isfinite(loss) and loss > low:
+                left[task] = loss - low
+        return left
 
 
 def softmax(values: Mapping[str, float]) -> dict[str, float]:

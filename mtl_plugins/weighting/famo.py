@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 
-from mtl_plugins.registry import suggest
-from mtl_plugins.weighting.base import LearnedWeighting, softmax
+from mtl_plugins.weighting.base import LearnedWeighting, LowerBounds, softmax
 
 
 class FAMO(LearnedWeighting):
@@ -42,20 +41,14 @@ class FAMO(LearnedWeighting):
         min_losses: float | Mapping[str, float] = 0.0,
     ) -> None:
         super().__init__(lr, weight_decay)
-        if not isinstance(min_losses, (int, float, Mapping)):
-            raise TypeError(f"min_losses: expected a number or a dict by task, got {min_losses!r}")
         if eps < 0.0:
             raise ValueError(f"eps is not negative, got {eps}")
         self.eps = eps
         self.min_losses = min_losses
+        self._bounds = LowerBounds("FAMO", min_losses)
 
     def check(self, tasks: Collection[str]) -> None:
-        for name in self.min_losses if isinstance(self.min_losses, Mapping) else ():
-            if name not in tasks:
-                raise KeyError(
-                    f"weighting: FAMO.min_losses: no task is called {name!r}; "
-                    + suggest(name, tasks)
-                )
+        self._bounds.check(tasks)
 
     def weights(
         self, tasks: Collection[str], losses: Mapping[str, float] | None = None
@@ -73,7 +66,7 @@ class FAMO(LearnedWeighting):
         self, losses: Mapping[str, float], new_losses: Mapping[str, float]
     ) -> dict[str, float]:
         r""":math:`(J^\top \delta)_t = z_t (\delta_t - \sum_k z_k \delta_k)`."""
-        bounded = {t: max(x, self._bound(t)) for t, x in new_losses.items()}
+        bounded = {t: max(x, self._bounds.of(t)) for t, x in new_losses.items()}
         old, new = self._distances(losses), self._distances(bounded)
         delta = {t: math.log(old[t]) - math.log(new[t]) for t in old if t in new}
         z = self._shares(delta)
@@ -86,23 +79,6 @@ class FAMO(LearnedWeighting):
     def _shares(self, tasks: Iterable[str]) -> dict[str, float]:
         return softmax({task: self.number(task) for task in tasks})
 
-    def _bound(self, task: str) -> float:
-        if isinstance(self.min_losses, Mapping):
-            return self.min_losses.get(task, 0.0)
-        return self.min_losses
-
     def _distances(self, losses: Mapping[str, float]) -> dict[str, float]:
-        """``D_t`` of the tasks whose loss is finite and above its bound."""
-        distances = {}
-        for task, loss in losses.items():
-            low = self._bound(task)
-            if not math.isfinite(loss):  # the owner of the step deals with that
-                continue
-            if loss < low:
-                raise ValueError(
-                    f"weighting: FAMO.min_losses: the loss of the task {task!r} is {loss:g}, below "
-                    f"its bound of {low:g}"
-                )
-            if loss > low:
-                distances[task] = loss - low + self.eps
-        return distances
+        """Returns ``D_t`` of the tasks whose loss is finite and above its bound."""
+        return {task: left + self.eps for task, left in self._bounds.above(losses).items()}

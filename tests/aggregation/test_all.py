@@ -1,6 +1,11 @@
 """What holds for every aggregator."""
 
 import math
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,13 +15,21 @@ from models import RANDOM, method
 from strategies import jacobians, make_jacobian, seeds, tasks, well_scaled
 from torch.testing import assert_close
 
-from mtl_plugins.aggregation import AGGREGATORS, GramianAggregator, build_aggregator
+from mtl_plugins.aggregation import (
+    AGGREGATORS,
+    Aggregator,
+    GramianAggregator,
+    build_aggregator,
+)
 from mtl_plugins.gradients import gramian_of
+from mtl_plugins.registry import find_methods
+from mtl_plugins.regularization import REGULARIZERS
+from mtl_plugins.weighting import WEIGHTINGS
 
 METHODS = [name for name in AGGREGATORS if name != "TorchJD"]  # whose methods have their own tests
 GRAMIAN = [name for name in METHODS if issubclass(AGGREGATORS[name], GramianAggregator)]
 DETERMINISTIC = sorted(set(METHODS) - set(RANDOM))
-SUM_SCALED = ["Sum", "PCGrad", "GradVac", "GradDrop", "AlignedMTL"]
+SUM_SCALED = [name for name in METHODS if AGGREGATORS[name].scale == "sum"]
 every = pytest.mark.parametrize("name", METHODS)
 every_gramian = pytest.mark.parametrize("name", GRAMIAN)
 
@@ -26,7 +39,6 @@ def test_sum_or_mean_scale(name):
     g = torch.tensor([3.0, -4.0, 12.0], dtype=torch.float64)
     aggregator = build_aggregator(method(name))
     update = aggregator(g.repeat(5, 1))
-    assert aggregator.scale == ("sum" if name in SUM_SCALED else "mean")
     # Three mean-scaled methods have a documented factor of their own.
     own = {"CAGrad": 1.4 / 1.16, "NashMTL": 1.0 / g.norm().item(), "MCLGS": 1.0 + math.tanh(1.0)}
     factor = own.get(name, 1.0)
@@ -114,6 +126,29 @@ def test_no_gradient_at_all(name):
     assert_close(build_aggregator(method(name))(torch.zeros(4, 6)), torch.zeros(6))
 
 
+@every
+def test_tasks_that_take_part_are_all_it_sees(name):
+    """Among six tasks of which three are there, T is 3: as if there were no others."""
+    jacobian = make_jacobian("conflicting", 3, 0)
+    some, alone = (build_aggregator(method(name)) for _ in range(2))
+    for step in range(3):
+        update = some(jacobian * (step + 1), tasks=[4, 1, 3])
+        assert_close(update, alone(jacobian * (step + 1)))
+        if name in GRAMIAN and some.own_factors is not None:
+            assert some.own_factors == alone.own_factors
+
+
+@pytest.mark.parametrize("present", [[0, 1, 2, 3], [3, 1], [2]])
+def test_mean_of_the_tasks_that_take_part(present):
+    """MCLGS whose pacing has come to 0 is the mean, of the same tasks, their heads as well."""
+    jacobian = make_jacobian("random", len(present), 0)
+    expected = jacobian.sum(dim=0) / len(present)
+    assert_close(build_aggregator("Mean")(jacobian, tasks=present), expected)
+    curriculum = build_aggregator({"type": "MCLGS", "a0": 0.0, "total_steps": 1})
+    assert_close(curriculum(jacobian, tasks=present), expected)
+    assert curriculum.own_factors == [1 / len(present)] * len(present)
+
+
 @every_gramian
 def test_gradient_that_is_not_finite_is_refused(name):
     with pytest.raises(ValueError, match="not finite"):
@@ -171,3 +206,68 @@ def test_invalid_value_names_key_and_method(cfg):
 def test_state_of_another_method_is_refused():
     with pytest.raises(KeyError, match="written with another method"):
         build_aggregator("GradVac").load_state_dict(build_aggregator("PCGrad").state_dict())
+
+
+REGISTRIES = {"aggregation": AGGREGATORS, "weighting": WEIGHTINGS, "regularization": REGULARIZERS}
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("package", REGISTRIES)
+def test_a_method_is_its_file_its_config_and_its_test(package):
+    """Names the one that is missing: nothing else has to know of a method."""
+    wrappers = [
+        runpy.run_path(str(path))["optim_wrapper"]
+        for path in (ROOT / "configs/_base_/mtl").glob("*.py")
+    ]
+    configured = {part["type"] for w in wrappers for part in w.values() if isinstance(part, dict)}
+    tests = "".join(path.read_text() for path in (ROOT / "tests" / package).glob("test_*.py"))
+    for name, cls in REGISTRIES[package].items():
+        assert cls.__module__.startswith(f"mtl_plugins.{package}."), name
+        assert name in configured, f"configs/_base_/mtl has no config of {name}"
+        assert re.search(rf"\b{name}\b", tests), f"tests/{package} has no test of {name}"
+
+
+def test_a_file_is_all_that_a_method_takes(tmp_path, monkeypatch):
+    package = tmp_path / "extra_methods"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "mine.py").write_text(
+        "from mtl_plugins.aggregation.base import GramianAggregator\n"
+        "from mtl_plugins.aggregation.constant import Sum\n"  # of another module: not listed
+        "class Abstract(GramianAggregator): pass\n"
+        "class _Private(Sum): pass\n"
+        "class Mine(Sum): pass\n"
+    )
+    (package / "several.py").write_text(
+        "from mtl_plugins.aggregation.constant import Sum\n"
+        "__all__ = ['One']\n"
+        "class One(Sum): pass\n"
+        "class Two(Sum): pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = find_methods("extra_methods", [str(package)], Aggregator)
+    assert list(found) == ["Mine", "One"]
+    assert_close(found["Mine"]()(torch.eye(2)), torch.ones(2))
+
+
+def test_methods_can_be_imported_by_name():
+    from mtl_plugins import aggregation, regularization, weighting
+
+    for module, names in (
+        (aggregation, "Sum Mean MGDA PCGrad GradVac GradDrop RGW CAGrad NashMTL AlignedMTL IMTLG"),
+        (aggregation, "MCLGS UPGrad TorchJD"),
+        (weighting, "Equal Fixed Uncertainty GradNorm IMTLL DWA RLW FAMO"),
+        (regularization, "CosReg"),
+    ):
+        for name in names.split():
+            assert getattr(module, name).__name__ == name and name in module.__all__
+
+
+def test_import_needs_torch_only():
+    """What `sys.modules` holds after it, in a process of its own."""
+    code = (
+        "import sys, mtl_plugins.aggregation, mtl_plugins.weighting, mtl_plugins.regularization\n"
+        "found = {'torchjd', 'torchvision', 'mmengine', 'scipy', 'cvxpy'} & set(sys.modules)\n"
+        "raise SystemExit(f'imported {found}' if found else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

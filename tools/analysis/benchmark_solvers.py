@@ -16,11 +16,16 @@ import torchjd.aggregation as torchjd
 from timing import median_seconds
 from torch import Tensor
 
-from mtl_plugins.aggregation import build_aggregator
+from mtl_plugins.aggregation import AGGREGATORS, build_aggregator
 from mtl_plugins.gradients import gramian_of
 
 KINDS = ("random", "conflicting")
-METHODS = ("MGDA", "PCGrad", "GradVac", "CAGrad", "NashMTL", "AlignedMTL", "IMTLG")
+# All that have a solver, and one beside it in TorchJD.
+METHODS = [
+    name
+    for name, cls in AGGREGATORS.items()
+    if cls.needs_gradients and (name == "NashMTL" or hasattr(torchjd, f"{name}Weighting"))
+]
 TASKS = (2, 3, 7, 16)
 WIDTH = 1000
 TURN = 5e-3  # seconds: dozens of calls of a fast solver, one of a slow one

@@ -1,4 +1,4 @@
-# The weights are those of the tasks of configs/mask_rcnn; yours go here.
+# The weights are those of the tasks of Mask R-CNN; yours go here.
 custom_imports = dict(imports=["mtl_plugins.mm"])
 optim_wrapper = dict(
     type="MTLOptimWrapper",
