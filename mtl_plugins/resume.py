@@ -10,6 +10,9 @@ from mtl_plugins.backward import MultiTaskBackward
 KEY = "mtl"
 """Name of the method's part in the state of a trainer or optimizer wrapper."""
 
+LOSSES_KEY = "mtl_losses"
+"""Name of the part of :class:`~mtl_plugins.tasks.TaskGroups` there."""
+
 
 class Resume(NamedTuple):
     """Takes the state of the method from a checkpoint, or says what else to do with it.

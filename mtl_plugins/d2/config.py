@@ -104,9 +104,7 @@ def tasks_of(cfg: CfgNode) -> dict[str, Any]:
 def build_groups(cfg: CfgNode) -> TaskGroups:
     """Builds what says which losses make which task."""
     with naming_keys():
-        groups = TaskGroups(tasks_of(cfg) or None)
-        groups.optional = list(cfg.MTL.OPTIONAL_LOSSES)
-        return groups
+        return TaskGroups(tasks_of(cfg) or None, cfg.MTL.OPTIONAL_LOSSES)
 
 
 def build_multitask(
@@ -182,13 +180,13 @@ def naming_keys() -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError) as error:
         text = str(error.args[0]) if error.args else ""
-        found = re.match(rf"({'|'.join(_KEYS).lower()})\b(\.\w+)?", text)
+        found = re.match(rf"(--resume: )?({'|'.join(_KEYS).lower()})\b(\.\w+)?", text)
         if found is None:
             raise
-        key, part = found[1].upper(), found[2] or ""
+        before, key, part = found[1] or "", found[2].upper(), found[3] or ""
         if key in _METHODS:
             part = ".NAME" if part == ".type" else part.upper()
-        raise type(error)(f"MTL.{key}{part}{text[found.end() :]}") from error
+        raise type(error)(f"{before}MTL.{key}{part}{text[found.end() :]}") from error
 
 
 def merge_options(cfg: CfgNode, options: Sequence[Any]) -> None:

@@ -18,7 +18,7 @@ from mtl_plugins import MultiTaskBackward
 from mtl_plugins.ops.roi_align import exchange_roi_aligns
 from mtl_plugins.precision import cpu_precision, gradient_scale, scaler_for
 from mtl_plugins.replay import Replay
-from mtl_plugins.resume import KEY, Resume
+from mtl_plugins.resume import KEY, LOSSES_KEY, Resume
 from mtl_plugins.tasks import TaskGroups
 
 RESUME = Resume("--resume", "MODEL.WEIGHTS", "one of mtl_plugins' trainers")
@@ -131,7 +131,8 @@ class MTLSimpleTrainer(SimpleTrainer):
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {KEY: self.multitask.state_dict()}
+        ours = {KEY: self.multitask.state_dict(), LOSSES_KEY: self.groups.state_dict()}
+        return super().state_dict() | ours
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores optimizer and method.
@@ -142,6 +143,8 @@ class MTLSimpleTrainer(SimpleTrainer):
         mine = RESUME.take(state_dict)
         super().load_state_dict(state_dict)
         RESUME.load(self.multitask, mine)
+        if LOSSES_KEY in state_dict:
+            self.groups.load_state_dict(state_dict[LOSSES_KEY])
 
 
 class MTLAMPTrainer(MTLSimpleTrainer, AMPTrainer):

@@ -316,6 +316,22 @@ def test_checkpoint_of_the_method(name):
     assert all(torch.equal(p, q) for p, q in zip(train(second, 4), whole, strict=True))
 
 
+def test_resume_at_a_batch_without_a_task():
+    """What the first batches have shown of the losses is known after a restart."""
+    cfg = toy_config("MTL.AGGREGATOR.NAME", "MGDA")
+    model = toy()
+    first = trainer_for(cfg, model, toy_batches(1))
+    first.train(0, 1)
+    model.register_forward_hook(lambda _, __, losses: {"loss_cls": losses["loss_cls"]})
+    second = trainer_for(cfg, model, toy_batches(1))
+    with pytest.raises(KeyError, match="matches none"):  # at the start of a run
+        second.train(0, 1)
+    second = trainer_for(cfg, model, toy_batches(1))
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    second.train(0, 1)
+    assert second.multitask.last.tasks == ("box",)
+
+
 def test_checkpoint_of_another_method_or_trainer():
     state = trainer_for(toy_config("MTL.AGGREGATOR.NAME", "GradVac"), toy(), []).state_dict()
     other = trainer_for(toy_config("MTL.AGGREGATOR.NAME", "PCGrad"), toy(), [])

@@ -297,7 +297,7 @@ def test_checkpoint_of_another_method(cfg):
     cfg.MTL.AGGREGATOR.NAME = "MGDA"
     trainer_for(cfg).train()
     cfg.MTL.AGGREGATOR.NAME = "Sum"
-    message = "MTL.AGGREGATOR: the checkpoint was written with MGDA, .* set MODEL.WEIGHTS and leave"
+    message = "--resume: MTL.AGGREGATOR: .* written with MGDA, .* set MODEL.WEIGHTS and leave"
     with pytest.raises(ValueError, match=message):
         trainer_for(cfg, resume=True)
 

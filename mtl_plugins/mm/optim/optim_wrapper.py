@@ -27,7 +27,7 @@ from mtl_plugins.mm.optim.model import Replay, differentiate_twice, late_losses
 from mtl_plugins.precision import cpu_precision, gradient_scale, scaler_for
 from mtl_plugins.registry import suggest, under
 from mtl_plugins.regularization import build_regularizer
-from mtl_plugins.resume import KEY, Resume
+from mtl_plugins.resume import KEY, LOSSES_KEY, Resume
 from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import build_weighting
 
@@ -309,7 +309,7 @@ class MTLOptimWrapper(OptimWrapper):
         state = super().state_dict()
         if self.multitask is not None:
             state[KEY] = self.multitask.state_dict()
-            state["mtl_losses"] = self.groups.state_dict()
+            state[LOSSES_KEY] = self.groups.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -318,7 +318,7 @@ class MTLOptimWrapper(OptimWrapper):
         Raises:
             ValueError: The checkpoint was written by another method, or without one.
         """
-        losses = state_dict.pop("mtl_losses", None)
+        losses = state_dict.pop(LOSSES_KEY, None)
         self._resumed = RESUME.take(state_dict)
         super().load_state_dict(state_dict)
         if losses is not None:
