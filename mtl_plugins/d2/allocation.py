@@ -14,7 +14,7 @@ from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from detectron2.utils import comm
 
-from mtl_plugins import gates
+from mtl_plugins import gating
 from mtl_plugins.allocation import TaskAllocation
 from mtl_plugins.d2.config import tasks_of
 from mtl_plugins.d2.data import TrainLoader
@@ -98,7 +98,7 @@ GATES = GateTable()
 """Where a head of your own joins, see :class:`~mtl_plugins.gates.GateTable`."""
 
 
-class AllocationGates(gates.AllocationGates):
+class AllocationGates(gating.AllocationGates):
     """Gates for Detectron2's models, and for models with heads in :data:`GATES`.
 
     The tasks of an image are ``"tasks"`` in its dict, where :class:`AllocatedLoader` puts them. The
@@ -146,7 +146,7 @@ def _sem_seg_result(losses: Losses) -> tuple[None, Losses]:
     return None, losses
 
 
-def _trains_on_predicted_boxes(roi_heads: StandardROIHeads) -> str | None:
+def _takes_predicted_boxes(roi_heads: StandardROIHeads) -> str | None:
     if roi_heads.train_on_pred_boxes:
         return (
             "with MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES the other heads need boxes that the box "
@@ -192,7 +192,7 @@ for cls, method, regions, losses, others in BRANCHES:
         maps=["features"],
         lists=(regions, *others),
         nobody=_no_regions(regions),
-        refuse=_trains_on_predicted_boxes,
+        refuse=_takes_predicted_boxes if regions == "instances" else lambda roi_heads: None,
         keeps_sync=True,
     )
 GATES.register(

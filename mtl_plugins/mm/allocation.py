@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from mtl_plugins import gates
+from mtl_plugins import gating
 from mtl_plugins.gates import Arguments, GateTable, Losses, scaled, select
 from mtl_plugins.tasks import TaskGroups
 
@@ -21,7 +21,7 @@ GATES = GateTable()
 """Where a head of your own joins, see :class:`~mtl_plugins.gates.GateTable`."""
 
 
-class AllocationGates(gates.AllocationGates):
+class AllocationGates(gating.AllocationGates):
     """Gates for MMDetection's detectors, and for models with heads in :data:`GATES`.
 
     The tasks of an image are ``metainfo['tasks']`` of its data sample, where a batch sampler such
@@ -125,7 +125,7 @@ def _register_mmdet() -> None:
     GATES.register(
         BaseMaskHead,
         "loss",
-        losses=["loss_mask"],
+        losses=["loss_mask", "loss_mask_project"],  # of BoxInst the latter
         whole=["positive_infos"],
         prepare=_positives,
         nobody=_no_objects,

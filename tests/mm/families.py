@@ -22,7 +22,6 @@ LESS = {
     "num_layers": 1,
     "num_queries": 10,
     "num_proposals": 10,
-    "num_stages": 2,
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from families import batch_of, detector
+from mmengine.logging import MessageHub
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -28,11 +29,15 @@ def no_draws(monkeypatch) -> None:
     from mmdet.models.task_modules.samplers import RandomSampler
 
     def points(*shape: int, **options: Any) -> Tensor:
+        shape = shape[0] if isinstance(shape[0], tuple) else shape
+        if len(shape) < 2:
+            return torch.full(shape, 0.5, **options)
         steps = torch.linspace(0.05, 0.95, shape[-1] * shape[-2], **options)
         return steps.reshape(shape[-2:]).expand(shape).clone()
 
     monkeypatch.setattr(RandomSampler, "random_choice", lambda self, gallery, num: gallery[:num])
     monkeypatch.setattr(torch, "rand", points)
+    MessageHub.get_current_instance().update_info("iter", 1000)  # that BoxInst asks for
 
 
 def losses_of(model: nn.Module, batch: dict[str, Any], chosen: Sequence[int]) -> dict[str, Tensor]:
@@ -98,6 +103,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "ssd": {"bbox_head.in_channels": [64] * 6},
     "rtmdet": {"bbox_head.in_channels": 64, "bbox_head.feat_channels": 64},
     "rtmdet-ins": {"bbox_head.in_channels": 64, "bbox_head.feat_channels": 64},
+    "condinst": {"mask_head.num_layers": 3},
+    "boxinst": {"mask_head.num_layers": 3},
+    "crowddet": {"roi_head.bbox_head.num_classes": 1},
+    "dino": {"bbox_head.embed_dims": 64},
     "ddod": {"bbox_head.use_dcn": False},
     "centernet": {"bbox_head.in_channels": 64, "bbox_head.feat_channels": 64},
 }
@@ -132,29 +141,97 @@ def test_losses_are_those_of_the_images_of_the_task_alone(family):
     assert all(empty[name] == 0.0 for name in names)
 
 
-ALL_IMAGES = "train_dataloader.batch_sampler: {} of {} computes '{}' of the task '{}' on all images"
-TOGETHER = "optim_wrapper.tasks: {} computes loss_cls.* together, on the same images"
-STAGES = {"d": ["loss_rpn_*", "s*.loss_*"], "m": "loss_semantic_seg"}
-BOX_CLS = {"b": ["*loss_bbox", "*loss_iou"], "c": "*"}
+BOX_AND_CLASS = {"b": ["*bbox", "*iou", "*dice"], "c": "*cls", "m": ["*mask", "*centerness"]}
+ALL_IMAGES = (
+    "train_dataloader.batch_sampler: .*{} of .* computes '{}' of the task '.' on all images"
+)
+TOGETHER = r"optim_wrapper.tasks: {} computes loss_cls, loss_bbox.* together, on the same images"
+STAGES = {"d": ["loss_rpn_*", "s*.loss_*", "loss_mask", "loss_glbctx"], "m": "loss_semantic_seg"}
+STAGE_MASKS = {"d": ["loss_rpn_*", "*.loss_cls", "*.loss_bbox", "*.loss_iou"], "m": "*.loss_mask"}
+RPN_ALONE = {"d": ["loss_cls", "loss_bbox", "loss_grid", "loss_rcnn_emd"], "m": "loss_rpn_*"}
 REFUSED = {
     "cascade": (
         "cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py",
         ROI,
-        {"d": ["loss_rpn_*", "s*.loss_cls", "s*.loss_bbox"], "m": "s*.loss_mask"},
-        ALL_IMAGES.format(r"roi_head \(CascadeRoIHead\)", "CascadeRCNN", "s0.loss_cls", "d"),
+        STAGE_MASKS,
+        ALL_IMAGES.format(r"roi_head \(CascadeRoIHead\)", "s0.loss_cls"),
     ),
     "htc": (
         "htc/htc_r50_fpn_1x_coco.py",
         ROI,
         STAGES,
-        ALL_IMAGES.format(
-            r"roi_head \(HybridTaskCascadeRoIHead\)", "HybridTaskCascade", "loss_semantic_seg", "m"
-        ),
+        ALL_IMAGES.format(r"roi_head \(HybridTaskCascadeRoIHead\)", "loss_semantic_seg"),
     ),
     "scnet": (
         "scnet/scnet_r50_fpn_1x_coco.py",
         ROI,
-        STAGES | {"g": ["loss_glbctx", "loss_mask"]},
-        ALL_IMAGES.format(r"roi_head \(SCNetRoIHead\)", "SCNet", "loss_semantic_seg", "m"),
+        STAGES,
+        ALL_IMAGES.format(r"roi_head \(SCNetRoIHead\)", "loss_semantic_seg"),
+    ),
+    "sparse": (
+        "sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py",
+        ROI,
+        STAGE_MASKS | {"m": "nothing"},
+        ALL_IMAGES.format(".*", "s0.loss_cls"),
+    ),
+    "queryinst": (
+        "queryinst/queryinst_r50_fpn_1x_coco.py",
+        ROI,
+        STAGE_MASKS,
+        ALL_IMAGES.format(".*", "s0.loss_cls"),
+    ),
+    "dynamic": (
+        "dynamic_rcnn/dynamic-rcnn_r50_fpn_1x_coco.py",
+        ROI,
+        RPN_ALONE,
+        ALL_IMAGES.format(r"roi_head \(DynamicRoIHead\)", "loss_cls")
+        + ".*; DynamicRoIHead overrides 'bbox_loss' of StandardRoIHead.*rpn_head",
+    ),
+    "grid": (
+        "grid_rcnn/grid-rcnn_r50_fpn_gn-head_2x_coco.py",
+        ROI,
+        RPN_ALONE,
+        "GridRoIHead overrides 'bbox_loss' of StandardRoIHead",
+    ),
+    "crowddet": (
+        "crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman.py",
+        ROI,
+        RPN_ALONE,
+        ALL_IMAGES.format(r"roi_head \(MultiInstanceRoIHead\)", "loss_rcnn_emd"),
+    ),
+    "fcos": (
+        "fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py",
+        FPN,
+        BOX_AND_CLASS,
+        TOGETHER.format(r"bbox_head \(FCOSHead\)") + ".*beside tasks of other heads: none",
+    ),
+    "rtmdet-ins": (
+        "rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py",
+        YOLO,
+        BOX_AND_CLASS,
+        TOGETHER.format(r"bbox_head \(RTMDetInsSepBNHead\)"),
+    ),
+    "detr": ("detr/detr_r50_8xb2-150e_coco.py", [32], BOX_AND_CLASS, ALL_IMAGES.format(".*", ".*")),
+    "dino": (
+        "dino/dino-4scale_r50_8xb2-12e_coco.py",
+        [8, 16, 32, 64],
+        BOX_AND_CLASS,
+        ALL_IMAGES.format(".*", ".*"),
+    ),
+    "mask2former": (
+        "mask2former/mask2former_r50_8xb2-lsj-50e_coco.py",
+        [4, 8, 16, 32],
+        BOX_AND_CLASS,
+        ALL_IMAGES.format(".*", ".*"),
     ),
 }
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_what_cannot_be_restricted_is_one_error(family):
+    config, strides, tasks, message = REFUSED[family]
+    model = detector(config, strides, **CHANGES.get(family, {}))
+    batch = allocate(batch_of(model), ["".join(tasks), *tasks])
+    AllocationGates(model, TaskGroups(tasks))
+    with pytest.raises(ValueError, match=message):
+        losses_of(model, batch, range(2))
