@@ -18,7 +18,7 @@ from mtl_plugins.tasks import TaskGroups
 
 FPN, ROI, YOLO = [8, 16, 32, 64, 128], [4, 8, 16, 32, 64], [8, 16, 32]
 BOXES = ["loss_cls", "loss_bbox", "loss_centerness"]
-INSTANCES = {"d": BOXES, "m": ["loss_mask", "loss_segm", "loss_pairwise", "loss_project"]}
+INSTANCES = {"d": BOXES, "m": ["loss_mask*", "loss_segm"]}
 TWO_STAGE = {"d": ["loss_rpn_*", "loss_cls", "loss_bbox"], "m": ["loss_mask*", "loss_point"]}
 ONE = {"a": "*"}
 
