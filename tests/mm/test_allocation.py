@@ -163,11 +163,11 @@ def test_task_without_a_head_of_its_own(detector):
         losses_of(model, batch)
 
 
-def test_cascade_is_refused(detector):
-    """Its stages need each other's boxes of all images."""
+def test_a_replaced_method_is_refused(detector):
+    """What it computes, on which images, nobody knows."""
     model = copy.deepcopy(detector).train()
     bbox_loss = model.roi_head.bbox_loss
-    model.roi_head.bbox_loss = lambda stage, x, sampling_results: bbox_loss(x, sampling_results)
+    model.roi_head.bbox_loss = lambda *args: bbox_loss(*args)
     AllocationGates(model, TaskGroups(DETECTION_MASK))
     message = "'loss_cls' of the task 'detection' on all images.*overrides 'bbox_loss'.*loss_mask"
     with pytest.raises(ValueError, match=message):
