@@ -8,10 +8,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
-
 B = TypeVar("B")
+
+
+class Allocated(tuple[str, ...]):
+    """Names of the tasks that an example trains, with those from which they were drawn.
+
+    Attributes:
+        among: Names of all tasks of the allocation.
+    """
+
+    among: tuple[str, ...]
+
+    def __new__(cls, tasks: Iterable[str], among: Sequence[str]) -> Allocated:
+        self = super().__new__(cls, tasks)
+        self.among = tuple(among)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:  # on its way to a worker, or copied
+        return Allocated, (tuple(self), self.among)
 
 
 class TaskAllocation:
@@ -42,19 +57,36 @@ class TaskAllocation:
         gap: int | None = None,
         seed: int = 0,
     ) -> None:
-        if not 1 <= tasks_per_sample <= len(tasks):
+        repeated = sorted({task for task in tasks if list(tasks).count(task) > 1})
+        if repeated or not tasks:
+            raise ValueError(f"tasks: expected different names, got {list(tasks)}")
+        whole = isinstance(tasks_per_sample, int)
+        if not whole or not 1 <= tasks_per_sample <= len(tasks):
             raise ValueError(
                 f"tasks_per_sample: expected 1 to {len(tasks)}, since the tasks are "
-                f"{list(tasks)}, got {tasks_per_sample}"
+                f"{list(tasks)}, got {tasks_per_sample!r}"
             )
-        if gap is not None and gap < 1:
-            raise ValueError(f"gap: expected at least 1, got {gap}")
+        if gap is not None and not (isinstance(gap, int) and gap >= 1):
+            raise ValueError(f"gap: expected at least 1, got {gap!r}")
         self.tasks = tuple(tasks)
         self.tasks_per_sample = tasks_per_sample
         self.gap = gap
         self.seed = seed
         self._epoch, self._step = 0, 0
         self._resumed = 0
+
+    @property
+    def remark(self) -> str | None:
+        """A warning, where every example trains every task, which begins with an option's name."""
+        if self.tasks_per_sample < len(self.tasks):
+            return None
+        option, found = "tasks_per_sample", f"{self.tasks_per_sample} is all of them"
+        if len(self.tasks) == 1:
+            option, found = "tasks", "there is only one"
+        return (
+            f"{option}: of the tasks {list(self.tasks)} {found}, so that every image trains every "
+            "task at each step, as without task allocation"
+        )
 
     @property
     def turns(self) -> int:
@@ -106,8 +138,8 @@ class TaskAllocation:
             for number, batch in group:
                 yield batch, number, turn
 
-    def tasks_of(self, example: int, batch: int, turn: int, epoch: int = 0) -> tuple[str, ...]:
-        """The tasks that an example trains, in the order of all tasks.
+    def tasks_of(self, example: int, batch: int, turn: int, epoch: int = 0) -> Allocated:
+        """Returns the tasks that an example trains, in the order of all tasks.
 
         Args:
             example: Its place in the batch of all ranks.
@@ -119,7 +151,7 @@ class TaskAllocation:
         random.Random(f"{self.seed} {epoch} {batch} {example}").shuffle(order)
         first = turn * self.tasks_per_sample
         chosen = order[first : first + self.tasks_per_sample]
-        return tuple(task for task in self.tasks if task in chosen)
+        return Allocated((task for task in self.tasks if task in chosen), self.tasks)
 
     def state_dict(self) -> dict[str, Any]:
         """Where :meth:`schedule` is, to go on there with the same batches."""
@@ -132,37 +164,49 @@ class TaskAllocation:
 
 
 class BatchTasks:
-    """Which examples of the batch at hand train which task: what the heads of a model ask.
+    """Which examples of the batch at hand train which task: the question that heads ask.
 
     An adapter notes the tasks when the model gets a batch.
+
+    Attributes:
+        allocated: Whether the examples have tasks.
+        count: Number of examples.
     """
 
     def __init__(self) -> None:
-        self._each: list[Sequence[str]] | None = None
+        self._each: list[Sequence[str]] = []
+
+    @property
+    def allocated(self) -> bool:
+        return bool(self._each)
+
+    @property
+    def count(self) -> int:
+        return len(self._each)
 
     def note(self, each: Iterable[Sequence[str] | None]) -> None:
-        """Hears the tasks of each example; None where they are not allocated."""
+        """Hears the tasks of each example; None where they are not allocated.
+
+        Raises:
+            ValueError: Some examples of the batch have tasks and some have none.
+        """
         noted = list(each)
-        known = [tasks for tasks in noted if tasks is not None]
-        self._each = known if known and len(known) == len(noted) else None
+        self._each = [tasks for tasks in noted if tasks is not None]
+        if self._each and len(self._each) < len(noted):
+            raise ValueError(
+                f"task allocation: of {len(noted)} examples of a batch, {len(self._each)} have "
+                "tasks; a batch sampler or loader gives tasks to all of them"
+            )
 
     def names(self) -> set[str]:
-        """The tasks that some example has; none if they are not allocated."""
-        return {task for tasks in self._each or () for task in tasks}
+        """Returns the tasks that some example has."""
+        return {task for tasks in self._each for task in tasks}
+
+    def drawn(self) -> tuple[str, ...]:
+        """Returns all tasks that an example can have; none if the tasks do not tell."""
+        return next((t.among for t in self._each if isinstance(t, Allocated)), ())
 
     def chosen(self, task: str) -> list[int] | None:
-        """The places of the examples that train a task; None stands for all of them."""
-        if self._each is None:
-            return None
+        """Returns the places of the examples that train a task; None stands for all of them."""
         chosen = [i for i, tasks in enumerate(self._each) if task in tasks]
         return None if len(chosen) == len(self._each) else chosen
-
-
-def zero(head: nn.Module) -> Tensor:
-    """The loss of a head that no example trains.
-
-    It is 0 for each of its parameters: of every rank they have a gradient then.
-    """
-    params = [p for p in head.parameters() if p.requires_grad]
-    nothing = torch.zeros((), device=next(head.parameters()).device)
-    return sum((0.0 * p.sum() for p in params), nothing)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import re
 from collections import Counter
 from itertools import count, islice
 
@@ -9,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtl_plugins.allocation import TaskAllocation
+from mtl_plugins.allocation import BatchTasks, TaskAllocation
 
 tasks = st.integers(1, 7).map(lambda n: [f"task {i}" for i in range(n)])
 
@@ -106,9 +109,31 @@ def test_a_schedule_begins_in_the_middle(gap, stop):
     [
         ({"tasks_per_sample": 0}, "tasks_per_sample: expected 1 to 2"),
         ({"tasks_per_sample": 3}, "tasks_per_sample: expected 1 to 2"),
+        ({"tasks_per_sample": 1.0}, "tasks_per_sample: expected 1 to 2"),
         ({"gap": 0}, "gap: expected at least 1"),
+        ({"tasks": "aba"}, "tasks: expected different names"),
     ],
 )
 def test_invalid_options(options, message):
     with pytest.raises(ValueError, match=message):
-        TaskAllocation("ab", **options)
+        TaskAllocation(**{"tasks": "ab"} | options)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "per_sample", "remark"),
+    [("ab", 1, None), ("ab", 2, "tasks_per_sample: .* 2 is all"), ("a", 1, "tasks: .* only one")],
+)
+def test_what_allocates_nothing_says_so(tasks, per_sample, remark):
+    found = TaskAllocation(tasks, per_sample).remark
+    assert found is None if remark is None else re.match(remark + ".*without task alloc", found)
+
+
+def test_tasks_tell_from_which_they_were_drawn():
+    tasks = TaskAllocation("abc").tasks_of(0, 0, 0)
+    again = pickle.loads(pickle.dumps(copy.deepcopy(tasks)))
+    assert again == tasks and len(tasks) == 1 and again.among == ("a", "b", "c")
+
+
+def test_some_examples_without_tasks_are_an_error():
+    with pytest.raises(ValueError, match="of 2 examples of a batch, 1 have tasks"):
+        BatchTasks().note([("a",), None])

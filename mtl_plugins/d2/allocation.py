@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import wraps
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, TypeVar
+from operator import itemgetter
+from typing import Any
 
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from detectron2.modeling.proposal_generator.rpn import RPN
-from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from detectron2.utils import comm
-from torch import Tensor, nn
 
-from mtl_plugins.allocation import BatchTasks, TaskAllocation, zero
+from mtl_plugins import gating
+from mtl_plugins.allocation import TaskAllocation
 from mtl_plugins.d2.config import tasks_of
 from mtl_plugins.d2.data import TrainLoader
+from mtl_plugins.gates import Arguments, GateTable, Losses
 from mtl_plugins.registry import suggest
-from mtl_plugins.tasks import TaskGroups
 
-T = TypeVar("T")
-Losses = dict[str, Tensor]
-RPN_LOSSES = ("loss_rpn_cls", "loss_rpn_loc")
+logger = logging.getLogger("detectron2.mtl_plugins")
 
 
 class AllocatedLoader:
@@ -71,7 +69,9 @@ class AllocatedLoader:
         try:
             allocation = TaskAllocation(tasks, options.TASKS_PER_SAMPLE, gap, seed)
         except ValueError as error:
-            raise ValueError(f"MTL.ALLOCATION: {error}") from error
+            raise ValueError(_with_key(str(error))) from error
+        if allocation.remark:
+            logger.warning(_with_key(allocation.remark))
         return {"batches": batches, "allocation": allocation}
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
@@ -87,154 +87,119 @@ class AllocatedLoader:
             ]
 
 
-class AllocationGates:
-    """Lets each head train on the images that have its task, and on no others.
+def _with_key(text: str) -> str:
+    """Names the config key of an option that a message of :class:`TaskAllocation` begins with."""
+    option, _, rest = text.partition(":")
+    key = "MTL.TASKS" if option == "tasks" else f"MTL.ALLOCATION.{option.upper()}"
+    return f"{key}:{rest}"
 
-    It knows Detectron2's :class:`RPN`, :class:`StandardROIHeads`, also as a cascade, and
-    :class:`SemSegFPNHead`. The other images' regions do not reach a head, so that it neither
-    computes on them nor normalises over them; the RPN proposes for all images. Where no image has
-    the task, its losses are 0 and say nothing to the trunk. Without tasks nothing changes.
+
+GATES = GateTable()
+"""Where a head of your own joins, see :class:`~mtl_plugins.gates.GateTable`."""
+
+
+class AllocationGates(gating.AllocationGates):
+    """Gates for Detectron2's models, and for models with heads in :data:`GATES`.
+
+    The tasks of an image are ``"tasks"`` in its dict, where :class:`AllocatedLoader` puts them. The
+    RPN proposes for all images.
 
     Args:
-        model: Methods of its parts are replaced.
+        model: Methods of its modules are replaced.
         groups: Which losses make which task.
-
-    Raises:
-        ValueError: A part needs the images that do not have its task. With the first batch: a loss
-            comes from a part that looks at all images, or a head has losses of several tasks.
     """
 
-    def __init__(self, model: nn.Module, groups: TaskGroups) -> None:
-        self._groups = groups
-        self._images = BatchTasks()
-        self._computed: dict[str, str] = {}  # loss: task of the images that it is about
-        rpn = getattr(model, "proposal_generator", None)
-        if isinstance(rpn, RPN):
-            self._gate_rpn(rpn)
-        roi_heads = getattr(model, "roi_heads", None)
-        if isinstance(roi_heads, StandardROIHeads):
-            self._gate_roi_heads(roi_heads)
-        sem_seg_head = getattr(model, "sem_seg_head", None)
-        if isinstance(sem_seg_head, SemSegFPNHead):
-            self._gate_sem_seg_head(sem_seg_head)
-        model.register_forward_pre_hook(self._before, with_kwargs=True)
-        model.register_forward_hook(self._after)
+    table = GATES
+    key = "MTL.ALLOCATION"
+    tasks_key = "MTL.TASKS"
 
-    def _before(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        (images,) = (*args, *kwargs.values())
-        self._images.note(image.get("tasks") for image in images)
-        self._computed.clear()
-
-    def _after(self, model: nn.Module, args: Any, losses: Losses) -> None:
-        if not (model.training and self._images.names()):
-            return
-        for name in losses:
-            task, gated_by = self._groups.task_of(name), self._computed.get(name)
-            if task is None or task == gated_by:  # of the former TaskGroups tells
-                continue
-            if gated_by is None:
-                raise ValueError(
-                    f"MTL.ALLOCATION: {type(model).__name__} computes {name!r} of the task "
-                    f"{task!r} on all images. The heads that can do so on some of them gave "
-                    f"{sorted(self._computed)}"
-                )
-            raise ValueError(
-                f"MTL.TASKS: one head computes {name!r} of the task {task!r} together with a loss "
-                f"of {gated_by!r}; with MTL.ALLOCATION they have to be one task"
-            )
-
-    def _note(self, losses: Losses, task: str) -> Losses:
-        self._computed.update(dict.fromkeys(losses, task))
-        return losses
-
-    def _gate_rpn(self, rpn: RPN) -> None:
-        label, compute, names = rpn.label_and_sample_anchors, rpn.losses, RPN_LOSSES
-        task = self._groups.task_of(names[0])
-        if task is None:
-            return
-
-        def some(images: Sequence[T]) -> Sequence[T]:
-            chosen = self._images.chosen(task)
-            return images if chosen is None else [images[i] for i in chosen]
-
-        @wraps(label)
-        def gated_label(anchors: Any, gt_instances: Sequence[Any]) -> Any:
-            return label(anchors, some(gt_instances))
-
-        # Its labels and boxes are those of the chosen images already.
-        @wraps(compute)
-        def gated(anchors: Any, logits: Any, labels: Any, deltas: Any, boxes: Any) -> Losses:
-            chosen = self._images.chosen(task)
-            if chosen == []:
-                return self._note(dict.fromkeys(names, zero(rpn.rpn_head)), task)
-            if chosen is not None:
-                logits, deltas = [x[chosen] for x in logits], [x[chosen] for x in deltas]
-            return self._note(compute(anchors, logits, labels, deltas, boxes), task)
-
-        rpn.label_and_sample_anchors, rpn.losses = gated_label, gated
-
-    def _gate_roi_heads(self, roi_heads: StandardROIHeads) -> None:
-        if roi_heads.train_on_pred_boxes:
-            raise ValueError(
-                "MTL.ALLOCATION: with MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES the mask head needs "
-                "boxes that the box head predicts, which it does not on images of other tasks; "
-                "set it to False"
-            )
-        # A cascade's losses are those of its stages.
-        self._gate_regions(roi_heads, "_forward_box", "loss_cls", "loss_cls_stage0")
-        self._gate_regions(roi_heads, "_forward_mask", "loss_mask")
-        head = getattr(roi_heads, "keypoint_head", None)
-        # Otherwise it normalises over all images, those without a region too.
-        if getattr(head, "loss_normalizer", None) == "visible":
-            self._gate_regions(roi_heads, "_forward_keypoint", "loss_keypoint")
-
-    def _gate_regions(self, roi_heads: StandardROIHeads, method: str, *names: str) -> None:
-        compute = getattr(roi_heads, method)
-        task = next(filter(None, map(self._groups.task_of, names)), None)
-        if task is None:
-            return
-
-        @wraps(compute)
-        def gated(features: Mapping[str, Tensor], regions: Sequence[Any], *rest: Any) -> Any:
-            if not roi_heads.training:
-                return compute(features, regions, *rest)
-            chosen = self._images.chosen(task)
-            if chosen is not None:
-                regions = [x if i in chosen else x[:0] for i, x in enumerate(regions)]
-            if chosen == []:
-                # On no regions rather than not at all: other ranks may have some, and a head with
-                # SyncBN wait for this one.
-                features = {name: x.detach() for name, x in features.items()}
-            return self._note(compute(features, regions, *rest), task)
-
-        setattr(roi_heads, method, gated)
-
-    def _gate_sem_seg_head(self, head: SemSegFPNHead) -> None:
-        if comm.get_world_size() > 1 and any(map(_is_sync_norm, head.modules())):
-            raise ValueError(
-                "MTL.ALLOCATION: a SyncBN in MODEL.SEM_SEG_HEAD waits for ranks where no image has "
-                "its task; set MODEL.SEM_SEG_HEAD.NORM to 'GN'"
-            )
-        compute, name = head.forward, "loss_sem_seg"
-        task = self._groups.task_of(name)
-        if task is None:
-            return
-
-        @wraps(compute)
-        def gated(features: Mapping[str, Tensor], targets: Tensor | None = None) -> Any:
-            if not head.training:
-                return compute(features, targets)
-            chosen = self._images.chosen(task)
-            if chosen == []:
-                return None, self._note({name: zero(head)}, task)
-            if chosen is not None:
-                features = {name: features[name][chosen] for name in head.in_features}
-                targets = targets[chosen]
-            results, losses = compute(features, targets)
-            return results, self._note(losses, task)
-
-        head.forward = gated
+    def examples(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Iterable[Sequence[str] | None]:
+        batch = next(iter((*args, *kwargs.values())), None)
+        images = batch if isinstance(batch, (list, tuple)) else ()
+        return [image.get("tasks") for image in images if isinstance(image, Mapping)]
 
 
-def _is_sync_norm(module: nn.Module) -> bool:
-    return isinstance(module, (nn.SyncBatchNorm, NaiveSyncBatchNorm))
+def _no_regions(kind: str) -> Callable[[Arguments], Arguments]:
+    """Makes a branch run on no regions, rather than not at all where no image has its task.
+
+    Other ranks may have some, and a head with SyncBN wait for this one.
+    """
+
+    def nobody(given: Arguments) -> Arguments:
+        features = {name: x.detach() for name, x in given["features"].items()}
+        return {"features": features, kind: [x[:0] for x in given[kind]]}
+
+    return nobody
+
+
+def _no_images(given: Arguments) -> Arguments:
+    return {"gt_instances": []}
+
+
+def _no_losses(result: Any) -> Losses:
+    return {}
+
+
+def _sem_seg_result(losses: Losses) -> tuple[None, Losses]:
+    return None, losses
+
+
+def _takes_predicted_boxes(roi_heads: StandardROIHeads) -> str | None:
+    if roi_heads.train_on_pred_boxes:
+        return (
+            "with MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES the other heads need boxes that the box "
+            "head predicts, which it does not on images of other tasks; set it to False"
+        )
+    return None
+
+
+RPN_LOSSES = ("loss_rpn_cls", "loss_rpn_loc")
+# Labels of the chosen images only, and so gated as the losses that they are for.
+GATES.register(
+    RPN,
+    "label_and_sample_anchors",
+    losses=RPN_LOSSES,
+    lists=["gt_instances"],
+    whole=["anchors"],
+    needs=["losses"],
+    unpack=_no_losses,
+    nobody=_no_images,
+    keeps_sync=True,
+)
+GATES.register(
+    RPN,
+    "losses",
+    losses=RPN_LOSSES,
+    maps=["pred_objectness_logits", "pred_anchor_deltas"],
+    whole=["anchors", "gt_labels", "gt_boxes"],
+    heads=["rpn_head"],
+    needs=["label_and_sample_anchors"],
+    keeps_sync=True,
+)
+BRANCHES = (
+    (StandardROIHeads, "_forward_box", "proposals", ("loss_cls", "loss_box_reg"), ()),
+    (StandardROIHeads, "_forward_mask", "instances", ("loss_mask",), ()),
+    (StandardROIHeads, "_forward_keypoint", "instances", ("loss_keypoint",), ()),
+    (CascadeROIHeads, "_forward_box", "proposals", ("loss_cls_stage0",), ("targets",)),
+)
+for cls, method, regions, losses, others in BRANCHES:
+    GATES.register(
+        cls,
+        method,
+        losses=losses,
+        maps=["features"],
+        lists=(regions, *others),
+        nobody=_no_regions(regions),
+        refuse=_takes_predicted_boxes if regions == "instances" else lambda roi_heads: None,
+        keeps_sync=True,
+    )
+GATES.register(
+    SemSegFPNHead,
+    "forward",
+    losses=["loss_sem_seg"],
+    maps=["features", "targets"],
+    unpack=itemgetter(1),
+    pack=_sem_seg_result,
+)

@@ -1,149 +1,183 @@
-"""Heads that train on the examples of their task alone."""
+"""The gates of MMDetection's heads: which methods compute losses, and on what."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from functools import wraps
-from typing import Any, NamedTuple
+from functools import cache
+from operator import itemgetter
+from typing import Any
 
-from mmengine.dist import get_world_size
-from torch import Tensor, nn
+from torch import nn
 
-from mtl_plugins.allocation import BatchTasks, zero
+from mtl_plugins import gating
+from mtl_plugins.gates import Arguments, GateTable, Losses, scaled, select
 from mtl_plugins.tasks import TaskGroups
 
+__all__ = ["GATES", "AllocationGates", "scaled", "select"]
 
-class Gate(NamedTuple):
-    """A method that computes losses of a head, as MMDetection's detectors call it.
-
-    Attributes:
-        owner: Path of the module that has the method.
-        method: Its name.
-        head: Path of the module whose parameters the losses train.
-        losses: The losses that it computes; the task of the first decides.
-        inside: The key of its result under which they are, if they are not the result.
-    """
-
-    owner: str
-    method: str
-    head: str
-    losses: tuple[str, ...]
-    inside: str | None = None
+GATES = GateTable()
+"""Where a head of your own joins, see :class:`~mtl_plugins.gates.GateTable`."""
 
 
-# RPN proposes for all images, and so goes over all: only its losses are about some of them.
-GATES = (
-    Gate("rpn_head", "loss_by_feat", "rpn_head", ("loss_rpn_cls", "loss_rpn_bbox")),
-    Gate("roi_head", "bbox_loss", "roi_head.bbox_head", ("loss_cls", "loss_bbox"), "loss_bbox"),
-    Gate("roi_head", "mask_loss", "roi_head.mask_head", ("loss_mask",), "loss_mask"),
-    Gate("bbox_head", "loss", "bbox_head", ("loss_cls",)),
-    Gate("mask_head", "loss", "mask_head", ("loss_mask",)),
-    Gate("semantic_head", "loss", "semantic_head", ("loss_seg",)),
-)
-
-
-class AllocationGates:
-    """Lets each head see only the images that have its task.
+class AllocationGates(gating.AllocationGates):
+    """Gates for MMDetection's detectors, and for models with heads in :data:`GATES`.
 
     The tasks of an image are ``metainfo['tasks']`` of its data sample, where a batch sampler such
-    as :class:`~mtl_plugins.mm.samplers.STABatchSampler` puts them; without them nothing changes.
-    Features and annotations of the other images do not reach the head, so that it neither computes
-    on them nor normalises over them. Where no image has the task, its losses are 0.
+    as :class:`~mtl_plugins.mm.samplers.STABatchSampler` puts them.
 
     Args:
-        model: An MMDetection detector, or one with methods of the same names for its losses.
+        model: Methods of its modules are replaced.
         groups: Which losses make which task.
     """
 
+    table = GATES
+    key = "train_dataloader.batch_sampler"
+    tasks_key = "optim_wrapper.tasks"
+
     def __init__(self, model: nn.Module, groups: TaskGroups) -> None:
-        self._images = BatchTasks()
-        self._gated: set[str] = set()
-        self._mixed: set[str] = set()  # tasks with a part that cannot be gated
-        modules = dict(model.named_modules())
-        for gate in GATES:
-            owner, head = modules.get(gate.owner), modules.get(gate.head)
-            task = groups.task_of(gate.losses[0])
-            method = getattr(owner, gate.method, None)
-            if method is None or head is None or task is None:
-                continue
-            if _is_separate(owner, method):
-                setattr(owner, gate.method, self._gate(method, head, gate, task))
-                self._gated.add(task)
-            else:
-                self._mixed.add(task)
+        if "mmdet.models" in sys.modules:
+            _register_mmdet()
+        super().__init__(model, groups)
         if hasattr(model, "trains"):  # it looks at each image itself
             model.trains = self._trains
-            names = [pattern.rstrip("*") for pattern in model.optional_losses]
-            self._gated |= {task for task in map(groups.task_of, names) if task}
-        self._groups = groups
-        model.register_forward_pre_hook(self._note, with_kwargs=True)
+            self.trust(model.optional_losses)
 
-    def _note(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def examples(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Iterable[Sequence[str] | None]:
         samples = kwargs.get("data_samples", args[1] if len(args) > 1 else None)
-        self._images.note(getattr(s, "metainfo", {}).get("tasks") for s in samples or ())
-        for task in self._images.names() - (self._gated - self._mixed):
-            raise ValueError(
-                f"train_dataloader.batch_sampler: {type(model).__name__} has no head that trains "
-                f"the task {task!r} on some of the images; those that can do have the tasks "
-                f"{sorted(self._gated - self._mixed)}"
-            )
+        return [getattr(s, "metainfo", {}).get("tasks") for s in _flat(samples)]
+
+    def is_loss(self, name: str) -> bool:
+        return "loss" in name
 
     def _trains(self, sample: Any, loss: str) -> bool:
         """Whether an image trains the losses with names that begin with ``loss``."""
         tasks = sample.metainfo.get("tasks")
-        return tasks is None or self._groups.task_of(loss) in tasks
-
-    def _gate(
-        self, method: Callable[..., Any], head: nn.Module, gate: Gate, task: str
-    ) -> Callable[..., Any]:
-        @wraps(method)
-        def gated(*args: Any, **kwargs: Any) -> Any:
-            chosen = self._images.chosen(task) if head.training else None
-            if chosen is None:
-                return method(*args, **kwargs)
-            if chosen:
-                some = {name: select(value, chosen) for name, value in kwargs.items()}
-                return method(*(select(value, chosen) for value in args), **some)
-            if gate.method == "loss" and get_world_size() > 1:
-                # Others may have the task, and heads such as FCOS's count over the ranks.
-                values, samples = args
-                nobody = copy(samples[0])
-                nobody.gt_instances = nobody.gt_instances[:0]
-                return scaled(method(select(values, [0]), [nobody]), 0.0)
-            losses = dict.fromkeys(gate.losses, zero(head))
-            return {gate.inside: losses, "bbox_feats": None} if gate.inside else losses
-
-        return gated
+        return tasks is None or self.groups.task_of(loss) in tasks
 
 
-def _is_separate(owner: nn.Module, method: Callable[..., Any]) -> bool:
-    """Whether no other method needs this one to have gone over the same images."""
-    if "stage" in inspect.signature(method).parameters:
-        return False  # a cascade: each stage refines the boxes of the one before
-    return not getattr(owner, "share_roi_extractor", False)
+def _flat(samples: Any) -> Iterable[Any]:
+    """Yields the samples of a batch, also of one with several branches."""
+    if isinstance(samples, Mapping):
+        samples = list(samples.values())
+    for sample in samples or ():
+        if isinstance(sample, (list, tuple)):
+            yield from _flat(sample)
+        else:
+            yield sample
 
 
-def scaled(losses: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    """Losses, each a tensor or a list with one a level, times a factor."""
-    return {
-        name: [factor * each for each in value] if isinstance(value, list) else factor * value
-        for name, value in losses.items()
+@cache
+def _register_mmdet() -> None:
+    """Registers MMDetection's heads, once they are imported."""
+    from mmdet.models import dense_heads as dense
+    from mmdet.models import roi_heads as roi
+    from mmdet.models import seg_heads as seg
+    from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+    from mmdet.models.dense_heads.base_mask_head import BaseMaskHead
+    from mmdet.models.seg_heads.base_semantic_head import BaseSemanticHead
+
+    # The RPN proposes for all images, and so goes over all: only its losses are about some of them.
+    GATES.register(
+        dense.RPNHead,
+        "loss_by_feat",
+        losses=["loss_rpn_cls", "loss_rpn_bbox"],
+        maps=["cls_scores", "bbox_preds"],
+        lists=["batch_gt_instances", "batch_img_metas", "batch_gt_instances_ignore"],
+        keeps_sync=True,
+    )
+    GATES.register(
+        roi.StandardRoIHead,
+        "bbox_loss",
+        losses=["loss_cls", "loss_bbox"],
+        maps=["x"],
+        lists=["sampling_results"],
+        heads=["bbox_head"],
+        unpack=itemgetter("loss_bbox"),
+        pack=_bbox_results,
+    )
+    masks = {
+        roi.StandardRoIHead: {"loss_mask": "mask_head"},
+        roi.MaskScoringRoIHead: {"loss_mask": "mask_head", "loss_mask_iou": "mask_iou_head"},
+        roi.PointRendRoIHead: {"loss_mask": "mask_head", "loss_point": "point_head"},
     }
+    for cls, heads in masks.items():
+        GATES.register(
+            cls,
+            "mask_loss",
+            losses=tuple(heads),
+            maps=["x"],
+            lists=["sampling_results", "batch_gt_instances"],
+            whole=["bbox_feats"],
+            heads=tuple(heads.values()),
+            unpack=itemgetter("loss_mask"),
+            pack=_mask_results,
+            refuse=_shares_features,
+        )
+    everything = {"maps": ["x"], "lists": ["batch_data_samples"]}
+    # They may count over the ranks, as FCOS does; the names are those of RetinaNet, AutoAssign,
+    # FreeAnchor, CornerNet, CenterNet and those that build on them.
+    names = ("loss_cls", "loss_pos", "positive_bag_loss", "det_loss", "loss_center_heatmap")
+    GATES.register(BaseDenseHead, "loss", losses=names, nobody=_no_objects, **everything)
+    GATES.register(
+        BaseMaskHead,
+        "loss",
+        losses=["loss_mask", "loss_mask_project"],  # of BoxInst the latter
+        whole=["positive_infos"],
+        prepare=_positives,
+        nobody=_no_objects,
+        **everything,
+    )
+    for cls in (BaseSemanticHead, seg.PanopticFPNHead):
+        GATES.register(cls, "loss", losses=["loss_seg"], **everything)
 
 
-def select(value: Any, chosen: Sequence[int]) -> Any:
-    """The part of an argument that is about some images.
+def _bbox_results(losses: Losses) -> dict[str, Any]:
+    return {"loss_bbox": losses, "bbox_feats": None}
 
-    Args:
-        value: Feature maps, perhaps in nested lists, or a list with one entry an image. Anything
-            else is returned as it is.
-        chosen: Indices of the images.
+
+def _mask_results(losses: Losses) -> dict[str, Any]:
+    return {"loss_mask": losses}
+
+
+def _shares_features(head: nn.Module) -> str | None:
+    if getattr(head, "share_roi_extractor", False):
+        return (
+            f"in {type(head).__name__} the mask head takes the features of the box head's images; "
+            "give it a roi_head.mask_roi_extractor of its own"
+        )
+    return None
+
+
+def _no_objects(given: Arguments) -> Arguments:
+    """The first image without its objects; the trunk gets no gradient of it."""
+    sample = copy(given["batch_data_samples"][0])
+    sample.gt_instances = sample.gt_instances[:0]
+    x = [level[:1].detach() for level in given["x"]]
+    return {"x": type(given["x"])(x), "batch_data_samples": [sample]}
+
+
+def _positives(model: nn.Module, given: Arguments) -> Arguments:
+    """The box head's positives of the images at hand, since it saw those of its own task.
+
+    Raises:
+        ValueError: The model is no detector whose way to get them is known.
     """
-    if not isinstance(value, (list, tuple)) or not value:
-        return value
-    if isinstance(value[0], (list, tuple, Tensor)):
-        parts = [v[chosen] if isinstance(v, Tensor) else select(v, chosen) for v in value]
-        return type(value)(parts)
-    return [value[i] for i in chosen]
+    from mmdet.models.detectors.single_stage_instance_seg import (
+        SingleStageInstanceSegmentor as Segmentor,
+    )
+
+    if given.get("positive_infos") is None:
+        return {}
+    if not isinstance(model, Segmentor) or type(model).loss is not Segmentor.loss:
+        raise ValueError(
+            f"train_dataloader.batch_sampler: {type(model).__name__} gives its mask head positives "
+            "of a box head that saw the images of another task; train it without, or override "
+            "less than SingleStageInstanceSegmentor.loss"
+        )
+    head = model.bbox_head
+    type(head).loss(head, given["x"], given["batch_data_samples"])  # past its gate
+    return {"positive_infos": head.get_positive_infos()}

@@ -17,6 +17,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.solver import build_optimizer
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from detectron2.utils.env import seed_all_rng
@@ -32,6 +33,7 @@ from mtl_plugins import MultiTaskBackward
 from mtl_plugins.allocation import TaskAllocation
 from mtl_plugins.d2 import AllocatedLoader, AllocationGates, MTLTrainer, add_mtl_config
 from mtl_plugins.d2.data import TrainLoader
+from mtl_plugins.gates import GateTable
 from mtl_plugins.tasks import TaskGroups
 
 TASKS = {
@@ -235,24 +237,100 @@ def refused(cfg: CfgNode, tasks: dict[str, Any]) -> None:
         (
             ["MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", True],
             TASKS,
-            "MTL.ALLOCATION: with MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES .* set it to False",
-        ),
-        (
-            ["MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS", False],
-            TASKS,
-            "PanopticFPN computes 'loss_keypoint' of the task 'keypoint' on all images.*'loss_cls'",
+            r"MTL.ALLOCATION: .*roi_heads \(StandardROIHeads\) of PanopticFPN computes 'loss_mask' "
+            "of the task 'mask' on all images.*TRAIN_ON_PRED_BOXES .* set it to False",
         ),
         (
             [],
             TASKS | {"detection": ["loss_rpn_*", "loss_cls"], "boxes": "loss_box_reg"},
-            "MTL.TASKS: one head computes 'loss_box_reg' of the task 'boxes' .* of 'detection'",
+            r"MTL.TASKS: roi_heads \(StandardROIHeads\) computes loss_cls, loss_box_reg together.*"
+            r"'loss_box_reg' is of the task 'boxes' and others of 'detection'.*beside.*RPN",
         ),
     ],
-    ids=["predicted boxes", "keypoints", "divided head"],
+    ids=["predicted boxes", "divided head"],
 )
 def test_what_cannot_be_gated(options, tasks, message):
     with EventStorage(), pytest.raises(ValueError, match=message):
         refused(config(*options), tasks)
+
+
+def test_keypoints_that_count_images_count_those_of_the_task():
+    model = build(config("MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS", False))
+    plain = copy.deepcopy(model)
+    AllocationGates(model, TaskGroups(TASKS))
+    batch = batch_of(["d", "msk", "dmsk", ""])
+    alone = losses_of(plain, without_tasks(batch[1:3]))["keypoint"]
+    assert_close(losses_of(model, batch)["keypoint"], alone, rtol=1e-4, atol=1e-6)
+
+
+class OwnROIHeads(StandardROIHeads):
+    """A user's, which looks at the masks of all regions in its own way."""
+
+    def _forward_mask(self, features: Any, instances: Any) -> Any:
+        return {k: v + 0.0 for k, v in super()._forward_mask(features, instances).items()}
+
+
+class DepthHead(nn.Module):
+    """A user's, beside those of Detectron2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predict = nn.Conv2d(8, 1, 1)
+
+    def losses(self, features: Tensor, targets: Sequence[Tensor]) -> dict[str, Tensor]:
+        depth = self.predict(features).mean(dim=(1, 2, 3))
+        return {"loss_depth": (depth - torch.stack(list(targets))).abs().mean()}
+
+
+class WithDepth(nn.Module):
+    """A user's meta-architecture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 8, 3)
+        self.depth = DepthHead()
+
+    def forward(self, batch: Sequence[dict]) -> dict[str, Tensor]:
+        x = self.backbone(torch.stack([each["image"].float() for each in batch]))
+        targets = [each["image"].float().mean() for each in batch]
+        return self.depth.losses(x, targets)
+
+
+def test_a_head_of_a_user_is_refused_until_a_gate_is_registered(monkeypatch):
+    table = GateTable()
+    monkeypatch.setattr(AllocationGates, "table", table)
+    tasks = TaskGroups({"mask": "loss_depth", "semantic": "loss_sem_seg"})
+    plain, batch = WithDepth(), batch_of(["m", "s", "ms", "s"])
+    alone = plain(batch[:1] + batch[2:3])["loss_depth"]
+    ungated = copy.deepcopy(plain)
+    AllocationGates(ungated, tasks)
+    message = r"MTL.ALLOCATION: .*depth \(DepthHead\) of WithDepth computes 'loss_depth' .* on all"
+    with pytest.raises(ValueError, match=message + ".*GateTable"):
+        ungated(batch)
+    table.register(DepthHead, "losses", losses=["loss_depth"], maps=["features"], lists=["targets"])
+    gated = copy.deepcopy(plain)
+    AllocationGates(gated, tasks)
+    assert_close(gated(batch)["loss_depth"], alone)
+    with torch.no_grad():  # a copy has its own modules
+        again = copy.deepcopy(gated)
+        again.depth.predict.bias += 1.0
+    assert gated(batch)["loss_depth"] == alone != again(batch)["loss_depth"]
+
+
+def test_a_head_that_overrides_a_gated_method_is_refused():
+    model = build(config())
+    model.roi_heads.__class__ = OwnROIHeads
+    AllocationGates(model, TaskGroups(TASKS))
+    message = "'loss_mask' .* on all images.*OwnROIHeads overrides '_forward_mask' of StandardROIH"
+    with EventStorage(), pytest.raises(ValueError, match=message):
+        model(batch_of(["d", "m", "d", "m"]))
+
+
+def test_a_task_that_the_loader_does_not_give_is_an_error(gated):
+    allocation = TaskAllocation(["detection", "mask", "semantic"])
+    batch = [b | {"tasks": allocation.tasks_of(i, 0, 0)} for i, b in enumerate(batch_of(["d"] * 4))]
+    with pytest.raises(ValueError, match=r"leaves out \['keypoint'\] of MTL.TASKS"):
+        losses_of(gated, batch)
 
 
 def test_heads_with_a_common_part_are_refused():
@@ -262,7 +340,9 @@ def test_heads_with_a_common_part_are_refused():
     options += ["MODEL.BACKBONE.NAME", "build_resnet_backbone"]
     options += ["MODEL.RESNETS.OUT_FEATURES", ["res4"], "MODEL.RPN.IN_FEATURES", ["res4"]]
     options += ["MODEL.ANCHOR_GENERATOR.SIZES", [[32, 64]], "MODEL.RESNETS.DEPTH", 50]
-    message = "GeneralizedRCNN computes 'loss_cls' of the task 'detection' on all .*loss_rpn_cls"
+    message = (
+        r"roi_heads \(Res5ROIHeads\) of GeneralizedRCNN computes 'loss_cls' .*on all .*loss_rpn_cls"
+    )
     with EventStorage(), pytest.raises(ValueError, match=message):
         refused(config(*options), TASKS)
 
@@ -370,8 +450,8 @@ def test_loader_from_a_config(name, turns):
     ("options", "message"),
     [
         ({"NAME": "ISTAA"}, "MTL.ALLOCATION.NAME: nothing is called 'ISTAA'; did you mean 'ISTA'"),
-        ({"TASKS_PER_SAMPLE": 5}, "MTL.ALLOCATION: tasks_per_sample: expected 1 to 4"),
-        ({"GAP": 0}, "MTL.ALLOCATION: gap: expected at least 1"),
+        ({"TASKS_PER_SAMPLE": 5}, "MTL.ALLOCATION.TASKS_PER_SAMPLE: expected 1 to 4"),
+        ({"GAP": 0}, "MTL.ALLOCATION.GAP: expected at least 1"),
     ],
 )
 def test_invalid_options(options, message):

@@ -12,6 +12,7 @@ from commands import ROOT, SMALL
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
 from models import DETECTION_MASK
 from torch import nn
 from torch.testing import assert_close
@@ -158,17 +159,18 @@ def test_task_without_a_head_of_its_own(detector):
     batch["data_samples"][0].set_metainfo({"tasks": ("depth",)})
     for sample in batch["data_samples"][1:]:
         sample.set_metainfo({"tasks": ("all",)})
-    with pytest.raises(ValueError, match="no head that trains the task 'depth'.*'all'"):
+    with pytest.raises(ValueError, match="batch_sampler.tasks: no task is called 'depth'.*all"):
         losses_of(model, batch)
 
 
-def test_cascade_is_refused(detector):
-    """Its stages need each other's boxes of all images."""
+def test_a_replaced_method_is_refused(detector):
+    """What it computes, on which images, nobody knows."""
     model = copy.deepcopy(detector).train()
     bbox_loss = model.roi_head.bbox_loss
-    model.roi_head.bbox_loss = lambda stage, x, sampling_results: bbox_loss(x, sampling_results)
+    model.roi_head.bbox_loss = lambda *args: bbox_loss(*args)
     AllocationGates(model, TaskGroups(DETECTION_MASK))
-    with pytest.raises(ValueError, match="no head that trains the task 'detection'.*'mask'"):
+    message = "'loss_cls' of the task 'detection' on all images.*overrides 'bbox_loss'.*loss_mask"
+    with pytest.raises(ValueError, match=message):
         losses_of(model, batch_of_four(["d", "m", "d", "m"]))
 
 
@@ -312,6 +314,50 @@ def test_ranks_divide_the_batch(monkeypatch):
         half = STABatchSampler(InfiniteSampler(dataset, shuffle=False), 2, tasks="abcd", seed=3)
         found += [index.tasks for index in next(iter(half))]
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"tasks_per_sample": 3},
+            "train_dataloader.batch_sampler.tasks_per_sample: expected 1 to 2",
+        ),
+        ({"gap": 2}, "train_dataloader.batch_sampler.gap: a STABatchSampler .* no turns"),
+    ],
+)
+def test_options_are_named_with_their_key(options, message):
+    with pytest.raises(ValueError, match=message):
+        STABatchSampler(InfiniteSampler(Images()), 2, tasks=["a", "b"], **options)
+
+
+def test_a_task_left_out_is_an_error_before_the_first_step(coco, tmp_path):
+    cfg = coco_config(coco, tmp_path, dict(type="STABatchSampler"), **STEPS)
+    cfg.train_dataloader.batch_sampler.tasks = ["detection"]
+    runner = Runner.from_cfg(cfg)
+    message = (
+        r"train_dataloader.batch_sampler.tasks: \['detection'\] leaves out \['mask'\] of optim"
+    )
+    with pytest.raises(ValueError, match=message):
+        runner.train()
+    assert runner.iter == 0
+
+
+class Batches(Images):
+    """A data set that PyTorch asks for a batch at once."""
+
+    def __getitem__(self, index: int) -> dict:
+        return {"data_samples": BaseDataElement(metainfo={"index": int(index)})}
+
+    def __getitems__(self, indices: list[int]) -> list[dict]:
+        return [self[index] for index in map(int, indices)]
+
+
+def test_tasks_reach_examples_that_are_loaded_a_batch_at_once():
+    dataset = Batches()
+    sampler = STABatchSampler(InfiniteSampler(dataset, shuffle=False), 2, tasks=["a", "b"])
+    loaded = next(iter(DataLoader(dataset, batch_sampler=sampler, collate_fn=list)))
+    assert all(len(example["data_samples"].metainfo["tasks"]) == 1 for example in loaded)
 
 
 def test_tasks_must_be_known():

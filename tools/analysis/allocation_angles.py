@@ -37,6 +37,8 @@ def config_for(cfg: Config, sampler: str | None, work_dir: str) -> Config:
     cfg = Config(cfg.to_dict())
     cfg.work_dir = work_dir
     inner = cfg.train_dataloader.pop("batch_sampler", None)
+    while inner is not None and inner["type"] in SAMPLERS.values():  # of a config of STA or ISTA
+        inner = inner.get("batch_sampler")
     if sampler is not None:
         inner = {"type": sampler, "tasks": list(cfg.optim_wrapper.tasks), "batch_sampler": inner}
     if inner is not None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice
 from typing import Any
 
 from mmengine.dist import get_dist_info, sync_random_seed
+from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from mtl_plugins.allocation import TaskAllocation
+
+KEY = "train_dataloader.batch_sampler"
 
 
 @DATA_SAMPLERS.register_module()
@@ -74,15 +78,16 @@ class ISTABatchSampler(BatchSampler):
             seed = getattr(sampler, "seed", None)
         if not tasks:
             raise ValueError(
-                "train_dataloader.batch_sampler.tasks: name the tasks, those of "
-                "optim_wrapper.tasks. (tools/train.py takes them from there.)"
+                f"{KEY}.tasks: name the tasks, those of optim_wrapper.tasks. (tools/train.py takes "
+                "them from there.)"
             )
-        self.allocation = TaskAllocation(
-            tasks,
-            tasks_per_sample,
-            gap,
-            sync_random_seed() if seed is None else seed,
-        )
+        seed = sync_random_seed() if seed is None else seed
+        try:
+            self.allocation = TaskAllocation(tasks, tasks_per_sample, gap, seed)
+        except ValueError as error:
+            raise ValueError(f"{KEY}.{error}") from error
+        if self.allocation.remark:
+            print_log(f"{KEY}.{self.allocation.remark}", "current", logging.WARNING)
         carry_tasks(sampler.dataset)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -111,6 +116,11 @@ class STABatchSampler(ISTABatchSampler):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if "gap" in kwargs:
+            raise ValueError(
+                f"{KEY}.gap: a STABatchSampler draws anew at each step and has no turns; "
+                "ISTABatchSampler has"
+            )
         super().__init__(*args, gap=None, **kwargs)
 
 
@@ -144,21 +154,29 @@ def carry_tasks(dataset: Dataset) -> None:
 
 @cache
 def _carrying(cls: type) -> type:
-    def get(self: Any, index: int) -> Any:
-        example = cls.__getitem__(self, index)
+    def carry(index: int, example: Any) -> Any:
         if isinstance(index, AllocatedIndex):
             if not isinstance(example, dict) or "data_samples" not in example:
                 raise TypeError(
-                    "train_dataloader.batch_sampler: the examples have no 'data_samples' to carry "
-                    f"their tasks; {cls.__name__} returned {type(example).__name__}"
+                    f"{KEY}: the examples have no 'data_samples' to carry their tasks; "
+                    f"{cls.__name__} returned {type(example).__name__}"
                 )
             example["data_samples"].set_metainfo({"tasks": index.tasks})
         return example
+
+    def get(self: Any, index: int) -> Any:
+        return carry(index, cls.__getitem__(self, index))
+
+    # PyTorch asks a data set that has it for a batch at once.
+    def get_batch(self: Any, indices: Sequence[int]) -> list[Any]:
+        return [carry(*each) for each in zip(indices, cls.__getitems__(self, indices), strict=True)]
 
     def reduce(self: Any) -> tuple[Any, ...]:  # on its way to a worker
         return _restored, (cls,), self.__dict__
 
     members = {"__getitem__": get, "__reduce__": reduce, "__module__": cls.__module__}
+    if hasattr(cls, "__getitems__"):
+        members["__getitems__"] = get_batch
     return type(cls.__name__, (cls,), members | {"_without_tasks": cls})
 
 
