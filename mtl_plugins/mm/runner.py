@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import DATA_SAMPLERS, HOOKS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 
-from mtl_plugins.mm.data_check import missing_data
+from mtl_plugins.mm.data_check import check_runner, data_problem
 from mtl_plugins.mm.hooks import MTLCheckpointHook
 from mtl_plugins.mm.optim import MTLOptimWrapper
 from mtl_plugins.mm.samplers import ISTABatchSampler
@@ -136,8 +136,19 @@ def _prepared(init: Callable[..., None]) -> Callable[..., None]:
 def _checked(train: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(train)
     def checked(self: Runner, *args: Any, **kwargs: Any) -> Any:
-        if is_mtl(self.optim_wrapper) and (problem := missing_data(self.cfg)):
-            raise FileNotFoundError(problem)
+        if is_mtl(self.optim_wrapper):
+            if problem := data_problem(self.cfg):
+                raise ValueError(problem)
+            self.register_hook(DataCheckHook())
         return train(self, *args, **kwargs)
 
     return checked
+
+
+class DataCheckHook(Hook):
+    """Checks data and model against each other, once both are built."""
+
+    priority = "VERY_HIGH"
+
+    def before_train(self, runner: Runner) -> None:
+        check_runner(runner)

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 
 import mtl_plugins
 from mtl_plugins.methods import table
-from mtl_plugins.mm.data_check import broken_annotations, missing_data
+from mtl_plugins.mm.data_check import data_problem
 from mtl_plugins.mm.runner import is_mtl
 from mtl_plugins.registry import suggest
 
@@ -23,7 +23,8 @@ METHODS = mtl_plugins.configs() / "_base_" / "mtl"
 PARTS = ("aggregator", "weighting", "regularizer")
 # Errors that begin so are about the config, and say all that is to be known.
 _KEYS = re.compile(
-    r"(optim_wrapper|train_dataloader|model_wrapper_cfg|custom_hooks|TaskInterferenceHook|resume)\b"
+    r"(optim_wrapper|train_dataloader|val_dataloader|model|model_wrapper_cfg|custom_hooks"
+    r"|TaskInterferenceHook|resume)\b"
 )
 
 
@@ -163,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
 
-    if problem := missing_data(cfg):
+    if problem := data_problem(cfg):
         raise SystemExit(problem)
     try:
         runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
@@ -171,8 +172,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyError, TypeError, ValueError) as error:
         if error.args and _KEYS.match(str(error.args[0])):
             raise SystemExit(error.args[0]) from error
-        if problem := broken_annotations(cfg):
-            raise SystemExit(f"{problem}\n(found after {type(error).__name__}: {error})") from error
         raise
 
 

@@ -90,7 +90,7 @@ def test_data_that_is_not_there_is_named_by_its_key(tmp_path):
     dataset = dict(type="Labelled", data_root=str(tmp_path / "nowhere"))
     loader = dict(batch_size=2, sampler=dict(type="DefaultSampler"), dataset=dataset)
     runner = make_runner(tmp_path, mtl(), cfg=Config(dict(train_dataloader=loader)))
-    with pytest.raises(FileNotFoundError, match="train_dataloader.dataset.data_root: .*nowhere"):
+    with pytest.raises(ValueError, match="train_dataloader.dataset.data_root: .*nowhere"):
         runner.train()
 
 
