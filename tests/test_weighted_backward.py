@@ -21,6 +21,7 @@ OPTIONS = {
     "DWA": {"window": 1},
     "RLW": {"seed": 0},
     "FAMO": {"min_losses": -2.0},
+    "GLS": {"min_losses": -2.0},
 }
 
 
