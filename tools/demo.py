@@ -1,6 +1,6 @@
-"""Trains the small Mask R-CNN on drawn scenes, once with the plain sum and once with a method.
+"""Train the small Mask R-CNN on drawn scenes, once with the plain sum and once with a method.
 
-Runs the commands that a user would type, then prints one table and draws two kinds of pictures.
+The commands are those that a user would type; the output is one table and two kinds of pictures.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from mtl_plugins.metrics import delta_m  # noqa: E402
 
 CONFIG = "configs/mask_rcnn/mask-rcnn_r18-small_fpn_coco.py"
 STANDARD = "configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"
-VAL_IMAGES = 16  # of make_demo_data.py
+VAL_IMAGES = 16  # default of make_demo_data.py
 METRICS = {"detection": "coco/bbox_mAP", "mask": "coco/segm_mAP"}
 
 
 def call(*command: str, log: Path | None = None) -> None:
-    """Runs a Python script of the repository; a long output goes to a file.
+    """Run a Python script of the repository; a long output goes to a file.
 
     Raises:
-        SystemExit: It failed.
+        SystemExit: The script failed.
     """
     print("$ python", *command, flush=True)
     with open(log, "w") if log else open(os.devnull, "w") as out:
@@ -45,7 +45,7 @@ def call(*command: str, log: Path | None = None) -> None:
 
 
 def results(run: Path) -> tuple[dict[str, dict[str, float]], float]:
-    """Metrics of each task at the end of a run, and the median seconds of an iteration."""
+    """Read the metrics of each task at the end of a run, and the median seconds of an iteration."""
     records = [json.loads(line) for line in scalars_file(run).read_text().splitlines()]
     last = next(r for r in reversed(records) if METRICS["detection"] in r)
     times = sorted(r["time"] for r in records if "loss" in r)
@@ -53,7 +53,7 @@ def results(run: Path) -> tuple[dict[str, dict[str, float]], float]:
 
 
 def verdict(baseline: dict[str, dict[str, float]], method: dict[str, dict[str, float]]) -> str:
-    """Say what two runs with one seed and a few images can show, and what they cannot."""
+    """Say what two runs with one seed and a few images can show, and what not."""
     largest = max(
         abs(value - baseline[task][name])
         for task, scores in method.items()

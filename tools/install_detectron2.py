@@ -1,10 +1,10 @@
-"""Installs a Detectron2 without compiled operators, for CPU runs and the tests; compiles nothing.
+"""Install a Detectron2 without compiled operators, for CPU runs and the tests; compile nothing.
 
-Users install Detectron2 from its repository. This takes the Python part of version 0.6 from the
-package index, where pip checks its hash before anything of it is used, and installs it as
-``detectron2``: with its model zoo, with current names for what NumPy, Pillow and setuptools have
-dropped since, and with a stand-in for the compiled extension. A Detectron2 that has its extension,
-compiled or stood in for, is left as it is.
+Users install Detectron2 from its repository. This script takes the Python part of version 0.6 from
+the package index, where pip checks the hash before any of the code runs, and installs it as
+``detectron2``: with the model zoo, with current names in place of those that NumPy, Pillow and
+setuptools have dropped since, and with a stand-in for the compiled extension. A Detectron2 that has
+an extension, compiled or stood in for, is left as it is.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pathlib import Path
 
 ARCHIVE = "pb1-detectron2==0.6"
 SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
-TOOLS = ("pip==25.1.1", "setuptools==80.9.0")  # with which it is taken
+TOOLS = ("pip==25.1.1", "setuptools==80.9.0")  # versions that download the archive
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
-# In an installed package, this file is in mtl_plugins/.mim/tools, and there are no constraints.
+# An installed package has this file in mtl_plugins/.mim/tools, and no constraints.
 PACKAGE = ROOT.parent if ROOT.name == ".mim" else ROOT / "mtl_plugins"
 EXTENSION = PACKAGE / "ops" / "detectron2_ext.py"
-# In place of the archive's own build, which compiles sources that it does not have. The
-# requirements are those that are used; opencv is no wish of Detectron2's.
+# This build replaces the archive's own, which compiles sources that are not in the archive. The
+# requirements are those that the Python part imports; opencv is not among them.
 PROJECT = """
 [build-system]
 requires = ["setuptools>=77"]
@@ -45,7 +45,7 @@ include-package-data = false
 packages.find.include = ["detectron2*"]
 package-data."detectron2.model_zoo" = ["configs/**/*.yaml"]
 """
-# Names that are gone: from NumPy 1.24, Pillow 10 and setuptools 82.
+# Names that NumPy 1.24, Pillow 10 and setuptools 82 have dropped.
 CURRENT_NAMES = {
     r"\bnp\.(bool|int|float|str)\b": r"\1",
     r"\bImage\.LINEAR\b": "Image.BILINEAR",
@@ -57,7 +57,7 @@ CURRENT_NAMES = {
 
 
 def main() -> None:
-    """Installs it into the environment of this interpreter."""
+    """Install Detectron2 into the environment of this interpreter."""
     if find_spec("detectron2") is not None and find_spec("detectron2._C") is not None:
         print("Detectron2 is there already")
         return
@@ -65,8 +65,8 @@ def main() -> None:
         here = Path(folder)
         wanted = here / "requirements.txt"
         wanted.write_text(f"{ARCHIVE} --hash=sha256:{SHA256}\n")
-        # To tell its metadata, the archive imports torch, and so cannot be isolated; and pip 26
-        # refuses what it tells, for a requirement that nobody asks for.
+        # The archive imports torch to give its metadata, and so cannot be isolated; pip 26 refuses
+        # that metadata because of a requirement that is not needed here.
         pip("install", "--target", here / "build", *TOOLS)
         options = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
         archive = ["--requirement", wanted, "--dest", here]
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def prepare(source: Path) -> None:
-    """Makes the unpacked archive one that installs, and runs with current dependencies."""
+    """Change the unpacked archive so that it installs, and runs with current dependencies."""
     (source / "setup.py").unlink()
     (source / "setup.cfg").unlink()
     (source / "pyproject.toml").write_text(PROJECT)
@@ -94,7 +94,7 @@ def prepare(source: Path) -> None:
 
 
 def pip(command: str, *arguments: str | Path, **env: str) -> None:
-    """Runs pip, quietly."""
+    """Run pip, quietly."""
     quiet = ["--quiet", "--disable-pip-version-check"]
     pip = [sys.executable, "-m", "pip", command, *quiet, *arguments]
     subprocess.run(pip, check=True, env=os.environ | env)

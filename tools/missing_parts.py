@@ -2,7 +2,7 @@
 
     python tools/missing_parts.py
 
-Goes by what lies in the folders; CONTRIBUTING.md says what the files are for.
+The folders are compared with each other; CONTRIBUTING.md says what the files are for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-# Folders of the package, and the files in them that are no methods.
+# Folders of the package that hold methods, each with its files that are no methods.
 METHODS = {
     "aggregation": {"__init__", "base", "solvers"},
     "weighting": {"__init__", "base"},
@@ -21,10 +21,10 @@ METHODS = {
 
 
 def missing_parts(root: Path) -> Iterator[str]:
-    """Find what is missing.
+    """Find the files that are missing.
 
     Args:
-        root: Of the repository.
+        root: Folder of the repository.
 
     Yields:
         A line for each file that is missing or has to name the method or data set.

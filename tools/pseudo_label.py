@@ -26,7 +26,7 @@ from mmengine.utils import ProgressBar
 from torch import nn
 from torch.utils.data import DataLoader
 
-import mtl_plugins.mm  # noqa: F401  # before mmdet.apis, which needs mmcv's operators
+import mtl_plugins.mm  # noqa: F401  # first, since mmdet.apis needs mmcv's operators
 from mtl_plugins.mm.data_check import missing_data, open_datasets
 
 # isort: split
@@ -39,14 +39,14 @@ from mtl_plugins.mm.datasets import PartialDataset
 
 
 class Boxes:
-    """A COCO file, and until that is complete a line for each image beside it.
+    """COCO file of boxes; until it is complete, a file beside it has a line for each image.
 
     Args:
-        path: Of the COCO file.
-        settings: What the labels depend on.
+        path: COCO file to write.
+        settings: Values on which the labels depend.
 
     Raises:
-        SystemExit: There are labels with other settings.
+        SystemExit: The place holds labels with other settings.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -59,17 +59,17 @@ class Boxes:
         elif self._lines.is_file():
             first, *rest = self._lines.read_text().split("\n")
             _check(self._lines, json.loads(first or "null"), settings)
-            # The last one has no end if the run was stopped while it was written.
+            # The last line is cut short if the run was stopped while writing it.
             self._boxes = dict(json.loads(line) for line in rest[:-1])
         if not self._complete:
             _write(self._lines, _as_lines([settings, *self._boxes.items()]))
 
     def done(self, image: Mapping[str, Any]) -> bool:
-        """Whether an image, a record of COCO's, is labelled."""
+        """Check whether an image, a record of COCO's, is labelled."""
         return self._complete or image["id"] in self._boxes
 
     def add(self, images: Sequence[Mapping[str, Any]], samples: Sequence[DetDataSample]) -> None:
-        """Takes in what the teacher says of some images."""
+        """Add the teacher's predictions for some images."""
         score = self._settings["score"]
         new = {i["id"]: _boxes(s, score) for i, s in zip(images, samples, strict=True)}
         self._boxes |= new
@@ -77,7 +77,7 @@ class Boxes:
             file.write(_as_lines(new.items()))
 
     def finish(self, coco: Mapping[str, Any]) -> None:
-        """Called when all images are labelled, with the COCO file that lists them."""
+        """Complete the labels, with the COCO file that lists all images."""
         if not self._complete:
             self._write_coco(coco)
         self._lines.unlink(missing_ok=True)
@@ -100,14 +100,14 @@ class Boxes:
 
 
 class Maps:
-    """A folder with a PNG for each image, which has another name until it is complete.
+    """Folder with a PNG for each image, under another name until it is complete.
 
     Args:
-        folder: Of the PNGs.
-        settings: What the labels depend on.
+        folder: Folder of the PNGs.
+        settings: Values on which the labels depend.
 
     Raises:
-        SystemExit: There are labels with other settings.
+        SystemExit: The place holds labels with other settings.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -194,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _jobs(cfg: Config, args: argparse.Namespace) -> Iterator[tuple[str, Any, Path]]:
-    """What to label: ``"det"`` or ``"seg"``, the config of the data set, where to write."""
+    """Yield the jobs: ``"det"`` or ``"seg"``, the config of the data set, the path to write."""
     for _, dataset in open_datasets("train_dataloader.dataset", cfg.train_dataloader.dataset):
         root = Path(dataset.get("data_root") or ".")
         boxes, maps = dataset.get("pseudo_ann_file"), dataset.data_prefix.get("pseudo_seg")
@@ -205,7 +205,7 @@ def _jobs(cfg: Config, args: argparse.Namespace) -> Iterator[tuple[str, Any, Pat
 
 
 def _teacher(config: str, checkpoint: str, args: argparse.Namespace) -> nn.Module:
-    """A model that predicts what is to become labels, and nothing less certain."""
+    """Load a model that predicts only what is certain enough to be a label."""
     cfg = Config.fromfile(config)
     init_default_scope(cfg.get("default_scope", "mmdet"))
     boxes = cfg.model.test_cfg.get("rcnn", cfg.model.test_cfg)
@@ -216,7 +216,7 @@ def _teacher(config: str, checkpoint: str, args: argparse.Namespace) -> nn.Modul
 
 
 def _images(source: Mapping[str, Any], teacher: nn.Module, kind: str) -> PartialDataset:
-    """All images of a data set's config, as the teacher is tested on its own."""
+    """Build the data set of all images of a config, with the teacher's own test pipeline."""
     tested = teacher.cfg.test_dataloader.dataset
     _, own = next(open_datasets("test_dataloader.dataset", tested))
     dataset = DATASETS.build(
@@ -243,12 +243,12 @@ def _images(source: Mapping[str, Any], teacher: nn.Module, kind: str) -> Partial
 def _label(
     dataset: PartialDataset, teacher: nn.Module, labels: Boxes | Maps, args: argparse.Namespace
 ) -> None:
-    """Labels the images of a data set that are not labelled yet."""
+    """Label the images of a data set that are not labelled yet."""
     coco = json.loads(Path(dataset.ann_file).read_text())
     images = {image["id"]: image for image in coco["images"]}
     order = [images[dataset.get_data_info(i)["img_id"]] for i in range(len(dataset))]
     numbers = range(len(order))
-    # Always the same batches: what a teacher says depends, in the last digits, on the padding.
+    # The batches are always the same, since predictions depend, in the last digits, on the padding.
     batches = [numbers[i : i + args.batch_size] for i in numbers[:: args.batch_size]]
     todo = [batch for batch in batches if not all(labels.done(order[i]) for i in batch)]
     loader = DataLoader(
@@ -267,9 +267,9 @@ def _label(
 
 
 def _boxes(sample: DetDataSample, score_thr: float) -> list[dict[str, Any]]:
-    """COCO's annotations of an image, with the class' number for its id."""
+    """Make COCO's annotations of an image, with the number of a class in place of its id."""
     found = sample.pred_instances.cpu()
-    # test_cfg.score_thr is of the class alone; FCOS multiplies by its centerness after that.
+    # FCOS applies test_cfg.score_thr to the class alone, and multiplies by centerness later.
     found = found[found.scores >= score_thr]
     boxes = found.bboxes.clone()
     boxes[:, 2:] -= boxes[:, :2]
@@ -298,7 +298,7 @@ def _check(place: Path, found: Any, settings: Mapping[str, Any]) -> None:
 
 
 def _write(path: Path, content: str | bytes) -> None:
-    """Writes a file that is there as a whole or not at all."""
+    """Write a file that is there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.part")
     aside.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -1,4 +1,4 @@
-"""Trains from a config; ``python -m mtl_plugins.mm.train`` is the same command."""
+"""Train from a config; ``mtl-train`` is the same command."""
 
 from mtl_plugins.mm.train import lay_over, main
 

@@ -1,4 +1,4 @@
-"""Trains or evaluates with Detectron2; ``mtl-train-net`` is the same command."""
+"""Train or evaluate with Detectron2; ``mtl-train-net`` is the same command."""
 
 from mtl_plugins.d2.train_net import argument_parser, main, setup
 

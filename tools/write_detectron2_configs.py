@@ -1,9 +1,9 @@
-"""Writes configs/detectron2/mtl/<method>.yaml from configs/_base_/mtl/<method>.py.
+"""Write configs/detectron2/mtl/<method>.yaml from configs/_base_/mtl/<method>.py.
 
     python tools/write_detectron2_configs.py
 
-Files that lay no method over a config (a level, an allocation) differ between the frameworks, and
-are written by hand.
+Overlays without a method (a level, an allocation) differ between the frameworks, and are written by
+hand.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PARTS = ("aggregator", "weighting", "regularizer")
 
 
 def as_text(value: Any) -> str:
-    """Writes one value: yacs knows no dicts, so that a dict is text in YAML's flow style."""
+    """Write one value: yacs knows no dicts, so that a dict is text in YAML's flow style."""
     if isinstance(value, Mapping):
         flow = yaml.safe_dump(dict(value), default_flow_style=True, sort_keys=False, width=1000)
         return f'"{flow.strip()}"'
@@ -29,14 +29,14 @@ def as_text(value: Any) -> str:
 
 
 def method_configs() -> Iterator[tuple[str, str]]:
-    """Yields the name and the text of each file."""
+    """Yield the name and the text of each file."""
     for path in sorted(PYTHON.glob("*.py")):
         wrapper = runpy.run_path(str(path))["optim_wrapper"]
         lines = [line for line in path.read_text().splitlines() if line.startswith("#")]
         lines.append("MTL:")
         for part in (part for part in PARTS if part in wrapper):
             method = dict(wrapper[part])
-            if "name" in method:  # the key beside NAME would be the same
+            if "name" in method:  # yacs would not tell the key from NAME
                 method = {"type": method}
             lines.append(f"  {part.upper()}:")
             for key, value in method.items():

@@ -1,6 +1,6 @@
-# What the configs of this folder train and test on, see README.md.
+# Data that the configs of this folder train and test on, see README.md.
 bdd100k_root = "{{$BDD100K_ROOT:data/bdd100k}}/"  # the official folders
-bdd100k_derived = "{{$BDD100K_DERIVED:data/bdd100k_derived}}/"  # what our tools make of them
+bdd100k_derived = "{{$BDD100K_DERIVED:data/bdd100k_derived}}/"  # written by our tools
 
 # Boxes on the images of images/100k, semantic maps on those of images/10k.
 det_train = dict(
@@ -36,7 +36,7 @@ seg_val = dict(
     test_mode=True,
 )
 
-# The same with what teachers say of them, written by tools/pseudo_label.py: of both tasks ...
+# Both sources with labels of teachers, written by tools/pseudo_label.py: for both tasks ...
 det_train_pseudo = dict(
     det_train,
     pseudo_ann_file=bdd100k_derived + "pseudo/det_train.json",
@@ -49,7 +49,7 @@ seg_train_pseudo = dict(
         **seg_train["data_prefix"], pseudo_seg=bdd100k_derived + "pseudo/sem_seg_train"
     ),
 )
-# ... or only of the task that an image has no label for.
+# ... or only for the task that an image has no label for.
 det_train_missing = dict(det_train, data_prefix=det_train_pseudo["data_prefix"])
 seg_train_missing = dict(seg_train, pseudo_ann_file=seg_train_pseudo["pseudo_ann_file"])
 

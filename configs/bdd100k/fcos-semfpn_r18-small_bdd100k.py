@@ -1,4 +1,4 @@
-# The same at a size that trains on two CPU cores: R-18 with GroupNorm, 64 channels, 320 x 240.
+# FCOS and semantic FPN for two CPU cores: R-18 with GroupNorm, 64 channels, 320 x 240.
 _base_ = ["./fcos-semfpn_r50_fpn_30e_bdd100k.py"]
 
 norm_cfg = dict(type="GN", num_groups=32, requires_grad=True)

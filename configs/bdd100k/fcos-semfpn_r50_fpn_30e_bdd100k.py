@@ -65,7 +65,7 @@ model = dict(
         max_per_img=100,
     ),
 )
-sync_bn = "torch"  # over the GPUs, where there are several
+sync_bn = "torch"  # norms synchronised over the GPUs, where there are several
 
 train_pipeline = [
     dict(type="LoadImageFromFile"),

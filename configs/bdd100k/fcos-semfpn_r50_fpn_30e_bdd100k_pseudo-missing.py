@@ -1,4 +1,4 @@
-# Teachers label an image for the task that it has no label for, and only for that.
+# Teachers label an image only for the task that it has no label for.
 _base_ = ["./fcos-semfpn_r50_fpn_30e_bdd100k.py"]
 
 train_dataloader = dict(

@@ -1,4 +1,4 @@
-# Detection alone: the single-task model of paper A, and the teacher of its pseudo boxes.
+# Detection alone: the single-task model of paper A, and the teacher that draws pseudo boxes.
 _base_ = ["./fcos-semfpn_r50_fpn_30e_bdd100k.py"]
 
 model = dict(semantic_head=None, source_weights=dict(_delete_=True, gt=1.0), task_weights=None)

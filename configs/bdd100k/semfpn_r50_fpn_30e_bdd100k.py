@@ -1,4 +1,4 @@
-# Segmentation alone: the single-task model of paper A, and the teacher of its pseudo maps.
+# Segmentation alone: the single-task model of paper A, and the teacher that draws pseudo maps.
 _base_ = ["./fcos-semfpn_r50_fpn_30e_bdd100k.py"]
 
 model = dict(bbox_head=None, source_weights=dict(_delete_=True, gt=1.0), task_weights=None)

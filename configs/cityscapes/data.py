@@ -1,4 +1,4 @@
-# What the configs of this folder put in the place of COCO. The annotations are those that
+# Data that the configs of this folder put in the place of COCO, with the annotations that
 # MMDetection's converter writes, see README.md.
 cityscapes_root = "{{$CITYSCAPES_ROOT:data/cityscapes}}/"
 cityscapes_train = dict(

@@ -1,12 +1,12 @@
 # Mask R-CNN on Cityscapes, with Detectron2's default schedule as in the paper on STA and ISTA.
 _base_ = ["../mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", "./data.py"]
 
-# Detectron2 keeps the affine part of the backbone's BatchNorm as it is, too.
+# Detectron2 freezes the affine part of the backbone's BatchNorm, too.
 model = dict(
     backbone=dict(norm_cfg=dict(requires_grad=False), init_cfg=None),
     roi_head=_base_.cityscapes_heads,
 )
-# It starts from its own COCO weights of three times the schedule; these are MMDetection's.
+# Detectron2 starts from its COCO weights of the 3x schedule; these are MMDetection's of that.
 load_from = "https://download.openmmlab.com/mmdetection/v2.0/mask_rcnn/mask_rcnn_r50_fpn_mstrain-poly_3x_coco/mask_rcnn_r50_fpn_mstrain-poly_3x_coco_20210524_201154-21b550bb.pth"  # noqa: E501
 
 train_pipeline = [

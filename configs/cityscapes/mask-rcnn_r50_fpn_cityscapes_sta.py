@@ -9,7 +9,7 @@ train_dataloader = dict(
         batch_sampler=dict(type="AspectRatioBatchSampler"),
     )
 )
-# The paper trains half the steps here.
+# The paper trains half the steps with STA.
 train_cfg = dict(max_iters=12000)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=1000),

@@ -11,7 +11,7 @@ test_evaluator = val_evaluator
 custom_imports = dict(imports=["mtl_plugins.mm"])
 optim_wrapper = dict(
     type="MTLOptimWrapper",
-    # Of the last decoder layer, those before (d0., …), denoising (dn_) and the encoder (enc_).
+    # Losses of all decoder layers (d0., …; none: the last), denoising (dn_) and encoder (enc_).
     tasks=dict(cls="*loss_cls", box=["*loss_bbox", "*loss_iou"]),
     aggregator=dict(type="Sum"),
 )

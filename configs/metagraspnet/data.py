@@ -1,8 +1,8 @@
-# What the configs of this folder train and test on, see README.md.
+# Data that the configs of this folder train and test on, see README.md.
 import os
 
 data_root = "{{$METAGRASPNET_ROOT:data/metagraspnet}}/"
-# What the converter writes.
+# Folder that the converter writes.
 ann_root = os.path.abspath(os.environ.get("METAGRASPNET_DERIVED", data_root + "annotations")) + "/"
 
 train_set = dict(

@@ -1,4 +1,4 @@
-# The same at a size that trains on two CPU cores: narrow, GroupNorm before the heads, 320 x 240.
+# UOAIS-Net for two CPU cores: narrow, with GroupNorm before the heads, at 320 x 240.
 _base_ = ["./uoais_r18_fpn_rgbd.py"]
 
 norm_cfg = dict(type="GN", num_groups=32, requires_grad=True)
@@ -29,7 +29,7 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)),
 )
 
-depth_range = (50, 250)  # of the drawn scenes
+depth_range = (50, 250)  # centimetres, where the drawn scenes have objects
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="PhotoMetricDistortion"),

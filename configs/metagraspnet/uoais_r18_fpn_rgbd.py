@@ -29,9 +29,9 @@ model = dict(
         frozen_stages=1,
         norm_cfg=dict(type="BN", requires_grad=False),
         norm_eval=True,
-        fusion_norm_cfg=dict(type="SyncBN"),  # in one process, MMEngine makes it a plain one
+        fusion_norm_cfg=dict(type="SyncBN"),  # plain BatchNorm in one process
         init_cfg=dict(type="Pretrained", checkpoint="torchvision://resnet18"),
-        # From scratch, as there; a residual branch whose frozen norm is 0 would stay 0.
+        # From scratch, as UOAIS-Net; a residual branch whose frozen norm is 0 would stay 0.
         depth_cfg=dict(init_cfg=None, zero_init_residual=False),
     ),
     neck=dict(in_channels=[64, 128, 256, 512]),
@@ -62,11 +62,11 @@ model = dict(
     train_cfg=dict(rcnn=dict(assigner=dict(match_low_quality=False))),
 )
 
-# Centimetres, UOAIS-Net's. Set it to where your camera sees objects.
+# Range of UOAIS-Net, in centimetres. Set the range in which your camera sees objects.
 depth_range = (25, 150)
 train_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="PhotoMetricDistortion"),  # before there is a depth channel
+    dict(type="PhotoMetricDistortion"),  # first, since it takes images without depth
     dict(type="LoadDepth", depth_range=depth_range),
     dict(type="LoadAmodalAnnotations"),
     dict(
@@ -115,7 +115,7 @@ val_evaluator = _base_.evaluator
 test_evaluator = val_evaluator
 visualizer = dict(type="AmodalVisualizer")
 
-# The paper gives no schedule: this is UOAIS-Net's.
+# Schedule of UOAIS-Net, since the paper gives none.
 max_iters = 90000
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type="ValLoop")

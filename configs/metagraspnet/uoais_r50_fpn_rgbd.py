@@ -1,4 +1,4 @@
-# The same with two ResNet-50, as in UOAIS-Net: of MSRA's weights, which stride in the 1 x 1.
+# UOAIS-Net with two ResNet-50, as its authors have it: MSRA's weights, stride in the 1 x 1.
 _base_ = ["./uoais_r18_fpn_rgbd.py"]
 
 model = dict(

@@ -1,1 +1,1 @@
-"""Procedurally drawn scenes, and one module for each data set layout they are written in."""
+"""Procedurally drawn scenes, and one module for each data set layout."""

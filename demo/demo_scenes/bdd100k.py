@@ -1,7 +1,7 @@
 """BDD100K's official layout: detection in ``images/100k``, segmentation in ``images/10k``.
 
 The two tasks have labels on different images: scenes with an even number get boxes
-(``labels/det_20``, Scalabel's format), those with an odd one a mask (``labels/sem_seg/masks``).
+(``labels/det_20``, Scalabel's format), scenes with an odd number a mask (``labels/sem_seg/masks``).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from demo_scenes.scene import CLASSES, Scene, SceneObject
 Json = dict[str, Any]
 
 _TRAIN_ID = np.array([LABELS[name].train_id for name in CLASSES], np.uint8)
-"""Cityscapes' train id, which BDD100K's masks hold, for each value of ``Scene.semantic``."""
+"""Train id of Cityscapes, which BDD100K's masks hold, for each value of ``Scene.semantic``."""
 
 
 def write_bdd100k(root: Path, split: str, scenes: Iterable[Scene]) -> None:
     """Write one split.
 
     Args:
-        root: the data set's folder.
+        root: folder of the data set.
         split: ``"train"`` or ``"val"``.
-        scenes: numbered from 0 in this order.
+        scenes: scenes, numbered from 0 in this order.
     """
     frames: list[Json] = []
     for number, scene in enumerate(scenes):
@@ -59,7 +59,7 @@ def _frame(name: str, scene: Scene) -> Json:
 
 
 def _label(thing: SceneObject, width: int, height: int) -> Json:
-    """Scalabel's record of an object, still without its id."""
+    """Make Scalabel's record of an object, without an id."""
     name = LABELS[thing.category].name
     x, y, w, h = thing.visible_box
     whole_x, whole_y, whole_w, whole_h = thing.amodal_box
@@ -71,8 +71,8 @@ def _label(thing: SceneObject, width: int, height: int) -> Json:
             or whole_y + whole_h == height,
             "trafficLightColor": "NA",
         },
-        # The one name that differs between the two data sets.
+        # Only this name differs between BDD100K and Cityscapes.
         "category": "pedestrian" if name == "person" else name,
-        # Corners are pixels of the box: the far ones belong to it.
+        # Corners are pixels of the box, the far corner included.
         "box2d": {"x1": x, "y1": y, "x2": x + w - 1, "y2": y + h - 1},
     }

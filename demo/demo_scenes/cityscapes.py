@@ -1,8 +1,8 @@
 """Cityscapes' official layout: images in ``leftImg8bit/``, polygons and their maps in ``gtFine/``.
 
-Here, as there, the polygons are the truth: they are drawn back to front, a nearer object hides what
-it covers, and the maps are made of them. Readers of the maps want all three splits, so the
-validation images are written again under ``test``, where labels are withheld.
+The polygons are the truth, here as in Cityscapes: polygons are drawn back to front, a nearer object
+hides all behind, and the maps are made of the polygons. Readers of the maps want all three splits,
+so the validation images are written again under ``test``, where labels are withheld.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ LABELS = {
     "sports ball": Label("motorcycle", 32, 17),
     "clock": Label("bicycle", 33, 18),
 }
-"""What each drawn class stands for. Six kinds are drawn: of the eight instance classes, truck and
-train stay empty."""
+"""Label of Cityscapes for each drawn class. Six kinds of object are drawn: of the eight instance
+classes, truck and train stay empty."""
 
 _UNLABELED, _IGNORED = 0, 255
 _TRAIN_ID = np.full(256, _IGNORED, np.uint8)
 _TRAIN_ID[[label.id for label in LABELS.values()]] = [label.train_id for label in LABELS.values()]
 
 Polygon = tuple[str, np.ndarray]
-"""A drawn class and its outline, int32 ``[N, 2]``: x, y of pixels that belong to it."""
+"""Drawn class and its outline, int32 ``[N, 2]``: x, y of corner pixels, all in the shape."""
 
 
 def write_cityscapes(root: Path, split: str, scenes: Iterable[Scene]) -> None:
     """Write one split, and with ``"val"`` also ``"test"``.
 
     Args:
-        root: the data set's folder.
+        root: folder of the data set.
         split: ``"train"`` or ``"val"``.
-        scenes: numbered from 0 in this order.
+        scenes: scenes, numbered from 0 in this order.
     """
     for number, scene in enumerate(scenes):
         _write(root, split, number, scene.rgb, _polygons(scene))
@@ -66,7 +66,7 @@ def write_cityscapes(root: Path, split: str, scenes: Iterable[Scene]) -> None:
 
 
 def _write(root: Path, split: str, number: int, rgb: np.ndarray, polygons: list[Polygon]) -> None:
-    # No city is in two splits, as there.
+    # No city is in two splits, as in Cityscapes.
     city = f"{split}ville"
     stem = f"{split}/{city}/{city}_{number:06d}_000019"
     ids = _instance_ids(polygons, rgb.shape[:2])
@@ -87,13 +87,13 @@ def _write(root: Path, split: str, number: int, rgb: np.ndarray, polygons: list[
 
 
 def _polygons(scene: Scene) -> list[Polygon]:
-    """Back to front: the stuff, then each object as if nothing hid it."""
+    """Outline the stuff, then the whole of each object, from back to front."""
     stuff = [
         (name, outline)
         for name in STUFF
         for outline in _outlines(scene.semantic == CLASSES.index(name))
     ]
-    # The image's edge may cut an object in two: a polygon is one piece.
+    # The image's edge may cut an object in two, but a polygon is one piece.
     things = [
         (thing.category, max(_outlines(thing.amodal_mask), key=cv2.contourArea))
         for thing in _back_to_front(scene.objects)
@@ -102,16 +102,19 @@ def _polygons(scene: Scene) -> list[Polygon]:
 
 
 def _outlines(mask: np.ndarray) -> list[np.ndarray]:
-    """One polygon around each piece of a mask; holes are filled, as Cityscapes' annotators do."""
+    """Draw one polygon around each piece of a mask; holes are filled, as in Cityscapes."""
     contours, _ = cv2.findContours(
         mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
     )
-    # A speck of a pixel or two is no polygon; it stays unlabelled.
+    # A speck of a pixel or two is no polygon, and stays unlabelled.
     return [contour[:, 0] for contour in contours if len(contour) > 2]
 
 
 def _back_to_front(things: tuple[SceneObject, ...]) -> list[SceneObject]:
-    """Everything after all that it hides. No cycle: seen from above, no two objects overlap."""
+    """Order objects so that each comes after all that it hides.
+
+    There is no cycle, since no two objects overlap when seen from above.
+    """
     hidden_by = {
         number: [
             other
@@ -124,7 +127,10 @@ def _back_to_front(things: tuple[SceneObject, ...]) -> list[SceneObject]:
 
 
 def _instance_ids(polygons: list[Polygon], size: tuple[int, int]) -> np.ndarray:
-    """uint16 ``[H, W]``: the label of stuff; of things 1000 times it, and a count from 0."""
+    """Make the map of instances, uint16 ``[H, W]``.
+
+    Stuff has its label; things have 1000 times their label plus a count from 0.
+    """
     ids = np.full(size, _UNLABELED, np.uint16)
     seen: Counter[str] = Counter()
     for name, outline in polygons:

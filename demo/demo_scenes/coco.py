@@ -2,7 +2,7 @@
 
 ``annotations/`` holds ``instances_*.json``, ``panoptic_*.json`` and the panoptic PNGs;
 ``stuffthingmaps/`` the COCO-Stuff pixel labels. All 80 things and 53 stuff classes are listed
-under their official ids, so that configs for COCO load the data unmodified.
+under the official ids, so that configs for COCO load the data unmodified.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ solid: 192 mountain-merged, 198 rock-merged
 
 
 def _categories(table: str) -> list[Json]:
-    """COCO's records, by ascending id, of a table with lines ``supercategory: id name, ...``."""
+    """Read COCO's records, by ascending id, from lines ``supercategory: id name, ...``."""
     categories = []
     for line in table.strip().splitlines():
         supercategory, members = line.split(": ")
@@ -81,16 +81,16 @@ _ID_OF_NAME = {category["name"]: category["id"] for category in PANOPTIC}
 
 _ID_OF_CLASS = np.array([_ID_OF_NAME[name] for name in CLASSES])
 """COCO's id for each value of ``Scene.semantic``. The three stuff classes drawn are among those
-whose id is the same in COCO-Stuff and in COCO Panoptic, where most others were merged."""
+whose id is the same in COCO-Stuff and COCO Panoptic; most other stuff classes were merged."""
 
 
 def write_coco(root: Path, split: str, scenes: Iterable[Scene]) -> None:
     """Write one split.
 
     Args:
-        root: the data set's folder.
+        root: folder of the data set.
         split: ``"train"`` or ``"val"``.
-        scenes: numbered from 1 in this order.
+        scenes: scenes, numbered from 1 in this order.
     """
     name = f"{split}2017"
     images: list[Json] = []
@@ -117,7 +117,7 @@ def write_coco(root: Path, split: str, scenes: Iterable[Scene]) -> None:
         panoptic.append(
             {"image_id": image_id, "file_name": f"{stem}.png", "segments_info": segments}
         )
-        # COCO-Stuff counts from 0, and keeps 255 for what is not labelled: here, nothing.
+        # COCO-Stuff counts from 0, and keeps 255 for unlabelled pixels, of which there are none.
         stuff = (_ID_OF_CLASS - 1).astype(np.uint8)[scene.semantic]
         save_image(root / "stuffthingmaps" / name / f"{stem}.png", stuff)
 
@@ -137,13 +137,13 @@ def write_coco(root: Path, split: str, scenes: Iterable[Scene]) -> None:
 
 
 def polygons(mask: np.ndarray) -> list[list[float]]:
-    """Outlines x1, y1, x2, y2, ... (pixels) that rasterise to a mask, bool ``[H, W]``.
+    """Find outlines x1, y1, x2, y2, ... (pixels) that rasterise to a mask, bool ``[H, W]``.
 
-    COCO fills every outline and joins them, so a mask with a hole, as an object has behind a
-    nearer one, is cut in two along a column through it.
+    COCO fills every outline and joins all of them, so that a mask with a hole, where a nearer
+    object stands in front, is cut in two along a column through the hole.
     """
-    # A contour runs through pixel centres. On the mask at twice its size it encloses the centres
-    # of the mask's own pixels, a quarter of a pixel inside their edges.
+    # A contour runs through pixel centres. On the mask at twice its size, the contour encloses the
+    # centres of the mask's own pixels, a quarter of a pixel inside their edges.
     double = mask.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
     contours, hierarchy = cv2.findContours(double, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     for contour, (_, _, _, parent) in zip(contours, hierarchy[0], strict=True):
@@ -155,7 +155,7 @@ def polygons(mask: np.ndarray) -> list[list[float]]:
 
 
 def _instances(scene: Scene) -> list[Json]:
-    """COCO's instance records of a scene, still without their numbers."""
+    """Make COCO's instance records of a scene, without ids."""
     return [
         {
             "segmentation": polygons(thing.visible_mask),
@@ -169,14 +169,14 @@ def _instances(scene: Scene) -> list[Json]:
 
 
 def _panoptic(scene: Scene) -> tuple[np.ndarray, list[Json]]:
-    """COCO's panoptic PNG, RGB ``[H, W, 3]`` with id = R + 256 G + 256² B, and its segments."""
+    """Make COCO's panoptic PNG, RGB ``[H, W, 3]``, id = R + 256 G + 256² B, and its segments."""
     masks = [(thing.category, thing.visible_mask) for thing in scene.objects]
     stuff = [(name, scene.semantic == CLASSES.index(name)) for name in STUFF]
     masks += [(name, mask) for name, mask in stuff if mask.any()]
     ids = np.zeros(scene.semantic.shape, np.int64)
     segments = []
     for number, (name, mask) in enumerate(masks, start=1):
-        # An odd factor keeps the ids distinct, a large one their colours, for who opens the PNG.
+        # An odd factor keeps the ids distinct; a large one keeps the colours distinct to the eye.
         segment_id = number * 0x9E3779B1 % 256**3
         ids[mask] = segment_id
         segments.append(

@@ -4,7 +4,7 @@
 
 Scenes show textured objects that overlap in front of a wall, in a few seconds and without any
 download. The same options give the same files; a scene depends on --seed, its split and its number
-alone, so asking for more of them leaves the earlier ones as they were.
+alone, so that more scenes leave the earlier scenes as they were.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _write(out: Path, layout: Layout, manifest: Mapping[str, Any]) -> None:
-    """Draw the scenes that a manifest describes, and replace a folder by them."""
+    """Draw the scenes that a manifest describes, and put them in the place of a folder."""
     width, height = manifest["size"]
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Drawn aside and moved into place when complete, so that a run that is stopped leaves nothing
+    # Draw aside and move into place when complete, so that a run that is stopped leaves nothing
     # that looks finished, and no file of an earlier, larger data set stays behind.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as aside:
         root = Path(aside) / out.name
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _problem(args: argparse.Namespace) -> str | None:
-    """What is wrong with the options, or None."""
+    """Name the first fault of the options, None if there is none."""
     for option in ("train", "val"):
         if getattr(args, option) < 1:
             return f"--{option} {getattr(args, option)}: must be at least 1"
@@ -122,7 +122,7 @@ def _problem(args: argparse.Namespace) -> str | None:
     if min(args.size) < MIN_SIDE:
         width, height = args.size
         return f"--size {width} {height}: both sides must be at least {MIN_SIDE} pixels"
-    # Never remove what this script did not write.
+    # Never remove files that this script did not write.
     if args.out.exists() and not (args.out / _MANIFEST).is_file():
         if not args.out.is_dir():
             return f"--out {args.out}: is a file; name a folder"
@@ -140,13 +140,13 @@ def _scenes(seed: int, split: str, count: int, size: tuple[int, int]) -> Iterato
 
 
 def _code_hash() -> str:
-    """Digest of the drawing code, so that data from an older version are drawn anew."""
+    """Digest the drawing code, so that data from an older version are drawn anew."""
     sources = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
 
 
 def _read_manifest(out: Path) -> object:
-    """The arguments that drew a folder, or None if they are not known."""
+    """Read the arguments that drew a folder, None if there is no record."""
     try:
         return json.loads((out / _MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Writing image files, for every layout."""
+"""Write image files, for every layout."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 
 def save_image(path: Path, image: np.ndarray) -> None:
-    """Write an image in the format its suffix names, and its folder if it is missing.
+    """Write an image in the format of the path's suffix; make the folder if it is missing.
 
     Args:
-        path: where to.
-        image: RGB ``[H, W, 3]`` or single-channel ``[H, W]``.
+        path: file to write.
+        image: pixels, RGB ``[H, W, 3]`` or single-channel ``[H, W]``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if image.ndim == 3:

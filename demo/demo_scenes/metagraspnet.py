@@ -1,10 +1,9 @@
 """MetaGraspNet's raw layout: a folder ``scene<K>/`` a scene, files ``<N>_*`` a viewpoint.
 
-Three scenes in four take the form of its synthetic part, the fourth that of its real part, where
-the amodal masks lie in a file of their own. MetaGraspNet comes without a split: ``train/`` and
-``val/`` are ours. What is known of the format, and from where, stands in
-``tools/dataset_converters/metagraspnet.py``. The grasps, keypoints and poses of the original are
-not drawn.
+Three scenes in four take the form of MetaGraspNet's synthetic part, one in four that of the real
+part, where the amodal masks lie in a file of their own. MetaGraspNet comes without a split:
+``train/`` and ``val/`` are ours. ``tools/dataset_converters/metagraspnet.py`` says where the facts
+about the format come from. The grasps, keypoints and poses of the original are not drawn.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from demo_scenes.things import OBJECTS
 
 _REAL_EVERY = 4
 _MASKS_KEYS = ("occlusion_objects", "seg_masks_single")
-"""Both names that the original has for the same array, by turns."""
+"""Names of one array in the original, which has now the one, now the other."""
 
 _CATEGORY = {name: number for number, name in enumerate(OBJECTS, start=1)}
 
@@ -30,11 +29,11 @@ def write_metagraspnet(root: Path, split: str, scenes: Iterable[Scene]) -> None:
     """Write one split.
 
     Args:
-        root: the data set's folder.
+        root: folder of the data set.
         split: ``"train"`` or ``"val"``.
-        scenes: numbered from 0 in this order.
+        scenes: scenes, numbered from 0 in this order.
     """
-    # Only this layout needs it, and the others shall be drawn without.
+    # Only this layout needs h5py; the other layouts are drawn without.
     if find_spec("h5py") is None:
         sys.exit("--layout metagraspnet: needs h5py; pip install 'mtl-plugins[metagraspnet]'")
     for number, scene in enumerate(scenes):
@@ -47,7 +46,7 @@ def write_metagraspnet(root: Path, split: str, scenes: Iterable[Scene]) -> None:
 
 
 def _write_synthetic(folder: Path, scene: Scene, masks_key: str) -> None:
-    """Viewpoint 0; ``masks_key`` holds the whole of each object, ``[n, H, W]``."""
+    """Write viewpoint 0; ``masks_key`` holds the whole of each object, ``[n, H, W]``."""
     occlusion = np.zeros(scene.depth.shape, np.float32)
     for thing in scene.objects:
         occlusion[thing.visible_mask] = thing.occlusion
@@ -59,7 +58,7 @@ def _write_synthetic(folder: Path, scene: Scene, masks_key: str) -> None:
 
 
 def _write_real(folder: Path, scene: Scene) -> None:
-    """Viewpoint 3, the one that the real scenes label; there are no boxes."""
+    """Write viewpoint 3, which is labelled in real scenes; there are no boxes."""
     bitmaps = [
         (thing.visible_mask, thing.amodal_mask & ~thing.visible_mask) for thing in scene.objects
     ]
@@ -75,7 +74,7 @@ def _write_real(folder: Path, scene: Scene) -> None:
 
 
 def _maps(scene: Scene) -> dict[str, np.ndarray]:
-    """Depth (centimetres), and number from 1 and class of the object that each pixel shows."""
+    """Make the maps: depth (centimetres); number from 1 and class of the object at each pixel."""
     objects = np.zeros(scene.depth.shape, np.int32)
     semantic = np.zeros(scene.depth.shape, np.int32)
     for number, thing in enumerate(scene.objects, start=1):
@@ -89,7 +88,7 @@ def _maps(scene: Scene) -> dict[str, np.ndarray]:
 
 
 def _write_hdf5(path: Path, scene: Scene, **objects: np.ndarray) -> None:
-    """The camera's pose ``[1, 4, 4]`` (centimetres), and per object its class and ``objects``."""
+    """Write the camera's pose ``[1, 4, 4]`` (centimetres), the objects' classes and ``objects``."""
     import h5py
 
     pose = np.eye(4)

@@ -1,6 +1,7 @@
 """Ray casting of painted solids through a pin-hole camera, and their shading under one sun.
 
-The world frame has y up; the camera frame has x right, y down, z forward, and depth is its z.
+The world frame has y up; the camera frame has x right, y down, z forward, depth is
+that z.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ class Camera:
     """A pin-hole camera that looks through the centre of its image.
 
     Attributes:
-        size: image height and width (pixels).
+        size: height and width of the image (pixels).
         focal: focal length (pixels).
-        position: ``[3]``, in the world (metres).
-        rotation: ``[3, 3]``, whose columns are the camera's axes in the world.
+        position: place in the world, ``[3]`` (metres).
+        rotation: axes of the camera in the world, the columns of ``[3, 3]``.
     """
 
     size: tuple[int, int]
@@ -33,7 +34,7 @@ class Camera:
 
     @property
     def intrinsics(self) -> np.ndarray:
-        """``[3, 3]`` matrix from camera coordinates to homogeneous pixel indices (column, row)."""
+        """Matrix ``[3, 3]`` from camera coordinates to homogeneous pixel indices (column, row)."""
         height, width = self.size
         return np.array(
             [[self.focal, 0, (width - 1) / 2], [0, self.focal, (height - 1) / 2], [0, 0, 1]]
@@ -41,7 +42,7 @@ class Camera:
 
     @cached_property
     def rays(self) -> np.ndarray:
-        """float32 ``[H, W, 3]``: world vectors through the pixel centres, one metre deep each."""
+        """World vectors through the pixel centres, float32 ``[H, W, 3]``, one metre deep each."""
         height, width = self.size
         x = (np.arange(width) - (width - 1) / 2) / self.focal
         y = (np.arange(height) - (height - 1) / 2) / self.focal
@@ -52,12 +53,12 @@ class Camera:
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """A solid at its place in the world.
+    """Solid at a place in the world.
 
     Attributes:
-        solid: what it is.
-        position: float32 ``[3]``, the solid's origin in the world (metres).
-        rotation: float32 ``[3, 3]``, whose columns are the solid's axes in the world.
+        solid: the solid, in its own frame.
+        position: origin of the solid in the world, float32 ``[3]`` (metres).
+        rotation: axes of the solid in the world, the columns of float32 ``[3, 3]``.
     """
 
     solid: Solid
@@ -65,19 +66,19 @@ class Body:
     rotation: np.ndarray = field(default_factory=lambda: np.eye(3, dtype=np.float32))
 
     def to_local(self, points: np.ndarray) -> np.ndarray:
-        """World points ``[..., 3]`` in the solid's frame."""
+        """Turn world points ``[..., 3]`` into points of the solid's frame."""
         return (points - self.position) @ self.rotation
 
 
 @dataclass(frozen=True, eq=False)
 class Hit:
-    """What the camera would see of one body if nothing else were there.
+    """View of one body alone, without the bodies in front of it.
 
     Attributes:
         window: rows and columns of the image outside which no ray meets the body.
-        depth: ``[h, w]`` over the window (metres), ``inf`` where the ray misses.
-        normal: ``[h, w, 3]``, outward unit vectors in the body's frame.
-        part: ``[h, w]``, index of the part that was hit.
+        depth: depth over the window, ``[h, w]`` (metres), ``inf`` where the ray misses.
+        normal: outward unit vectors in the body's frame, ``[h, w, 3]``.
+        part: index of the part that was hit, ``[h, w]``.
     """
 
     window: tuple[slice, slice]
@@ -91,9 +92,9 @@ class Light:
     """A sun and a sky.
 
     Attributes:
-        direction: float32 ``[3]``, unit vector towards the sun, in the world.
-        sun: float32 ``[3]``, RGB strength of the sun.
-        sky: float32 ``[3]``, RGB strength of the light from everywhere.
+        direction: unit vector towards the sun, in the world, float32 ``[3]``.
+        sun: RGB strength of the sun, float32 ``[3]``.
+        sky: RGB strength of the light from everywhere, float32 ``[3]``.
     """
 
     direction: np.ndarray
@@ -105,7 +106,7 @@ def cast(body: Body, camera: Camera) -> Hit:
     """Intersect the camera's rays with a body, alone in the world."""
     window = _window(body, camera)
     rays = camera.rays[window]
-    # In double precision: the small difference of squares that decides a hit needs it.
+    # Double precision, since a small difference of squares decides a hit.
     direction = (rays.reshape(-1, 3) @ body.rotation).astype(np.float64)
     origin = body.to_local(camera.position)
     depth = np.full(len(direction), np.inf)
@@ -140,7 +141,7 @@ def compose(hits: Sequence[Hit], size: tuple[int, int]) -> tuple[np.ndarray, np.
 def camera_normals(
     bodies: Sequence[Body], hits: Sequence[Hit], owner: np.ndarray, camera: Camera
 ) -> np.ndarray:
-    """``[H, W, 3]`` unit normals of the surfaces that won, in the camera frame."""
+    """Find the unit normals ``[H, W, 3]`` of the nearest surfaces, in the camera frame."""
     normals = np.zeros((*camera.size, 3), np.float32)
     for index, (body, hit) in enumerate(zip(bodies, hits, strict=True)):
         seen = owner[hit.window] == index
@@ -156,7 +157,7 @@ def shade(
     camera: Camera,
     light: Light,
 ) -> np.ndarray:
-    """Colour of the surfaces that won: paint under sky and sun, soft shadows and a highlight.
+    """Colour the nearest surfaces: paint under sky and sun, soft shadows and a highlight.
 
     Returns:
         RGB ``[H, W, 3]``, 0 is black and 1 is white; highlights may exceed it.
@@ -186,10 +187,10 @@ def shade(
 
 
 def _sunlit(body: Body, point: np.ndarray, to_sun: np.ndarray) -> np.ndarray:
-    """Share of sunlight ``[N]`` that a body lets through to world points ``[N, 3]``.
+    """Find the share of sunlight ``[N]`` that a body lets through to world points ``[N, 3]``.
 
-    The shadow is that of the ellipsoid in the body's bounding box, blurred at its edge: soft, and
-    far cheaper than casting a second bundle of rays at every part.
+    The shadow is cast by the ellipsoid in the body's bounding box and blurred at the edge: soft,
+    and far cheaper than a second bundle of rays at every part.
     """
     low, high = body.solid.bounds()
     # In the frame scaled to make that ellipsoid the unit sphere, the shadow is a unit disc across
@@ -206,7 +207,7 @@ def _sunlit(body: Body, point: np.ndarray, to_sun: np.ndarray) -> np.ndarray:
 
 
 def _window(body: Body, camera: Camera) -> tuple[slice, slice]:
-    """Rows and columns that hold the projection of a body's bounding box."""
+    """Find the rows and columns that hold the projection of a body's bounding box."""
     corners = np.array(list(product(*zip(*body.solid.bounds(), strict=True))))
     height, width = camera.size
     if np.isfinite(corners).all():

@@ -1,7 +1,7 @@
 """Random rooms with objects, rendered once into every label that a task may want.
 
 Image, depth, normals, visible and amodal masks come from the same rays through the pixel centres,
-so they agree to the pixel.
+and so agree to the pixel.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ MIN_VISIBLE = 64
 _FEWEST, _MOST = 2, 7
 _CANDIDATES = 200
 _CROWDING = 0.75
-"""Share of objects that are put in line with an earlier one, so that objects overlap."""
+"""Share of objects that are put in line with an earlier object, so that objects overlap."""
 
 _ROOM = 2
-"""The first bodies of every scene are its wall and its floor; the objects follow."""
+"""Number of bodies, wall and floor, that come before the objects in every scene."""
 
 _FACE_ROOM = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], np.float32)
-"""Turns a solid's y axis, up, to the world's z axis, away from the wall."""
+"""Rotation of a solid's y axis, up, to the world's z axis, away from the wall."""
 
 
 @dataclass(frozen=True, eq=False)
 class SceneObject:
-    """One object, also where something nearer hides it.
+    """Object of a scene, also where something nearer hides it.
 
     Attributes:
-        category: COCO's name of it.
-        amodal_depth: float32 ``[H, W]``, depth of the object's own front (metres), ``inf`` off it.
-        visible_mask: bool ``[H, W]``, where nothing else is nearer.
+        category: COCO's name of the object.
+        amodal_depth: depth of the object's front, float32 ``[H, W]`` (metres), ``inf`` elsewhere.
+        visible_mask: pixels at which nothing else is nearer, bool ``[H, W]``.
     """
 
     category: str
@@ -50,7 +50,7 @@ class SceneObject:
 
     @property
     def amodal_mask(self) -> np.ndarray:
-        """bool ``[H, W]``: the whole object as far as the image reaches, hidden or not."""
+        """Mask of the whole object within the image, hidden or not, bool ``[H, W]``."""
         return np.isfinite(self.amodal_depth)
 
     @property
@@ -60,12 +60,12 @@ class SceneObject:
 
     @property
     def visible_box(self) -> tuple[int, int, int, int]:
-        """x, y, width, height (pixels) of the box around the visible mask."""
+        """Box around the visible mask: x, y, width, height (pixels)."""
         return box_of(self.visible_mask)
 
     @property
     def amodal_box(self) -> tuple[int, int, int, int]:
-        """x, y, width, height (pixels) of the box around the amodal mask."""
+        """Box around the amodal mask: x, y, width, height (pixels)."""
         return box_of(self.amodal_mask)
 
 
@@ -74,11 +74,11 @@ class Scene:
     """An image and its labels.
 
     Attributes:
-        rgb: uint8 ``[H, W, 3]``.
-        depth: float32 ``[H, W]``, z in the camera frame (metres), finite everywhere.
-        normals: float32 ``[H, W, 3]``, unit vectors in the camera frame, facing the camera.
-        semantic: uint8 ``[H, W]``, index into ``CLASSES``.
-        objects: their visible masks are disjoint, and wall or floor fills the rest.
+        rgb: image, uint8 ``[H, W, 3]``.
+        depth: z in the camera frame, float32 ``[H, W]`` (metres), finite everywhere.
+        normals: unit vectors in the camera frame, facing the camera, float32 ``[H, W, 3]``.
+        semantic: index into ``CLASSES``, uint8 ``[H, W]``.
+        objects: objects with disjoint visible masks; wall or floor fills the rest.
         camera: the view, for layouts that store intrinsics or point clouds.
     """
 
@@ -94,7 +94,7 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     """Draw a random scene of two to seven objects, each visible on ``MIN_VISIBLE`` pixels or more.
 
     Args:
-        rng: the only source of randomness.
+        rng: generator, the only source of randomness.
         size: height and width (pixels), each at least ``MIN_SIDE``.
     """
     if min(size) < MIN_SIDE:
@@ -118,13 +118,13 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
 
 
 def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """x, y, width, height (pixels) of the box around a mask, bool ``[H, W]``."""
+    """Find the box around a mask, bool ``[H, W]``: x, y, width, height (pixels)."""
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
     return x, y, width, height
 
 
 def _random_camera(rng: np.random.Generator, size: tuple[int, int]) -> Camera:
-    """A camera at the height of a seated child, which looks at the foot of the wall."""
+    """Place a camera at the height of a seated child, which looks at the foot of the wall."""
     yaw, pitch = np.radians(rng.uniform(-12, 12)), np.radians(rng.uniform(10, 16))
     forward = [np.sin(yaw) * np.cos(pitch), -np.sin(pitch), -np.cos(yaw) * np.cos(pitch)]
     right = [np.cos(yaw), 0, np.sin(yaw)]
@@ -134,7 +134,7 @@ def _random_camera(rng: np.random.Generator, size: tuple[int, int]) -> Camera:
 
 
 def _furnish(rng: np.random.Generator, camera: Camera) -> tuple[list[Body], list[Hit]]:
-    """Wall and floor, then objects that neither collide nor hide one another too far."""
+    """Place wall and floor, then objects that neither collide nor hide one another too far."""
     wall = WALLS[rng.integers(len(WALLS))]
     bodies = [Body(wall(rng)), Body(wooden_floor(rng))]
     hits = [cast(body, camera) for body in bodies]
@@ -155,7 +155,7 @@ def _furnish(rng: np.random.Generator, camera: Camera) -> tuple[list[Body], list
 
 
 def _aim(rng: np.random.Generator, objects: list[Hit], camera: Camera) -> float:
-    """A column of the image, 0 (left) to 1: any, or more often that of an object already there."""
+    """Draw a column of the image, 0 (left) to 1: any, or more often that of an earlier object."""
     column = rng.uniform(0.06, 0.94)
     if objects and rng.uniform() < _CROWDING:
         columns = objects[rng.integers(len(objects))].window[1]
@@ -165,7 +165,7 @@ def _aim(rng: np.random.Generator, objects: list[Hit], camera: Camera) -> float:
 
 
 def _place(rng: np.random.Generator, category: str, column: float, camera: Camera) -> Body:
-    """A random object of a category near a column: a clock hangs, all else stands on the floor."""
+    """Make a random object near a column: a clock hangs, all else stands on the floor."""
     solid = OBJECTS[category](rng)
     height, width = camera.size
     ray = camera.rays[int(rng.uniform(0.05, 0.45) * height), int(column * width)]
@@ -184,13 +184,13 @@ def _place(rng: np.random.Generator, category: str, column: float, camera: Camer
 
 
 def _collide(body: Body, other: Body) -> bool:
-    """Whether the circles around two footprints overlap, seen from above."""
+    """Check whether the circles around two footprints overlap, seen from above."""
     apart = np.hypot(*(body.position - other.position)[[0, 2]])
     return bool(apart < _reach(body.solid) + _reach(other.solid))
 
 
 def _reach(solid: Solid) -> float:
-    """Radius of the circle on the ground around a solid (metres)."""
+    """Find the radius of the circle on the ground around a solid (metres)."""
     corners = np.abs(solid.bounds())[:, [0, 2]]
     return float(np.hypot(*corners.max(0)))
 
@@ -198,12 +198,12 @@ def _reach(solid: Solid) -> float:
 def _photograph(
     rng: np.random.Generator, bodies: list[Body], hits: list[Hit], owner: np.ndarray, camera: Camera
 ) -> np.ndarray:
-    """uint8 RGB ``[H, W, 3]`` under a random sun, through a lens, on a noisy sensor."""
+    """Take the image, uint8 RGB ``[H, W, 3]``: a random sun, a lens, a noisy sensor."""
     sun = rng.uniform((-1, 0.9, 0.5), (1, 1.6, 1.2)).astype(np.float32)
     tint = rng.uniform(0.94, 1.06, 3).astype(np.float32)
     light = Light(sun / np.linalg.norm(sun), sun=0.75 * tint, sky=0.5 * tint)
     image = shade(bodies, hits, owner, camera, light)
-    # Half a pixel of blur hides the stairs that one ray a pixel leaves along the edges.
+    # Blur of half a pixel hides the stairs that one ray a pixel leaves along the edges.
     image = cv2.GaussianBlur(image, (0, 0), 0.5)
     image += 0.012 * rng.standard_normal(image.shape, np.float32)
     return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)

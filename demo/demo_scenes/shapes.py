@@ -21,14 +21,14 @@ Vector = tuple[float, float, float]
 
 
 class Primitive(Protocol):
-    """What a scene needs to know about a shape."""
+    """Interface of a shape that a scene can be made of."""
 
     def cast(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Entry depth ``[N]`` and unit normal ``[N, 3]`` for rays ``[3]``, ``[N, 3]``."""
+        """Find entry depth ``[N]`` and unit normal ``[N, 3]`` of rays ``[3]``, ``[N, 3]``."""
         ...
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest corner ``[3]``, ``[3]`` of the axis-aligned box around the shape."""
+        """Find the lowest and highest corner, ``[3]`` each, of the box around the shape."""
         ...
 
 
@@ -73,7 +73,7 @@ class Frustum:
     top_radius: float
 
     def cast(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The nearer of the entries through the mantle and through a cap."""
+        """Take the nearer of the entries through the mantle and through a cap."""
         slope = (self.top_radius - self.bottom_radius) / (self.top - self.bottom)
         dx, dy, dz = direction.T
         ox, oy, oz = origin
@@ -81,7 +81,7 @@ class Frustum:
         a = dx * dx + dz * dz - (slope * dy) ** 2
         b = ox * dx + oz * dz - slope * radius * dy
         root = b * b - a * (ox * ox + oz * oz - radius * radius)
-        # Of the two roots this one enters the cone, whichever sign `a` has. A ray along the
+        # This root of the two enters the cone, whichever sign `a` has. A ray along the
         # mantle (a = 0) or level with the caps (dy = 0) divides by zero and is discarded as a miss.
         with np.errstate(divide="ignore", invalid="ignore"):
             mantle = (-b - np.sqrt(np.maximum(root, 0))) / a
@@ -116,7 +116,7 @@ class Box:
     high: Vector
 
     def cast(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The slab method: the ray is inside between its last entry and its first exit."""
+        """Apply the slab method: a ray is inside from the last entry to the first exit."""
         with np.errstate(divide="ignore", invalid="ignore"):
             one = (np.array(self.low) - origin) / direction
             other = (np.array(self.high) - origin) / direction
@@ -137,13 +137,13 @@ class Plane:
     """The endless plane where one coordinate is 0, solid below it.
 
     Attributes:
-        axis: index of that coordinate: 1 for a floor, 2 for a wall that faces +z.
+        axis: index of the coordinate that is 0: 1 for a floor, 2 for a wall that faces +z.
     """
 
     axis: int
 
     def cast(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """One division: a plane is entered wherever a ray comes down to it."""
+        """Divide once: a ray enters the plane wherever the ray comes down to it."""
         with np.errstate(divide="ignore"):
             depth = -origin[self.axis] / direction[:, self.axis]
         normal = np.zeros_like(direction)
@@ -157,12 +157,12 @@ class Plane:
 
 
 def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Row-wise dot product ``[N]`` of ``[N, 3]`` and ``[N, 3]``."""
+    """Compute the row-wise dot product ``[N]`` of ``[N, 3]`` and ``[N, 3]``."""
     return np.einsum("ni,ni->n", a, b)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows ``[N, 3]`` scaled to length 1."""
+    """Scale rows ``[N, 3]`` to length 1."""
     length = np.sqrt(dot(vectors, vectors))[:, None]
     return vectors / np.maximum(length, 1e-12)
 

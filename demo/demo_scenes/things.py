@@ -1,8 +1,8 @@
-"""What a scene is made of: six kinds of object, a wall and a floor, each a painted solid.
+"""Parts of a scene: six kinds of object, a wall and a floor, each a painted solid.
 
 Objects are toy-sized (0.1 to 0.4 m), so that each is tens of pixels tall at arm's length, and
-differ in shape, colour and texture, so that a small detector tells them apart after a few hundred
-iterations. Names are those of COCO's categories.
+differ in shape, colour and texture, so that a small detector learns the kinds in a few hundred
+iterations. Objects have the names of COCO's categories.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ solid's own frame, index of the part ``[N]`` -> RGB ``[N, 3]`` in 0..1."""
 
 @dataclass(frozen=True)
 class Solid:
-    """A union of convex parts with one paint, in its own frame: y up, origin on the ground below.
+    """Union of convex parts with one paint, in its own frame: y up, origin on the ground below.
 
     Attributes:
-        category: COCO's name of it.
-        parts: primitives, in metres.
-        paint: see ``Paint``.
+        category: COCO's name of the solid.
+        parts: convex primitives (metres).
+        paint: colour of the surface, see ``Paint``.
         gloss: strength of the highlight, 0 (matt) to 1.
     """
 
@@ -36,13 +36,13 @@ class Solid:
     gloss: float = 0.0
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest corner ``[3]``, ``[3]`` of the box around all parts (metres)."""
+        """Find the lowest and highest corner, ``[3]`` each (metres), of the box around the parts."""
         lows, highs = zip(*(part.bounds() for part in self.parts), strict=True)
         return np.min(lows, axis=0), np.max(highs, axis=0)
 
 
 def sports_ball(rng: np.random.Generator) -> Solid:
-    """A beach ball: white and coloured segments around a randomly turned axis."""
+    """Make a beach ball: white and coloured segments around a randomly turned axis."""
     radius = rng.uniform(0.09, 0.14)
     centre = np.array([0, radius, 0])
     turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
@@ -58,7 +58,7 @@ def sports_ball(rng: np.random.Generator) -> Solid:
 
 
 def bottle(rng: np.random.Generator) -> Solid:
-    """A glass bottle in green, brown or blue, with a paper label and a metal cap."""
+    """Make a glass bottle in green, brown or blue, with a paper label and a metal cap."""
     radius, height = rng.uniform(0.04, 0.055), rng.uniform(0.26, 0.36)
     shoulder, neck = 0.58 * height, 0.76 * height
     parts = (
@@ -80,7 +80,7 @@ def bottle(rng: np.random.Generator) -> Solid:
 
 
 def cup(rng: np.random.Generator) -> Solid:
-    """A mug with a handle and a pale band, filled with coffee."""
+    """Make a mug with a handle and a pale band, filled with coffee."""
     radius = rng.uniform(0.055, 0.075)
     height = radius * rng.uniform(1.7, 2.2)
     parts = (
@@ -101,7 +101,7 @@ def cup(rng: np.random.Generator) -> Solid:
 
 
 def book(rng: np.random.Generator) -> Solid:
-    """A hardback, lying or standing: framed cover with a title block, white pages, a spine."""
+    """Make a hardback, lying or standing: framed cover with a title block, white pages, a spine."""
     width, height = rng.uniform(0.16, 0.22), rng.uniform(0.22, 0.3)
     thickness = rng.uniform(0.035, 0.06)
     cover = _hsv(rng.uniform(), rng.uniform(0.5, 0.85), rng.uniform(0.35, 0.7))
@@ -134,7 +134,7 @@ def book(rng: np.random.Generator) -> Solid:
 
 
 def clock(rng: np.random.Generator) -> Solid:
-    """A wall clock, its face towards +y: a coloured rim, twelve ticks and two hands."""
+    """Make a wall clock, its face towards +y: a coloured rim, twelve ticks and two hands."""
     radius = rng.uniform(0.11, 0.17)
     rim = _hsv(rng.uniform(), rng.uniform(0.5, 0.9), rng.uniform(0.25, 0.7))
     hands = [(rng.uniform(0, 2 * np.pi), 0.42, 0.05), (rng.uniform(0, 2 * np.pi), 0.68, 0.035)]
@@ -155,7 +155,7 @@ def clock(rng: np.random.Generator) -> Solid:
 
 
 def teddy_bear(rng: np.random.Generator) -> Solid:
-    """A sitting bear, facing +z: ellipsoids in brown fur, a pale muzzle, dark eyes and nose."""
+    """Make a sitting bear, facing +z: ellipsoids in brown fur, pale muzzle, dark eyes and nose."""
     s = rng.uniform(0.28, 0.38)
     eye_x, eye_y, eye_z = 0.085 * s, 0.84 * s, 0.15 * s
     parts = (
@@ -200,7 +200,7 @@ OBJECTS: dict[str, Callable[[np.random.Generator], Solid]] = {
 
 
 def wooden_floor(rng: np.random.Generator) -> Solid:
-    """Planks along z with their top at y = 0, each in its own shade."""
+    """Make planks along z with their top at y = 0, each in its own shade."""
     wood = _hsv(rng.uniform(0.06, 0.11), rng.uniform(0.25, 0.55), rng.uniform(0.45, 0.8))
     width = rng.uniform(0.1, 0.16)
     grain = _grain(rng, 35)
@@ -218,14 +218,14 @@ def wooden_floor(rng: np.random.Generator) -> Solid:
 
 
 def brick_wall(rng: np.random.Generator) -> Solid:
-    """Red, yellow or grey bricks in running bond, the front at z = 0."""
+    """Make red, yellow or grey bricks in running bond, the front at z = 0."""
     hue, saturation = rng.choice([(0.03, 0.5), (0.1, 0.35), (0.6, 0.08)])
     brick = _hsv(hue + rng.normal(0, 0.01), saturation, rng.uniform(0.5, 0.75))
     return _wall("wall-brick", rng, brick, (0.2, 0.075), offset=0.5, variation=0.35, joint=0.005)
 
 
 def tiled_wall(rng: np.random.Generator) -> Solid:
-    """Square tiles in a pale colour, the front at z = 0."""
+    """Make square tiles in a pale colour, the front at z = 0."""
     side = rng.uniform(0.13, 0.2)
     tile = _hsv(rng.uniform(), rng.uniform(0.05, 0.25), rng.uniform(0.75, 0.9))
     return _wall("wall-tile", rng, tile, (side, side), offset=0, variation=0.08, joint=0.003)
@@ -245,7 +245,7 @@ def _wall(
     variation: float,
     joint: float,
 ) -> Solid:
-    """A wall of cells (width, height in metres), each row shifted by ``offset`` cells."""
+    """Make a wall of cells (width, height in metres), each row shifted by ``offset`` cells."""
     grain = _grain(rng, 60)
 
     def paint(point: np.ndarray, normal: np.ndarray, part: np.ndarray) -> np.ndarray:
@@ -267,22 +267,22 @@ def _hsv(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 def _column(values: np.ndarray) -> np.ndarray:
-    """``[N]`` -> ``[N, 1]``, to choose or scale whole colours."""
+    """Make ``[N, 1]`` of ``[N]``, to choose or scale whole colours."""
     return values[:, None]
 
 
 def _to_joint(position: np.ndarray) -> np.ndarray:
-    """Distance to the nearest whole number, in cells."""
+    """Find the distance to the nearest whole number, in cells."""
     return np.abs(position - np.round(position))
 
 
 def _shuffle(row: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """A number in 0..1 for each cell that looks random."""
+    """Draw a number in 0..1 for each cell, the same at every call."""
     return np.modf(np.abs(np.sin(row * 12.9898 + column * 78.233)) * 43758.5453)[0]
 
 
 def _grain(rng: np.random.Generator, frequency: float) -> Callable[[np.ndarray], np.ndarray]:
-    """A smooth random texture in -1..1 over points ``[N, 3]``: the mean of a few plane waves."""
+    """Draw a smooth random texture in -1..1 over points ``[N, 3]``: a mean of plane waves."""
     waves = rng.normal(0, frequency, size=(3, 4)).astype(np.float32)
     phase = rng.uniform(0, 2 * np.pi, size=4).astype(np.float32)
     return lambda point: np.sin(point @ waves + phase).mean(-1)

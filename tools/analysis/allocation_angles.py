@@ -1,10 +1,10 @@
-"""Draws how STA and ISTA turn gradients, on one model that is not updated (paper B, fig. 1 and 2).
+"""Draw how STA and ISTA turn gradients, on one model that is not updated (paper B, fig. 1 and 2).
 
     python tools/analysis/allocation_angles.py CONFIG --steps 100 --out angles.png
 
 Left: angles between the tasks' gradients of a step, where every image trains all tasks and where it
-trains some. Right: angles between the gradients of one step and the next. All see the same images
-in the same order.
+trains some. Right: angles between the gradients of one step and the next. All samplers see the same
+images in the same order.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ SAMPLERS = {"all tasks": None, "STA": "STABatchSampler", "ISTA": "ISTABatchSampl
 
 
 def config_for(cfg: Config, sampler: str | None, work_dir: str) -> Config:
-    """Training of the plain sum, with a batch sampler around that of the config."""
+    """Make a config of the plain sum, with a batch sampler around that of the config."""
     cfg = Config(cfg.to_dict())
     cfg.work_dir = work_dir
     inner = cfg.train_dataloader.pop("batch_sampler", None)
-    while inner is not None and inner["type"] in SAMPLERS.values():  # of a config of STA or ISTA
+    while inner is not None and inner["type"] in SAMPLERS.values():  # a config of STA or ISTA
         inner = inner.get("batch_sampler")
     if sampler is not None:
         inner = {"type": sampler, "tasks": list(cfg.optim_wrapper.tasks), "batch_sampler": inner}
@@ -52,7 +52,7 @@ def config_for(cfg: Config, sampler: str | None, work_dir: str) -> Config:
 
 
 def gradients(cfg: Config, checkpoint: str | None, steps: int) -> Iterator[tuple[Any, Any]]:
-    """The Gramian of the tasks and the gradient of their sum, at each step."""
+    """Yield the Gramian of the tasks and the gradient of their sum, at each step."""
     runner = Runner.from_cfg(cfg)
     loader = runner.build_dataloader(cfg.train_dataloader, seed=runner.seed)
     wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
@@ -73,7 +73,7 @@ def gradients(cfg: Config, checkpoint: str | None, steps: int) -> Iterator[tuple
 
 
 def angles_of(cfg: Config, checkpoint: str | None, steps: int) -> tuple[list[float], list[float]]:
-    """Angles in degrees: of the tasks of a step, and of a step and the next."""
+    """Measure angles (degrees) between the tasks of a step, and between a step and the next."""
     tasks, pairs = [], []
     before = None
     for gramian, gradient in gradients(cfg, checkpoint, steps):
@@ -89,7 +89,7 @@ def angles_of(cfg: Config, checkpoint: str | None, steps: int) -> tuple[list[flo
 
 
 def draw(found: dict[str, tuple[list[float], list[float]]], out: Path) -> None:
-    """One panel for the tasks, one for the steps; a curve for each way to allocate."""
+    """Draw a panel for the tasks and one for the steps, with a curve for each way to allocate."""
     titles = ("between the tasks of a step", "between a step and the next")
     figure, axes = plt.subplots(1, 2, figsize=(11, 4))
     bins = np.linspace(0, 180, 61)

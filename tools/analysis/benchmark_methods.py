@@ -1,19 +1,19 @@
-"""Time and memory of a config's training step under each method, beside the plain sum.
+"""Measure time and memory of a config's training step with each method, beside the plain sum.
 
     python tools/analysis/benchmark_methods.py CONFIG --mtl pcgrad mgda+feature uncertainty
 
-The names are those of --mtl in tools/train.py. A step is what the runner does with a batch:
-forward, backward, method and optimizer, whose learning rate is 0. All see the same batch of the
-config's data. How many objects a detector finds there, and so what a step costs, depends on its
-weights: --checkpoint. The table has
+Names of methods are those of --mtl in tools/train.py. A step is all that the runner does with a
+batch: forward, backward, method and optimizer, with learning rate 0. All methods see the same batch
+of the config's data. The number of objects that a detector finds there, and so the cost of a step,
+depends on the weights: --checkpoint. The table has
 
 * the median seconds of a step, also relative to the plain sum, which is timed in turn with each
   method. On the CPU it is processor time, which other programs on the machine do not lengthen;
-* the peak of memory above that before the first of two steps. On a CUDA device it is what PyTorch
-  has allocated, on the CPU the resident size of a process forked for each.
+* the peak of memory over two steps, above the memory before the first. On a CUDA device memory is
+  what PyTorch has allocated, on the CPU the resident size of a process forked for each method.
 
-With --shared neck there is a line more, for what cannot be beaten at the level of the parameters:
-forward, and for each task a backward pass through the heads and one through what lies before.
+With --shared neck there is a line more, the bound at the level of the parameters: forward, and for
+each task a backward pass through the heads and one through the modules before them.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ Step = Callable[[], Any]
 
 
 def build(cfg: Config, work_dir: str) -> tuple[Runner, Any]:
-    """A runner with the model in training mode, and a batch."""
+    """Build a runner with the model in training mode, and load a batch."""
     cfg = Config({**cfg.to_dict(), "work_dir": work_dir, "log_level": "ERROR"})
     cfg.randomness = {"seed": 0, **cfg.get("randomness", {})}
-    cfg.optim_wrapper.optimizer.lr = 0.0  # or a later step would find other objects
+    cfg.optim_wrapper.optimizer.lr = 0.0  # so that each step finds the same objects
     runner = Runner.from_cfg(cfg)
     batch = next(iter(runner.build_dataloader(cfg.train_dataloader, seed=runner.seed)))
     runner.model.init_weights()
@@ -58,7 +58,7 @@ def build(cfg: Config, work_dir: str) -> tuple[Runner, Any]:
 
 
 def step_of(cfg: Config, work_dir: str) -> Step:
-    """What the training loop does with a batch."""
+    """Make the call that the training loop makes with a batch."""
     runner, batch = build(cfg, work_dir)
     wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
     wrapper.initialize_count_status(runner.model, 0, 1000)
@@ -66,14 +66,14 @@ def step_of(cfg: Config, work_dir: str) -> Step:
 
 
 def parts_of(cfg: Config, shared: str, work_dir: str) -> dict[str, Step]:
-    """What a step at the level of the parameters consists of."""
+    """Split a step at the level of the parameters into its parts."""
     runner, batch = build(cfg, work_dir)
     model: nn.Module = runner.model
     cut = Representation(find_module(model, shared, "--shared"))
     data = model.data_preprocessor(batch, True)
 
     def forward() -> list[torch.Tensor]:
-        cut.outputs, cut.leaves = [], []  # or it would hold the graphs of all calls
+        cut.outputs, cut.leaves = [], []  # free the graphs of earlier calls
         losses = model(**data, mode="loss")
         _, terms = model.parse_losses(losses)
         terms = {k: v for k, v in terms.items() if "loss" in k and k in losses}
@@ -95,12 +95,12 @@ def parts_of(cfg: Config, shared: str, work_dir: str) -> dict[str, Step]:
 
 
 def peak_bytes(cfg: Config, work_dir: str, device: str) -> int:
-    """The peak of two steps above what was in use before."""
+    """Measure the peak of two steps above the memory in use before."""
     step = step_of(cfg, work_dir)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     before = highest(device)
-    for _ in range(2):  # the second finds what the first has left
+    for _ in range(2):  # the second step runs beside what the first has left
         step()
     return highest(device) - before
 
@@ -132,12 +132,12 @@ def main() -> None:
     measure = peak_bytes if device == "cuda" else partial(in_a_fork, peak_bytes)
     timed = partial(median_seconds, rounds=args.repeats, device=device, clock=clock)
     with TemporaryDirectory() as work_dir:
-        # Before this process computes anything: a fork does not inherit the threads of PyTorch.
+        # First, since a fork does not inherit the threads that PyTorch starts when it computes.
         memory = {name: measure(cfg, work_dir, device) / MIB for name, cfg in configs.items()}
         keep_freed_memory()
         rows = [f"{'':<24} {'s a step':>9} {'x sum':>6} {'peak MiB':>9} {'x sum':>6}"]
         for name in args.mtl:
-            # Both new: a model that lies in memory for long was seen to get slower at times.
+            # Build both models anew, since a model that lies in memory for long may get slower.
             pair = (BASELINE, name)
             seconds = timed({which: step_of(configs[which], work_dir) for which in pair})
             ratios = seconds[name] / seconds[BASELINE], memory[name] / memory[BASELINE]
@@ -152,7 +152,7 @@ def main() -> None:
             words = ", ".join(f"{name} {seconds[name]:.3f}" for name in parts)
             ratio = total / seconds[BASELINE]
             rows.append(f"{'sum of the parts':<24} {total:9.3f} {ratio:6.2f}  ({words})")
-    # At the end, since loading the data prints lines of its own.
+    # Print at the end, since loading the data prints lines of its own.
     print("\n".join(rows))
 
 

@@ -1,9 +1,9 @@
-"""How long the aggregators take to find their weights, beside TorchJD's for the same method.
+"""Time the solvers of our aggregators beside TorchJD's for the same method.
 
-Both get the same Gramians, in single precision on the CPU: what a training step passes. There are
-two kinds: of random gradients, nearly orthogonal, and of gradients that all conflict. The calls of
-a turn follow each other, with warm caches; a training step sweeps the caches in between, and either
-then takes about twice as long.
+Both libraries get the same Gramians, in single precision on the CPU, as in a training step. There
+are two kinds: of random gradients, nearly orthogonal, and of gradients that all conflict. The calls of
+a turn follow each other, with warm caches; a training step sweeps the caches in between, and
+a solver of either library then takes about twice as long.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from mtl_plugins.aggregation import AGGREGATORS, build_aggregator
 from mtl_plugins.gradients import gramian_of
 
 KINDS = ("random", "conflicting")
-# All that have a solver, and one beside it in TorchJD.
+# Aggregators that have a solver here and in TorchJD.
 METHODS = [
     name
     for name, cls in AGGREGATORS.items()
@@ -28,22 +28,25 @@ METHODS = [
 ]
 TASKS = (2, 3, 7, 16)
 WIDTH = 1000
-TURN = 5e-3  # seconds: dozens of calls of a fast solver, one of a slow one
-SLOWEST = 3e-4  # seconds, wanted of every method of ours at 7 tasks
-GAIN = {"CAGrad": 10.0, "NashMTL": 10.0}  # wanted over TorchJD, which calls cvxpy for these
+TURN = 5e-3  # seconds: dozens of calls of a fast solver, one call of a slow solver
+SLOWEST = 3e-4  # seconds, the limit for each of our methods at 7 tasks
+GAIN = {"CAGrad": 10.0, "NashMTL": 10.0}  # speed-up wanted over TorchJD, which calls cvxpy
 
 
 def make_jacobian(kind: str, tasks: int, rng: torch.Generator) -> Tensor:
-    """``[T, D]``, in single precision."""
+    """Draw a Jacobian ``[T, D]``, in single precision."""
     rows = torch.randn(tasks, WIDTH, generator=rng)
     if kind == "conflicting":
-        # All cosines near -1 / T: as hostile as T gradients can be without a vanishing sum.
+        # Cosines near -1 / T, as hostile as T gradients can be without a vanishing sum.
         rows -= 0.9 * rows.mean(dim=0)
     return rows
 
 
 def theirs(method: str, tasks: int) -> Callable[[Tensor], Tensor]:
-    """TorchJD's weighting, with the options of ours; Nash-MTL's is a function of the Jacobian."""
+    """Build TorchJD's weighting with our options, a function of the Gramian.
+
+    Nash-MTL is one of the Jacobian.
+    """
     if method == "NashMTL":
         return torchjd.NashMTL(n_tasks=tasks, max_norm=1.0).weighting
     options = {"CAGrad": {"c": 0.4}, "GradVac": {"beta": 0.01}}.get(method, {})
@@ -51,13 +54,13 @@ def theirs(method: str, tasks: int) -> Callable[[Tensor], Tensor]:
 
 
 def on_each(weights: Callable[[Tensor], Tensor], inputs: list[Tensor]) -> Callable[[], Tensor]:
-    """A call that goes through the inputs, one each time."""
+    """Make a function that takes the next of the inputs at each call."""
     remaining = cycle(inputs)
     return lambda: weights(next(remaining))
 
 
 def measure(method: str, tasks: int, kind: str, rounds: int) -> tuple[float, float]:
-    """Median seconds of ours and of theirs."""
+    """Measure the median seconds of our solver and of TorchJD's."""
     rng = torch.Generator().manual_seed(tasks)
     jacobians = [make_jacobian(kind, tasks, rng) for _ in range(16)]
     gramians = [gramian_of(jacobian) for jacobian in jacobians]
@@ -76,7 +79,7 @@ def main() -> None:
         "--rounds", type=int, default=20, help="turns of each solver, a few milliseconds each"
     )
     args = parser.parse_args()
-    warnings.filterwarnings("ignore", message=".*not DPP")  # cvxpy, at every call of Nash-MTL
+    warnings.filterwarnings("ignore", message=".*not DPP")  # from cvxpy, at every call of Nash-MTL
 
     print(f"Gradients: {'':4}" + "".join(f"{kind:^31}" for kind in KINDS))
     print(f"{'method':<10}  {'T':>2}" + f"  {'ours ms':>9} {'TorchJD ms':>10} {'ratio':>7}" * 2)

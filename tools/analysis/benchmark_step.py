@@ -1,25 +1,26 @@
-"""Time and memory of a training step: one backward pass for all tasks, or one for each.
+"""Measure time and memory of a training step: one backward pass for all tasks, or one for each.
 
 The trunk is backbone and neck of the small Mask R-CNN (ResNet-18 and FPN, 64 channels, two images
 of 320 x 240); a task is a light head on every level of the pyramid. A step is forward and backward
 without the optimizer. Compared are
 
-* the plain sum of the losses: one ``backward()``, what a framework does without this package;
+* the plain sum of the losses: one ``backward()``, as a framework does without this package;
 * ours, at the level of the parameters, with ``low_memory`` and with the weights of one step kept
   for the next three (the mean over such a cycle of four), and at the level of the features;
 * a loop as in LibMTL: one ``backward()`` a task into ``.grad``, copied from there to a matrix;
 * TorchJD's ``mtl_backward``, as it comes, with the tasks in parallel by ``vmap``, and at its most
   frugal, task after task and without joining the Jacobians;
-* and, as what cannot be beaten at the level of the parameters, the sum of what its parts take:
+* and, as the bound at the level of the parameters, the sum of the times of its parts:
   forward + heads + T x trunk backward.
 
-All are timed in turn. Memory is the peak over two steps (two cycles), above that before the first.
-On a CUDA device it is what PyTorch has allocated. On the CPU it is the resident size, of a process
-forked for each: the peak of a process never falls, and an allocator keeps what others have freed.
+All methods are timed in turn. Memory is the peak over two steps (two cycles), above the memory
+before the first. On a CUDA device memory is what PyTorch has allocated. On the CPU it is the resident
+size of a process forked for each method, since the peak of a process never falls, and an allocator
+keeps what other methods have freed.
 
 Then the same images are shared out among ``--processes`` of one thread each (gloo, or nccl with a
 CUDA device for each; 0 or 1 to leave it out): the plain sum under DistributedDataParallel, and
-ours, which averages by itself. The bytes are those that a rank hands to ``all_reduce`` in a step.
+ours, which averages by itself. Bytes are counted as a rank hands them to ``all_reduce`` in a step.
 Needs mmdet and torchjd.
 """
 
@@ -50,7 +51,7 @@ CONFIG = Path(__file__).parents[2] / "configs/mask_rcnn/mask-rcnn_r18-small_fpn_
 CHANNELS = 64
 IMAGES = (2, 3, 240, 320)
 EVERY = 4  # steps that weights are good for
-WITHIN = 1.1  # wanted: at most this much of the sum of the parts
+WITHIN = 1.1  # wanted: at most so many times the sum of the parts
 NAME = 24  # width of the names in the tables
 
 Features = Sequence[Tensor]
@@ -58,7 +59,7 @@ Step = Callable[[], None]
 
 
 class Head(nn.Module):
-    """One task: the same few layers on every level, and a loss."""
+    """Head of one task: the same few layers on every level, and a loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,12 +74,12 @@ class Head(nn.Module):
 
 
 class Model(nn.Module):
-    """A trunk that all tasks share, and a head for each."""
+    """Trunk that all tasks share, and a head for each task."""
 
     def __init__(self, tasks: int) -> None:
         super().__init__()
         cfg = Config.fromfile(CONFIG).model
-        # Without P6, a max pool of P5: mtl_backward would count what depends on P6 twice.
+        # Without P6, a max pool of P5, since mtl_backward would count the gradient of P6 twice.
         neck = MODELS.build(cfg.neck | {"num_outs": 4})
         self.trunk = nn.Sequential(MODELS.build(cfg.backbone), neck)
         self.heads = nn.ModuleList(Head() for _ in range(tasks))
@@ -104,7 +105,7 @@ def ours_on_features(model: Model, images: Tensor, aggregator: str) -> Step:
 
 
 def ours_every(model: Model, images: Tensor, aggregator: str) -> Step:
-    """A whole cycle: a step that finds the weights, and those that use them again."""
+    """Make a whole cycle: one step that finds the weights, then the steps that use them again."""
     step = ours(model, images, aggregator, weights_every=EVERY)
 
     def cycle() -> None:
@@ -159,7 +160,7 @@ def their_frugal_step(model: Model, images: Tensor, aggregator: str) -> Step:
     return their_step(model, images, aggregator, frugal=True)
 
 
-CYCLE = f"ours, weights of {EVERY} steps"  # the only one of which a call is several steps
+CYCLE = f"ours, weights of {EVERY} steps"  # a call of it is several steps
 METHODS: dict[str, Callable[[Model, Tensor, str], Step]] = {
     "plain sum": plain,
     "ours, parameters": ours,
@@ -170,12 +171,12 @@ METHODS: dict[str, Callable[[Model, Tensor, str], Step]] = {
     "TorchJD": their_step,
     "TorchJD, frugal": their_frugal_step,
 }
-# The others that backpropagate each task through the trunk.
+# Other methods that backpropagate each task through the trunk.
 OTHERS = ("loop as in LibMTL", "TorchJD", "TorchJD, frugal")
 
 
 def parts(model: Model, images: Tensor) -> dict[str, Step]:
-    """What a step at the level of the parameters consists of."""
+    """Split a step at the level of the parameters into its parts."""
     outputs = model.trunk(images)
     leaves = [output.detach().requires_grad_() for output in outputs]
     grads = [torch.randn_like(output) for output in outputs]
@@ -186,7 +187,7 @@ def parts(model: Model, images: Tensor) -> dict[str, Step]:
 
     def backward() -> None:
         for _ in model.heads:
-            model.trunk.zero_grad()  # or the next pass would add to it
+            model.trunk.zero_grad()  # so that no pass adds to an earlier one
             torch.autograd.backward(outputs, grads, retain_graph=True)
 
     return {"forward": lambda: model.trunk(images), "heads": heads, "T x trunk backward": backward}
@@ -198,8 +199,8 @@ def build(tasks: int, device: str) -> tuple[Model, Tensor]:
 
 
 def time_steps(tasks: int, args: argparse.Namespace) -> dict[str, float]:
-    """Median seconds a step of each method, and of the sum of the parts."""
-    # A model each: the hook of the feature level would change the others.
+    """Measure the median seconds of a step of each method, and of the sum of the parts."""
+    # Each method has its own model, since the hook of the feature level would change other methods.
     built = {name: build(tasks, args.device) for name in [*METHODS, "parts"]}
     calls = {name: make(*built[name], args.aggregator) for name, make in METHODS.items()}
 
@@ -214,20 +215,20 @@ def time_steps(tasks: int, args: argparse.Namespace) -> dict[str, float]:
 
 
 def peak_bytes(name: str, tasks: int, args: argparse.Namespace) -> int:
-    """The peak of a method above what the model itself takes."""
+    """Measure the peak of a method above the memory of the model itself."""
     model, images = build(tasks, args.device)
     step = METHODS[name](model, images, args.aggregator)
     if torch.device(args.device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(args.device)
     before = highest(args.device)
-    for _ in range(2):  # the second finds what the first has left
+    for _ in range(2):  # the second step runs beside what the first has left
         model.zero_grad()
         step()
     return highest(args.device) - before
 
 
 class Unsynchronized(DistributedDataParallel):
-    """The wrapper as ours wants it: it must not average what ours will."""
+    """DDP wrapper that does not average, since our methods average by themselves."""
 
     @property
     def trunk(self) -> nn.Module:
@@ -247,14 +248,14 @@ DATA_PARALLEL: dict[str, tuple[type[DistributedDataParallel], Callable[..., Step
 
 
 def all_reduced_bytes(step: Step) -> int:
-    """What a step of this rank hands to ``all_reduce``."""
+    """Count the bytes that a step of this rank hands to ``all_reduce``."""
     with mock.patch.object(distributed, "all_reduce", wraps=distributed.all_reduce) as spy:
         step()
     return sum(call.args[0].nbytes for call in spy.call_args_list)
 
 
 def measure_rank(rank: int, tasks: int, args: argparse.Namespace, store: str, results: Any) -> None:
-    """One of the processes; the first hands back the seconds and bytes of each method."""
+    """Measure in one of the processes; rank 0 hands back the seconds and bytes of each method."""
     on_cuda = torch.device(args.device).type == "cuda"
     device = f"cuda:{rank}" if on_cuda else args.device
     if on_cuda:
@@ -269,16 +270,16 @@ def measure_rank(rank: int, tasks: int, args: argparse.Namespace, store: str, re
     for name, (wrap, make) in DATA_PARALLEL.items():
         model, images = build(tasks, device)
         models[name] = wrap(model)
-        models[name].broadcast_buffers = False  # as MMEngine has it
+        models[name].broadcast_buffers = False  # as in MMEngine
         calls[name] = make(models[name], images.chunk(args.processes)[rank], args.aggregator)
 
     def forget() -> None:
         for model in models.values():
             model.zero_grad()
-        distributed.barrier()  # a rank that comes late would cost the others their time
+        distributed.barrier()  # a late rank would add its delay to the time of other ranks
 
     seconds = median_seconds(calls, args.repeats, before=forget, device=device)
-    for model in models.values():  # not sooner: it takes the place of one in C++
+    for model in models.values():  # after the timing: the hook replaces one in C++
         model.register_comm_hook(None, allreduce_hook)
     sent = {name: all_reduced_bytes(call) for name, call in calls.items()}
     if rank == 0:
@@ -287,7 +288,7 @@ def measure_rank(rank: int, tasks: int, args: argparse.Namespace, store: str, re
 
 
 def report_processes(tasks: int, args: argparse.Namespace) -> None:
-    """Measures the data-parallel steps and prints their table."""
+    """Measure the data-parallel steps and print a table of them."""
     if args.device != "cpu" and torch.cuda.device_count() < args.processes:
         print(f"{args.processes} processes: there is not a CUDA device for each", flush=True)
         return
@@ -314,8 +315,8 @@ def main() -> None:
 
     on_cuda = torch.device(args.device).type == "cuda"
     measure = peak_bytes if on_cuda else partial(in_a_fork, peak_bytes)
-    MODELS.import_from_location()  # once, here, and not in every fork
-    # Before this process computes anything: a fork does not inherit the threads of PyTorch.
+    MODELS.import_from_location()  # once here, so that no fork does
+    # First, since a fork does not inherit the threads that PyTorch starts when it computes.
     memory = {t: {name: measure(name, t, args) for name in METHODS} for t in args.tasks}
     width = sum(p.numel() * p.element_size() for p in build(1, "cpu")[0].trunk.parameters())
     print(f"{args.aggregator}; {torch.get_num_threads()} threads; {IMAGES[0]} images a step.")
@@ -328,7 +329,7 @@ def main() -> None:
 
 
 def report(tasks: int, seconds: dict[str, float], memory: dict[str, int], width: int) -> None:
-    """Prints the table of one number of tasks, and whether it is as wanted."""
+    """Print the table of one number of tasks, and whether its numbers are as wanted."""
     print(f"\n{tasks} tasks: a [T, D] matrix takes {tasks * width / MIB:.0f} MiB")
     print(f"{'':<{NAME}} {'ms':>8} {'x plain':>8} {'peak MiB':>9} {'- plain':>8}")
     for name, taken in seconds.items():

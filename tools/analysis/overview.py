@@ -3,8 +3,8 @@
     python tools/analysis/overview.py work_dirs/demo/sum work_dirs/demo/pcgrad \\
         --out docs/images/overview.png
 
-Takes runs of ``mtl-train``: the curves of all, and the last checkpoint of the last one for the
-predictions on the first image of a split.
+The runs are those of ``mtl-train``: the curves come from all of them, the predictions on the first
+image of a split from the last checkpoint of the last run.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def draw_masks(axis: Axes, image: np.ndarray, masks: np.ndarray, boxes: np.ndarr
     """Draw an image with coloured masks and boxes.
 
     Args:
-        axis: To draw on.
-        image: ``[H, W, 3]``, RGB, 0 to 255.
-        masks: ``[N, H, W]``, bool.
-        boxes: ``[N, 4]``, corners in pixels.
+        axis: Axis to draw on.
+        image: RGB image, ``[H, W, 3]``, 0 to 255.
+        masks: Masks of the objects, bool ``[N, H, W]``.
+        boxes: Corners of the boxes, ``[N, 4]`` (pixels).
     """
     picture = image.astype(np.float64) / 255
     for number, (mask, (left, top, right, bottom)) in enumerate(zip(masks, boxes, strict=True)):
@@ -95,7 +95,7 @@ def main() -> None:
     right.set_title(f"prediction, {args.runs[-1].name}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, dpi=110)
-    # A few colours are enough, and a fifth of the size.
+    # A palette of 96 colours is enough, and makes the file a fifth as large.
     Image.open(args.out).convert("RGB").quantize(96).save(args.out, optimize=True)
     print(f"{len(found)} objects predicted, {len(truth)} there; wrote {args.out}")
 

@@ -1,10 +1,10 @@
-"""Draws how the tasks of some runs got on with each other: a picture, and a page that explains it.
+"""Draw how the tasks of some runs got on with each other, in a picture and a page that explains it.
 
     python tools/analysis/plot_interference.py work_dirs/RUN [work_dirs/RUN ...] --baseline sum
 
-Reads what TaskInterferenceHook wrote to MMEngine's own ``<timestamp>/vis_data/scalars.json``, or to
-Detectron2's ``metrics.json``. The page stands beside the picture, has everything in it, and can be
-sent to somebody as it is.
+The scalars are read from the files that TaskInterferenceHook wrote: MMEngine's own
+``<timestamp>/vis_data/scalars.json``, or Detectron2's ``metrics.json``. The page stands beside the
+picture, has everything in it, and can be sent to somebody as it is.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 Curve = tuple[np.ndarray, np.ndarray]  # iterations, values; NaN where a value was not finite
-Curves = dict[str, Curve]  # by the scalar's name
+Curves = dict[str, Curve]  # curve of each scalar, by name
 
 
 class Panel(NamedTuple):
-    """What is drawn into one panel, and how it is explained."""
+    """Panel of the picture: its scalars, its labels and how to read it."""
 
     scalars: str  # a name, or the start of names that end in a task
     title: str
     axis: str
     reading: str
-    ratio: bool = False  # to the baseline, where others are the difference from it
+    ratio: bool = False  # compare by the ratio to the baseline, not by the difference
 
 
 CURVES = (
@@ -103,7 +103,7 @@ STYLES = (
 
 
 def names_of(panel: Panel, names: Iterable[str]) -> list[str]:
-    """The scalars that belong into a panel."""
+    """Choose the scalars that belong into a panel."""
     several = panel.scalars.endswith("/")
     return [n for n in names if n == panel.scalars or several and n.startswith(panel.scalars)]
 
@@ -112,10 +112,10 @@ def names_of(panel: Panel, names: Iterable[str]) -> list[str]:
 
 
 def labels(runs: Sequence[Path]) -> list[str]:
-    """Folder names, with as many of the folders above as tell the runs apart.
+    """Name the runs by their folders, with as many folders above as tell the runs apart.
 
     Raises:
-        SystemExit: A run is there twice.
+        SystemExit: A run is given twice.
     """
     parts = [Path(os.path.abspath(run)).parts for run in runs]
     found = []
@@ -129,12 +129,12 @@ def labels(runs: Sequence[Path]) -> list[str]:
 
 
 def scalars_files(run: Path) -> list[Path]:
-    """The scalar logs of a work directory, oldest first.
+    """Find the scalar logs of a work directory, oldest first.
 
-    MMEngine begins one at each start and resume, Detectron2 goes on with the one it has.
+    MMEngine begins a new log at each start and resume, Detectron2 goes on with the old one.
 
     Raises:
-        SystemExit: There is none.
+        SystemExit: There is no log.
     """
     files = sorted(run.glob("*/vis_data/scalars.json")) or list(run.glob("metrics.json"))
     if not files:
@@ -146,15 +146,15 @@ def scalars_files(run: Path) -> list[Path]:
 
 
 def scalars_file(run: Path) -> Path:
-    """The newest scalar log of a work directory."""
+    """Find the newest scalar log of a work directory."""
     return scalars_files(run)[-1]
 
 
 def read_records(file: Path) -> list[tuple[int, dict[str, float]]]:
-    """Iterations of a log, and the scalars that the hook wrote then.
+    """Read the iterations of a log, each with the scalars that the hook wrote.
 
     Raises:
-        SystemExit: A line is no JSON, and it is not the last one, as a kill leaves it.
+        SystemExit: A line is no JSON; only the last may be cut short, by a kill.
     """
     records = []
     lines = file.read_text(errors="replace").splitlines()
@@ -174,7 +174,7 @@ def read_records(file: Path) -> list[tuple[int, dict[str, float]]]:
 
 
 def read_curves(run: Path) -> Curves:
-    """Every scalar of the hook over the iterations, through all resumes of the run.
+    """Read the curve of every scalar of the hook, through all resumes of the run.
 
     Raises:
         SystemExit: There is no log, or the hook wrote nothing to it.
@@ -183,7 +183,7 @@ def read_curves(run: Path) -> Curves:
     last = -1
     for step, scalars in chain.from_iterable(map(read_records, scalars_files(run))):
         if step <= last:
-            # What came after the checkpoint that was resumed from is no part of this training.
+            # Drop the steps after the checkpoint that the run was resumed from.
             points = {
                 name: {s: value for s, value in curve.items() if s < step}
                 for name, curve in points.items()
@@ -207,7 +207,7 @@ def read_curves(run: Path) -> Curves:
 
 
 def span(curves: Curves) -> tuple[int, int]:
-    """The first and the last iteration."""
+    """Find the first and the last iteration."""
     steps = np.concatenate([steps for steps, _ in curves.values()])
     return int(steps.min()), int(steps.max())
 
@@ -216,9 +216,9 @@ def span(curves: Curves) -> tuple[int, int]:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Moving average over a tenth of the curve (paper C section 5.1), shorter at its ends.
+    """Average over a moving tenth of the curve (paper C section 5.1), less at the ends.
 
-    A gap stays one, and its neighbours are averages of what there is.
+    A gap stays a gap; the values beside a gap are averages of the finite values.
     """
     values = np.asarray(values, dtype=float)
     window = np.ones(len(values) // 10 // 2 * 2 + 1)
@@ -229,9 +229,9 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def relative(curve: Curve, baseline: Curve, ratio: bool) -> Curve:
-    """A curve's difference from the smoothed baseline, or its ratio to it, at the same iteration.
+    """Take the difference of a curve from the smoothed baseline, or the ratio of the two.
 
-    Between two values of the baseline it is interpolated, outside of their range a gap.
+    The baseline is interpolated between two of its values; outside of their range is a gap.
     """
     steps, values = curve
     smoothed = smooth(baseline[1])
@@ -243,7 +243,7 @@ def relative(curve: Curve, baseline: Curve, ratio: bool) -> Curve:
 
 
 def last_tenth(curves: Iterable[Curve]) -> float:
-    """The mean over the last tenth of each curve, NaN if nothing is there."""
+    """Take the mean over the last tenth of each curve, NaN if there is no finite value."""
     ends = [values[-max(1, len(values) // 10) :] for _, values in curves]
     there = [value for end in ends for value in end if np.isfinite(value)]
     return float(np.mean(there)) if there else float("nan")
@@ -253,7 +253,7 @@ def last_tenth(curves: Iterable[Curve]) -> float:
 
 
 def colours(count: int) -> Sequence[Any]:
-    """A colour for each run; of more than ten runs only an order is seen."""
+    """Choose a colour for each run: distinct up to ten runs, a colour scale beyond."""
     if count <= len(COLOURS):
         return COLOURS[:count]
     scale = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.95, count))
@@ -261,14 +261,14 @@ def colours(count: int) -> Sequence[Any]:
 
 
 def is_relative(panel: Panel, runs: Mapping[str, Curves], baseline: str | None) -> bool:
-    """Whether the baseline has everything that the panel shows of the other runs."""
+    """Check whether the baseline has every curve that the panel shows of the other runs."""
     return baseline is not None and all(
         name in runs[baseline] for curves in runs.values() for name in names_of(panel, curves)
     )
 
 
 def tasks_of(runs: Mapping[str, Curves]) -> list[str]:
-    """The tasks that have curves of their own, as the runs name them, first come first."""
+    """List the tasks that have curves of their own, in the order in which the runs name them."""
     return list(
         dict.fromkeys(
             name.removeprefix(panel.scalars)
@@ -281,12 +281,12 @@ def tasks_of(runs: Mapping[str, Curves]) -> list[str]:
 
 
 def panels_of(runs: Mapping[str, Curves]) -> list[Panel]:
-    """The panels that some run has data for."""
+    """Choose the panels that some run has data for."""
     return [p for p in PANELS if any(names_of(p, curves) for curves in runs.values())]
 
 
 def draw_curves(axis: Axes, panel: Panel, runs: Mapping[str, Curves], baseline: str | None) -> None:
-    """One colour a run, one line style a task, and the logged values in pale behind."""
+    """Draw a colour for each run and a line style for each task, over pale logged values."""
     tasks = tasks_of(runs)
     compared = is_relative(panel, runs, baseline)
     pale = []
@@ -310,34 +310,34 @@ def draw_curves(axis: Axes, panel: Panel, runs: Mapping[str, Curves], baseline: 
                 marker=".",
                 markevery=alone(line[1]),
             )
-            if many <= 10:  # more of them are a fog, however pale
+            if many <= 10:  # more than ten pale curves are a fog
                 alpha = min(0.3, 0.5 / many)
                 pale.append(Line2D(*raw, color=colour, alpha=alpha, linewidth=0.7, zorder=1))
-    # The smoothed curves fill most of the height, however far single values stray.
+    # Scale the axis to the smoothed curves, however far single values stray.
     axis.margins(y=0.3)
     axis.set_ylim(axis.get_ylim())
     for logged in pale:
         axis.add_line(logged)
-    axis.set_rasterization_zorder(1.2)  # as one image a panel, the page stays small
+    axis.set_rasterization_zorder(1.2)  # one image in each panel keeps the page small
     compare = "ratio to the baseline" if panel.ratio else "difference from the baseline"
     axis.set(title=panel.title, xlabel="iteration", ylabel=compare if compared else panel.axis)
 
 
 def thin(curve: Curve) -> Curve:
-    """A smooth curve with a few hundred points at most, the last one among them."""
+    """Thin a smooth curve to a few hundred points, the last point among them."""
     every = -(-len(curve[0]) // 200)
     start = (len(curve[0]) - 1) % every
     return curve[0][start::every], curve[1][start::every]
 
 
 def alone(values: np.ndarray) -> np.ndarray:
-    """Where a value has a gap on both sides, so that no line shows it."""
+    """Find the values with a gap on both sides, which no line shows."""
     there = np.pad(np.isfinite(values), 1)
     return there[1:-1] & ~there[:-2] & ~there[2:]
 
 
 def draw_angles(axis: Axes, runs: Mapping[str, Curves]) -> None:
-    """A histogram a run, of all pairs of tasks together (paper B fig. 1)."""
+    """Draw a histogram for each run, of all pairs of tasks together (paper B fig. 1)."""
     for colour, curves in zip(colours(len(runs)), runs.values(), strict=True):
         if names := names_of(ANGLES, curves):
             angles = np.concatenate([curves[name][1] for name in names])
@@ -355,7 +355,7 @@ def draw_angles(axis: Axes, runs: Mapping[str, Curves]) -> None:
 
 
 def legend_of(runs: Iterable[str], tasks: Iterable[str], baseline: str | None) -> list[Line2D]:
-    """What stands for a run and for a task; an entry without a line is a heading."""
+    """Make the legend of runs and tasks; an entry without a line is a heading."""
     runs = list(runs)
     entries = [Line2D([], [], linestyle="none", label="Run")]
     for colour, run in zip(colours(len(runs)), runs, strict=True):
@@ -369,7 +369,7 @@ def legend_of(runs: Iterable[str], tasks: Iterable[str], baseline: str | None) -
 
 
 def draw(runs: Mapping[str, Curves], out: Path, baseline: str | None = None) -> Figure:
-    """Draws one panel for each measure that some run has, and writes them as a PNG."""
+    """Draw one panel for each measure that some run has, and write the picture as a PNG."""
     panels = panels_of(runs)
     rows = -(-len(panels) // 3)
     columns = -(-len(panels) // rows)
@@ -392,7 +392,7 @@ def draw(runs: Mapping[str, Curves], out: Path, baseline: str | None = None) -> 
         handles=entries, loc="outside right upper", frameon=False, handlelength=3.5
     )
     for entry, text in zip(entries, legend.get_texts(), strict=True):
-        text.set_parse_math(False)  # a name may have dollars
+        text.set_parse_math(False)  # names of runs may have dollars
         text.set_weight("bold" if entry.get_linestyle() == "None" else "normal")
     figure.savefig(out, dpi=110)
     return figure
@@ -417,7 +417,7 @@ dd { margin: 0 0 .6rem 0; max-width: 50rem }
 
 
 def svg(figure: Figure) -> str:
-    """The picture as an element of a page, its text as text."""
+    """Make an element of a page from the picture, with text as text."""
     buffer = StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mtl"}):
@@ -427,7 +427,7 @@ def svg(figure: Figure) -> str:
 
 
 def table(kind: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table whose first row and column are headings."""
+    """Make a table whose first row and column are headings."""
     lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
     for first, *others in rows:
         lines.append(f"<tr><th>{first}</th>{''.join(f'<td>{cell}</td>' for cell in others)}</tr>")
@@ -435,7 +435,7 @@ def table(kind: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def measures_of(runs: Mapping[str, Curves]) -> dict[str, list[str]]:
-    """Which scalars are one line of the table: a measure, a task's loss or weight, all angles."""
+    """Group the scalars by line of the table: a measure, a task's loss or weight, all angles."""
     measures: dict[str, list[str]] = {}
     names = dict.fromkeys(name for curves in runs.values() for name in curves)
     for panel in panels_of(runs):
@@ -451,13 +451,13 @@ def page(
     folders: Mapping[str, Path],
     baseline: str | None = None,
 ) -> str:
-    """A page of HTML that needs nothing but itself: runs, picture, numbers, and how to read them.
+    """Make a page of HTML without further files: runs, picture, numbers and how to read them.
 
     Args:
-        figure: What ``draw`` gave.
-        runs: The curves of each run.
-        folders: Where each run lies.
-        baseline: The run that the others are compared with.
+        figure: Picture that ``draw`` returned.
+        runs: Curves of each run.
+        folders: Work directory of each run.
+        baseline: Name of the run that the other runs are compared with.
     """
     head = []
     about = []

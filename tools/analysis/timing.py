@@ -1,4 +1,4 @@
-"""Time and memory of alternatives side by side."""
+"""Measure time and memory of alternatives side by side."""
 
 import ctypes
 import multiprocessing
@@ -22,18 +22,18 @@ def median_seconds(
     device: str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """The median time of each call, taken in turn: A B C A B C ...
+    """Measure the median seconds of each call, taken in turn: A B C A B C ...
 
     The clock of a machine drifts and other programs come and go. Taken in turn, all calls see the
     same weather, so that the ratios hold where the times do not.
 
     Args:
-        calls: What to time, by name.
-        rounds: Turns of each call, after one that does not count.
-        turn: Seconds that a turn lasts, at least; 0 makes it one call.
-        before: Called before every call, outside the clock.
-        device: Where the calls do their work; a CUDA device is waited for.
-        clock: ``time.process_time`` does not count what other programs of a busy machine take.
+        calls: Functions to time, by name.
+        rounds: Number of turns of each call, after a turn that does not count.
+        turn: Shortest length of a turn (seconds); 0 makes a turn one call.
+        before: Function to call before every call, outside the clock.
+        device: Device on which the calls work; a CUDA device is waited for.
+        clock: Clock to read (seconds); ``time.process_time`` leaves out other programs.
     """
     wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
     seconds: dict[str, list[float]] = {}
@@ -56,28 +56,28 @@ def median_seconds(
 
 
 def highest(device: str) -> int:
-    """The most bytes that were in use so far."""
+    """Read the largest number of bytes that were in use so far."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # In bytes on macOS, in kilobytes elsewhere.
+    # The size is in bytes on macOS, in kilobytes elsewhere.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def keep_freed_memory() -> None:
-    """Stops glibc from returning memory, only to fault it in again at the next step.
+    """Stop glibc from returning memory that the next step faults in again.
 
-    That took a tenth of a step, here and there. PyTorch's own allocator for CUDA keeps it, too.
+    Page faults took up to a tenth of a step. PyTorch's allocator for CUDA keeps freed memory, too.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        trim_threshold, mmap_max = -1, -4  # malloc.h
+        trim_threshold, mmap_max = -1, -4  # constants of malloc.h
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(mmap_max, 0)
 
 
 def in_a_fork(function: Callable[..., Any], *args: Any) -> Any:
-    """The result of the function, called in a process that is a copy of this one."""
+    """Call the function in a copy of this process, and return its result."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=lambda: sender.send(function(*args)))

@@ -1,13 +1,13 @@
-"""Every method on the two objectives of CAGrad's paper (Liu 2021), where the plain sum gets stuck.
+"""Run each method on the two objectives of CAGrad's paper (Liu 2021), where the plain sum sticks.
 
     python tools/analysis/two_objectives.py --methods Sum CAGrad NashMTL --processes 2
 
-The objectives are functions of two coordinates: for x2 > 0 one steep, narrow valley each, below two
-bowls. The Pareto set lies between the bottoms of the bowls, from (-7, -8.4) to (7, -8.4); a run has
-reached it that ends within TOLERANCE of it.
+The objectives are functions of two coordinates: one steep, narrow valley each for x2 > 0, one bowl
+each for x2 <= 0. The Pareto set lies between the bottoms of the bowls, from (-7, -8.4) to (7, -8.4);
+a run that ends within TOLERANCE of the set has reached it.
 
-A weighting runs with the aggregator Sum, and sees its losses raised by LIFT: several need
-positive ones, and those here are above -20. FAMO's authors do the same.
+A weighting runs with the aggregator Sum, on losses raised by LIFT, since several weightings need
+positive losses, and the losses here are above -20. FAMO's authors do the same.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.collections import LineCollection  # noqa: E402
 from matplotlib.colors import ListedColormap  # noqa: E402
 
-# The five of Nash-MTL (Navon 2022) and FAMO (Liu 2023).
+# Starting points of Nash-MTL (Navon 2022) and FAMO (Liu 2023).
 STARTS = ((-8.5, 7.5), (0.0, 0.0), (9.0, 9.0), (-7.5, -0.5), (9.0, -1.0))
 OPTIONS = {
     "DWA": {"window": 100},  # there are no epochs
-    "FAMO": {"weight_decay": 0.0},  # as its authors here
+    "FAMO": {"weight_decay": 0.0},  # as FAMO's authors set it for this problem
 }
 TASKS = ("first", "second")
-SIDES = (1, -1)  # of the two
-FLOOR = 5e-6  # of the logarithm's argument: the ground of a valley is flat
+SIDES = (1, -1)  # of the two objectives
+FLOOR = 5e-6  # least argument of the logarithm, which makes the ground of a valley flat
 LIFT = 21.0
 PARETO_X1, PARETO_X2 = 7.0, -8.39  # the set bends from -8.35 in the middle to -8.43 at its ends
 TOLERANCE = 0.1
-KEPT = 500  # points of a trajectory
-EXTENT = 11.0  # of a panel
-COLUMNS = 6  # at most
+KEPT = 500  # points kept of a trajectory
+EXTENT = 11.0  # half the width of a panel
+COLUMNS = 6  # most panels in a row
 TIME = ListedColormap(matplotlib.colormaps["plasma"](np.linspace(0, 0.85, 256)))  # no yellow
 
 
 def objective(x1: float, x2: float, side: int) -> tuple[float, float, float]:
-    """A loss and its derivatives, those from below where x2 = 0.
+    """Compute a loss and its derivatives, which are those from below where x2 = 0.
 
     The first loss has side 1, the second side -1: mirror images of each other in x1.
     """
@@ -96,9 +96,9 @@ def is_optimal(point: Sequence[float]) -> bool:
 
 
 def descend(method: str, start: Sequence[float], steps: int, lr: float) -> np.ndarray:
-    """Trains the coordinates with Adam; the trajectory, ``[at most KEPT + 2, 2]``."""
+    """Train the coordinates with Adam, and return the trajectory, ``[at most KEPT + 2, 2]``."""
     torch.manual_seed(0)
-    # A matrix, since GradNorm looks for one.
+    # The coordinates are a matrix, since GradNorm looks for a matrix.
     x = torch.nn.Parameter(torch.tensor([start], dtype=torch.float64))
     optimizer = torch.optim.Adam([x], lr=lr, fused=True)
     cfg = {"type": method} | OPTIONS.get(method, {})
@@ -124,7 +124,7 @@ def descend(method: str, start: Sequence[float], steps: int, lr: float) -> np.nd
 
 
 def usable(names: Sequence[str]) -> list[str]:
-    """Those that take two coordinates and no argument; says why others do not."""
+    """Choose the methods that train two coordinates without arguments; say why others do not."""
     methods = []
     for name in names:
         try:
@@ -147,7 +147,7 @@ def end_of(path: np.ndarray) -> str:
 
 @cache
 def landscape() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The sum of the losses on a grid."""
+    """Compute the sum of the losses on a grid."""
     ticks = np.linspace(-EXTENT, EXTENT, 200)
     x1, x2 = np.meshgrid(ticks, ticks)
     total = np.vectorize(lambda a, b: sum(objective(a, b, side)[0] for side in SIDES))

@@ -21,7 +21,7 @@ is that of 2018; a mask has no image, another size than its image, or other valu
 0 to 18 and 255 (a colour map, for one).
 """
 
-# What the format means is taken from BDD100K's toolkit (bdd100k 1.0.1, its configs/det.toml and
+# The meaning of the format is taken from BDD100K's toolkit (bdd100k 1.0.1, its configs/det.toml and
 # label/to_scalabel.py) and the reader below it (scalabel 0.3.1, label/transforms.py,
 # label/to_coco.py). The packages themselves read no label file under pydantic 2.
 
@@ -55,24 +55,24 @@ _OTHER_NAMES = {
     "van": "car",
 }
 _IGNORED = {"other person": "pedestrian", "other vehicle": "car", "trailer": "truck"}
-"""What looks like a category, and is neither an example of it nor background."""
+"""Labels close to a category that are neither an example of the category nor background."""
 
 _SPLITS = ("train", "val")
 _SUFFIXES = (".jpg", ".jpeg")
-_CLASSES, _UNLABELLED = 19, 255  # in a mask
+_CLASSES, _UNLABELLED = 19, 255  # values of a mask
 _OF_2018 = ("drivable area", "lane")
-"""Categories that the labels of 2018 have beside those of detection."""
+"""Categories of the labels of 2018 beside the detection categories."""
 
 _NAMED = 3
-"""So many names stand for a longer list."""
+"""Number of names that a message has of a longer list."""
 
 
 class DataError(Exception):
-    """What the user has to put right; the message names the file."""
+    """Fault of the data that the user has to put right; the message names the file."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Convert what the command line names."""
+    """Convert the folder that the command line names."""
     description, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
         description=description,
@@ -102,16 +102,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def convert(root: Path, splits: Sequence[str] = _SPLITS) -> dict[str, Json]:
-    """The labels as COCO JSON, by file name: ``det_*.json``, ``sem_seg_*.json``.
+    """Convert labels to COCO JSON, by file name: ``det_*.json``, ``sem_seg_*.json``.
 
-    Prints how many images and boxes there are, and what is left out.
+    Numbers of images and boxes, and the labels that are left out, are printed.
 
     Args:
-        root: folder in BDD100K's layout.
-        splits: which to convert.
+        root: Folder in BDD100K's layout.
+        splits: Splits to convert.
 
     Raises:
-        DataError: a file is missing or malformed, see this module's docstring.
+        DataError: A file is missing or malformed, see this module's docstring.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; name the one with BDD100K's images/ and labels/")
@@ -140,7 +140,7 @@ def _detection(root: Path, split: str) -> Json:
     present = _images(folder)
     absent = {name for name in frames if Path(name).stem not in present}
     _refuse(absent, f"{file}: names images that are not in {folder}")
-    # Of a frame a.jpg the image may be a.JPG.
+    # The image of a frame a.jpg may be a.JPG.
     frames = {present[Path(name).stem]: labels for name, labels in frames.items()}
     images, annotations = [], []
     left_out: defaultdict[str, list[str]] = defaultdict(list)
@@ -193,7 +193,7 @@ def _segmentation(root: Path, split: str) -> Json:
 
 
 def _values(mask: Path) -> str | None:
-    """What is in a mask that does not belong there."""
+    """Name the values of a mask that do not belong there, None if all do."""
     with Image.open(mask) as image:
         if image.mode != "L":
             return f"of the mode {image.mode}, not 8-bit grey"
@@ -213,7 +213,7 @@ def _told_2020(file: Path) -> str:
 
 
 def _read_frames(file: Path) -> dict[str, list[Json]]:
-    """The labels of each frame of a Scalabel file, by the frame's name."""
+    """Read the labels of each frame of a Scalabel file, by the frame's name."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -242,10 +242,10 @@ def _read_frames(file: Path) -> dict[str, list[Json]]:
 
 
 def _annotation(label: Json) -> Json:
-    """COCO's record of a label, still without its numbers.
+    """Make COCO's record of a label, without ids.
 
     Raises:
-        ValueError: it is no detection; the message is the reason.
+        ValueError: The label is no detection; the message is the reason.
     """
     name = str(label.get("category"))
     category = (_OTHER_NAMES | _IGNORED).get(name, name)
@@ -264,10 +264,10 @@ def _annotation(label: Json) -> Json:
 
 
 def _box(box2d: Json) -> tuple[float, float, float, float]:
-    """x, y, width, height (pixels) of Scalabel's box, whose corners are pixels that belong to it.
+    """Read a box of Scalabel, whose corners are pixels inside: x, y, width, height (pixels).
 
-    A box with its corners on one line would be a pixel wide by that rule. It is a slip of the
-    mouse in labels that were drawn by hand, and taken as empty.
+    A box with both corners on one line would be a pixel wide by that rule. Labels were drawn by
+    hand, where such a box is a slip of the mouse, and is taken as empty.
     """
     try:
         x1, y1, x2, y2 = (box2d[corner] for corner in ("x1", "y1", "x2", "y2"))
@@ -298,7 +298,7 @@ def _images(folder: Path) -> dict[str, str]:
 
 
 def _files(folder: Path, suffixes: Collection[str]) -> dict[str, str]:
-    """Names of the files with some suffixes, in either case, by their stems."""
+    """List the files with some suffixes, in either case: names by stem."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     paths = sorted(folder.iterdir())
@@ -306,7 +306,7 @@ def _files(folder: Path, suffixes: Collection[str]) -> dict[str, str]:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    """Width and height of an image (pixels), from its header."""
+    """Read the width and height of an image (pixels) from its header."""
     try:
         with Image.open(path) as image:
             return image.size
@@ -325,7 +325,7 @@ def _tell_unlabelled(names: Collection[str], folder: Path) -> None:
 
 
 def _few(names: Iterable[str]) -> str:
-    """How many there are, and the first different ones."""
+    """Give the number of names, and the first different names."""
     names = list(names)
     different = list(dict.fromkeys(names))
     more = ", ..." if len(different) > _NAMED else ""
@@ -333,13 +333,13 @@ def _few(names: Iterable[str]) -> str:
 
 
 def _mapping(value: object) -> Json:
-    """A JSON object as it is, anything else as an empty one."""
+    """Return a JSON object as it is, anything else as an empty object."""
     return value if isinstance(value, dict) else {}
 
 
 def _save(out: Path, files: dict[str, Json]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    # Written aside and moved into place, so that a run that is stopped leaves no half a file.
+    # Write aside and move into place, so that a run that is stopped leaves no half a file.
     with TemporaryDirectory(dir=out, prefix=".unfinished-") as aside:
         for name, content in files.items():
             Path(aside, name).write_text(json.dumps(content), encoding="utf-8")

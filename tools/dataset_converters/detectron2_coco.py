@@ -1,11 +1,11 @@
-"""Puts a COCO in the place where Detectron2 looks for it, with what its Panoptic FPN needs.
+"""Put a COCO in the place where Detectron2 looks for it, with the maps for Panoptic FPN.
 
     python tools/dataset_converters/detectron2_coco.py data/coco datasets/coco
 
-Images and annotations are linked, not copied. From the panoptic annotations, if there are any, it
-makes the semantic maps ``panoptic_stuff_*``, in which all things are one class, like Detectron2's
-``prepare_panoptic_fpn.py`` does. Stopped, it goes on where it was: whole maps are kept, others made
-anew. A link to a COCO that has moved is set to where it is now.
+Images and annotations are linked, not copied. The panoptic annotations, if there are any, give the
+semantic maps ``panoptic_stuff_*``, in which all things are one class, as Detectron2's
+``prepare_panoptic_fpn.py`` makes them. After a stop, whole maps are kept, other maps made anew. A
+link to a COCO that has moved is set to the new place.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import numpy as np
 from PIL import Image
 
 SPLITS = ("train2017", "val2017")
-THINGS, UNLABELLED = 0, 255  # in the semantic maps; stuff counts from 1
+THINGS, UNLABELLED = 0, 255  # values of the semantic maps; stuff counts from 1
 
 
 def main() -> None:
-    """Links and makes what is not there yet."""
+    """Make the links and maps that are not there yet."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -44,15 +44,15 @@ def main() -> None:
 
 
 def prepare(source: Path, target: Path) -> None:
-    """Makes the links and maps.
+    """Make the links and maps.
 
     Args:
-        source: COCO's official layout.
-        target: The folder for Detectron2.
+        source: Folder in COCO's official layout.
+        target: Folder for Detectron2.
 
     Raises:
         OSError: A file cannot be read or written.
-        ValueError: Something else is in the place of a link, or a source is not whole.
+        ValueError: Another file is in the place of a link, or a source is not whole.
     """
     annotations = source / "annotations"
     target.mkdir(parents=True, exist_ok=True)
@@ -81,10 +81,10 @@ def prepare(source: Path, target: Path) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Makes ``target`` a link to ``source``, also in place of a link to somewhere else.
+    """Make ``target`` a link to ``source``, also in place of a link to somewhere else.
 
     Raises:
-        ValueError: There is a file or folder of that name that is not the source.
+        ValueError: A file or folder that is not the source has that name.
     """
     if target.is_symlink():
         target.unlink()
@@ -99,15 +99,15 @@ def link(source: Path, target: Path) -> None:
 
 
 def write_stuff(content: dict[str, Any], segments: Path, out: Path) -> None:
-    """Writes the semantic map of each image that has no whole one yet.
+    """Write the semantic map of each image that has no whole map yet.
 
     Args:
-        content: Of COCO's panoptic annotation file.
-        segments: Its PNGs, with the id of a segment as R + 256 G + 256² B.
-        out: A folder.
+        content: Content of COCO's panoptic annotation file.
+        segments: Folder of the panoptic PNGs, with the id of a segment as R + 256 G + 256² B.
+        out: Folder to write to.
 
     Raises:
-        ValueError: A PNG is not there or not whole.
+        ValueError: A PNG is missing or not whole.
     """
     out.mkdir(exist_ok=True)
     stuff = sorted(c["id"] for c in content["categories"] if not c["isthing"])
@@ -124,14 +124,14 @@ def write_stuff(content: dict[str, Any], segments: Path, out: Path) -> None:
         labels = np.full(ids.shape, UNLABELLED, np.uint8)
         for segment in image["segments_info"]:
             labels[ids == segment["id"]] = classes[segment["category_id"]]
-        # Moved into place when complete, so that a run that is stopped leaves no half a map.
+        # Write aside and move into place, so that a run that is stopped leaves no half a map.
         aside = path.with_name(f".{path.name}.unfinished")
         Image.fromarray(labels).save(aside, "PNG")
         aside.replace(path)
 
 
 def read(path: Path) -> np.ndarray | None:
-    """An image; None if it is not there or not whole."""
+    """Read an image, None if the file is missing or not whole."""
     try:
         with Image.open(path) as image:
             return np.asarray(image)

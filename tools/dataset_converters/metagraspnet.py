@@ -7,7 +7,7 @@ links. If ROOT has folders train/ and val/, they are the split; MetaGraspNet its
 without these folders the scenes whose name ends in 9, one in ten, make up val. A viewpoint that
 lacks a file or a key, or whose arrays do not fit its image, is reported and left out.
 
-What is read, of viewpoint N in a folder scene*/:
+Files that are read, for viewpoint N in a folder scene*/:
 
 N_rgb.png     the image
 N.npz         depth: [H, W], centimetres, NaN or 0 where nothing was measured;
@@ -17,14 +17,14 @@ N.npz         depth: [H, W], centimetres, NaN or 0 where nothing was measured;
 N_amodal.npz  if it is there, as in real scenes, the masks come from it alone:
               amodal_bitmaps_full_size_instances: [n, 2, H, W], visible and hidden part
 
-What is written: one category, "object", for the paper's heads tell objects from background only
-(section 3, L_rcls and L_cls). An image has file_name and depth_file_name, relative to ROOT; the
-latter names the npz with the array depth. An annotation has
+Content that is written: one category, "object", for the paper's heads tell objects from background
+only (section 3, L_rcls and L_cls). An image has file_name and depth_file_name, relative to ROOT;
+the latter names the npz with the array depth. An annotation has
 
 segmentation   the whole object, hidden or not (RLE), with its bbox (x, y, w, h) and area
 visible_mask   RLE, with visible_bbox
 occluded_mask  RLE, the rest of segmentation
-occluded_rate  its share, 0 to 1
+occluded_rate  share of occluded_mask in segmentation, 0 to 1
 
 An object without a visible pixel is left out and counted: nothing could detect it.
 
@@ -38,7 +38,7 @@ Where these facts come from:
   maximiliangilles/MetaGraspNet, which outlines seg_masks_single (else occlusion_objects) under the
   title "amodal segmentation". Numbers from 1 without gaps: Scripts/visualize_layout.py.
   Centimetres, and NaN in depth: Scripts/colored_pcl.py, for both parts of the data.
-- Of a real scene, only viewpoint 3 has an N_amodal.npz: the sample scenes in dataset_real/ there.
+- In a real scene, only viewpoint 3 has an N_amodal.npz: the sample scenes in dataset_real/ there.
 - N_scene.hdf5 is not read: boxes follow from the masks, and real scenes lack them there (issue 19
   of that repository); if classes were wanted, instances_semantic has them.
 - Keys of images and annotations: gist-ailab/uoais, adet/data/uoais.py and, for visible_bbox,
@@ -46,7 +46,7 @@ Where these facts come from:
   adet/evaluation/amodalvisible_evaluation.py, which puts visible_mask in its place to score the
   visible ones. Nothing there drops hidden objects; whether UOAIS's own files have any is not known.
 
-None of MetaGraspNet's data was at hand. So not verified: the dtypes, and that the masks are whole
+None of MetaGraspNet's data was at hand. Not verified are the dtypes, and that the masks are whole
 objects in the order of the numbers. The converter tests the latter on every viewpoint, and tells
 hidden parts from whole objects: what is visible of an object does not overlap its hidden part.
 """
@@ -84,7 +84,7 @@ CATEGORIES = [{"id": 1, "name": "object"}]
 
 _SPLITS = ("train", "val")
 _VIEWPOINT_FILE = re.compile(r"(\d+)(_rgb\.png|(_amodal)?\.npz)")
-_MASKS_KEYS = "occlusion_objects or seg_masks_single"  # the last one that is there
+_MASKS_KEYS = "occlusion_objects or seg_masks_single"  # the last of the two that a file has
 _LOOKED_FOR = (
     f"scene*/N_rgb.png with N.npz (depth; instances_objects and {_MASKS_KEYS}, unless there is "
     "N_amodal.npz with amodal_bitmaps_full_size_instances)"
@@ -96,12 +96,12 @@ _INFO = {
 
 
 class UnusableError(Exception):
-    """Why a viewpoint cannot be used; the text names the file."""
+    """Reason why a viewpoint cannot be used; the text names the file."""
 
 
 @dataclass
 class Tally:
-    """What became of the viewpoints of a split."""
+    """Counts of the viewpoints and objects of a split."""
 
     images: int = 0
     objects: int = 0
@@ -116,7 +116,7 @@ class Tally:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Convert what the command line names, or exit with one error and leave --out as it was."""
+    """Convert the folder of the command line, or exit with one error and leave --out as it was."""
     parser = _parser()
     args = parser.parse_args(argv)
     if not args.root.is_dir():
@@ -130,8 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        # Written aside and moved into place when complete: a run that is stopped leaves the
-        # earlier files.
+        # Write aside and move into place when complete, so that a run that is stopped leaves
+        # the earlier files.
         with tempfile.TemporaryDirectory(dir=args.out, prefix=".metagraspnet-") as aside:
             for split in args.splits:
                 viewpoints, where = _viewpoints(args.root, split)
@@ -177,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _viewpoints(root: Path, split: str) -> tuple[list[Path], str]:
-    """The viewpoints ``scene*/N`` of a split in natural order, and in words where they were."""
+    """Find the viewpoints ``scene*/N`` of a split in natural order, and say where they lie."""
     if any((root / name).is_dir() for name in _SPLITS):
         return _find(root / split), f"in {root / split} for"
     viewpoints = [
@@ -190,11 +190,11 @@ def _viewpoints(root: Path, split: str) -> tuple[list[Path], str]:
 
 
 def _find(folder: Path) -> list[Path]:
-    # A viewpoint is known from any of its files, so that one that lacks its image is reported.
+    # Any file makes a viewpoint known, so that a viewpoint without an image is reported.
     found = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         here = os.path.realpath(place) + os.sep
-        # A link to a folder above would never end.
+        # A link to a folder above would make the walk endless.
         folders[:] = [
             name
             for name in folders
@@ -203,12 +203,12 @@ def _find(folder: Path) -> list[Path]:
         if os.path.basename(place).startswith("scene"):
             matches = filter(None, map(_VIEWPOINT_FILE.fullmatch, names))
             found |= {Path(place, match[1]) for match in matches}
-    # scene2 before scene10, on every file system.
+    # Sort scene2 before scene10, on every file system.
     return sorted(found, key=lambda path: re.sub(r"\d+", lambda n: n[0].zfill(12), path.as_posix()))
 
 
 def _of_scenes(viewpoints: Iterable[Path], root: Path, scenes: Sequence[str]) -> list[Path]:
-    """Those of some scenes, given by name or by path below the root."""
+    """Choose the viewpoints of some scenes, given by name or by path below the root."""
     chosen = {scene.strip().rstrip("/") for scene in scenes}
     return [
         viewpoint
@@ -219,7 +219,7 @@ def _of_scenes(viewpoints: Iterable[Path], root: Path, scenes: Sequence[str]) ->
 
 @contextmanager
 def _worker_map(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """A ``map`` that keeps the order, over so many processes."""
+    """Give a ``map`` that keeps the order, over so many processes."""
     if workers == 1:
         yield map
         return
@@ -228,7 +228,7 @@ def _worker_map(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
 
 
 def _convert(viewpoint: Path) -> tuple[Size, list[Json | None]] | str:
-    """Size and annotations of a viewpoint, None for a hidden object; or why it is not usable."""
+    """Read the size and annotations (None: hidden) of a viewpoint, or the reason to skip it."""
     try:
         size, objects = _read(viewpoint)
     except UnusableError as error:
@@ -239,7 +239,7 @@ def _convert(viewpoint: Path) -> tuple[Size, list[Json | None]] | str:
 def _write(
     path: Path, root: Path, viewpoints: Sequence[Path], work: Callable[..., Iterable[Any]]
 ) -> Tally:
-    """Write a COCO-style file of what is usable, one viewpoint in memory at a time."""
+    """Write a COCO-style file of the usable viewpoints, one in memory at a time."""
     tally = Tally()
     images: list[Json] = []
     with path.open("wb") as file:
@@ -286,7 +286,7 @@ def _image(root: Path, viewpoint: Path, number: int, size: Size) -> Json:
 
 
 def _annotation(visible: np.ndarray, amodal: np.ndarray) -> Json:
-    """An annotation with UOAIS's keys, still without its numbers."""
+    """Make an annotation with UOAIS's keys, without ids."""
     hidden = amodal & ~visible
     visible_rle, amodal_rle = _rle(visible), _rle(amodal)
     return {
@@ -308,10 +308,10 @@ def _rle(mask: np.ndarray) -> Json:
 
 
 def _read(viewpoint: Path) -> tuple[Size, list[Masks]]:
-    """Size and objects of a viewpoint.
+    """Read the size and objects of a viewpoint.
 
     Raises:
-        UnusableError: a file or a key is missing, cannot be read, or does not fit the image.
+        UnusableError: A file or a key is missing, cannot be read, or does not fit the image.
     """
     size = _image_size(_file(viewpoint, "_rgb.png"))
     npz = _file(viewpoint, ".npz")
@@ -328,7 +328,7 @@ def _read(viewpoint: Path) -> tuple[Size, list[Masks]]:
 
 def _synthetic_masks(npz: Path, numbers: np.ndarray, masks: list[np.ndarray]) -> list[Masks]:
     """Join the map of visible objects with their whole masks, bool ``[H, W]``."""
-    numbers = np.asfortranarray(np.nan_to_num(numbers))  # the order of an RLE
+    numbers = np.asfortranarray(np.nan_to_num(numbers))  # in the memory order of an RLE
     if numbers.min() < 0 or numbers.max() > len(masks) or (numbers % 1).any():
         raise UnusableError(
             f"{npz}: instances_objects has numbers from {numbers.min():g} to {numbers.max():g}, "
@@ -336,14 +336,14 @@ def _synthetic_masks(npz: Path, numbers: np.ndarray, masks: list[np.ndarray]) ->
         )
     visible = [numbers == number for number in range(1, len(masks) + 1)]
     seen = np.count_nonzero(numbers)
-    # Pixels of the object n that lie in the mask m.
+    # Entry [n, m] counts the pixels of the object n that lie in the mask m.
     at = numbers.astype(np.intp)
     shared = np.array(
         [np.bincount(at[mask], minlength=len(masks) + 1)[1:] for mask in masks], int
     ).T.reshape(len(masks), len(masks))
     covered = int(shared.trace())
-    # Half, not all: edges of the two may differ by a pixel. Masks in another order share far less.
-    # Hidden parts alone share next to nothing, and lie in others only in part.
+    # Half, not all, since the edges of the two may differ by a pixel. Masks in another order share
+    # far less. Hidden parts alone share next to nothing, and lie in other objects only in part.
     if 2 * covered < seen and (20 * covered > seen or 2 * shared.max(1).sum() >= seen):
         raise UnusableError(
             f"{npz}: the masks of {_MASKS_KEYS} cover {covered / seen:.0%} of the objects of the "
@@ -365,14 +365,14 @@ def _image_size(path: Path) -> Size:
 
 
 def _load(path: Path, wanted: dict[str, tuple[int | None, ...]]) -> list[np.ndarray]:
-    """The arrays of an npz.
+    """Load the arrays of an npz.
 
     Args:
-        path: of the npz.
-        wanted: shape of each key, ``None`` for any length; a key may be ``"this or that"``.
+        path: File of the npz.
+        wanted: Shape of each key, ``None`` for any length; a key may be ``"this or that"``.
 
     Raises:
-        UnusableError: it is not there, cannot be read, lacks a key or has another shape there.
+        UnusableError: The file is missing, cannot be read, lacks a key or has another shape.
     """
     try:
         with np.load(path) as file:

@@ -1,3 +1,3 @@
-# Laid over a method, as in --mtl pcgrad+feature: gradients of the neck's features decide.
+# Overlay for a method (--mtl pcgrad+feature): gradients of the neck's features decide.
 custom_imports = dict(imports=["mtl_plugins.mm"])
 optim_wrapper = dict(type="MTLOptimWrapper", level="feature", representation="neck")

@@ -1,4 +1,4 @@
-# The weights are those of the tasks of Mask R-CNN; yours go here.
+# Weights for the tasks of Mask R-CNN; put those of your own tasks here.
 custom_imports = dict(imports=["mtl_plugins.mm"])
 optim_wrapper = dict(
     type="MTLOptimWrapper",

@@ -1,4 +1,4 @@
-# Any method of TorchJD (pip install 'mtl-plugins[torchjd]'): name it, and its arguments beside it.
+# Any method of TorchJD (pip install 'mtl-plugins[torchjd]'), by name, with its arguments beside.
 custom_imports = dict(imports=["mtl_plugins.mm"])
 optim_wrapper = dict(
     type="MTLOptimWrapper", aggregator=dict(type="TorchJD", name="DualProjWeighting")
