@@ -1,7 +1,6 @@
 """Ray casting of painted solids through a pin-hole camera, and their shading under one sun.
 
-The world frame has y up; the camera frame has x right, y down, z forward, depth is
-that z.
+The world frame has y up; the camera frame has x right, y down and z, the depth, forward.
 """
 
 from __future__ import annotations

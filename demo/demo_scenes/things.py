@@ -36,7 +36,7 @@ class Solid:
     gloss: float = 0.0
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Find the lowest and highest corner, ``[3]`` each (metres), of the box around the parts."""
+        """Find the lowest and highest corner ``[3]`` (metres) of the box around all parts."""
         lows, highs = zip(*(part.bounds() for part in self.parts), strict=True)
         return np.min(lows, axis=0), np.max(highs, axis=0)
 

@@ -48,7 +48,7 @@ def build(cfg: Config, work_dir: str) -> tuple[Runner, Any]:
     """Build a runner with the model in training mode, and load a batch."""
     cfg = Config({**cfg.to_dict(), "work_dir": work_dir, "log_level": "ERROR"})
     cfg.randomness = {"seed": 0, **cfg.get("randomness", {})}
-    cfg.optim_wrapper.optimizer.lr = 0.0  # so that each step finds the same objects
+    cfg.optim_wrapper.optimizer.lr = 0.0  # each step finds the same objects
     runner = Runner.from_cfg(cfg)
     batch = next(iter(runner.build_dataloader(cfg.train_dataloader, seed=runner.seed)))
     runner.model.init_weights()

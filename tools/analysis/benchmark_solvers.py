@@ -1,9 +1,9 @@
 """Time the solvers of our aggregators beside TorchJD's for the same method.
 
 Both libraries get the same Gramians, in single precision on the CPU, as in a training step. There
-are two kinds: of random gradients, nearly orthogonal, and of gradients that all conflict. The calls of
-a turn follow each other, with warm caches; a training step sweeps the caches in between, and
-a solver of either library then takes about twice as long.
+are two kinds: of random gradients, nearly orthogonal, and of gradients that all conflict. The calls
+of a turn follow each other, with warm caches; a training step sweeps the caches in between, and a
+solver of either library then takes about twice as long.
 """
 
 import argparse

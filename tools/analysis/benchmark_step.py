@@ -14,9 +14,9 @@ without the optimizer. Compared are
   forward + heads + T x trunk backward.
 
 All methods are timed in turn. Memory is the peak over two steps (two cycles), above the memory
-before the first. On a CUDA device memory is what PyTorch has allocated. On the CPU it is the resident
-size of a process forked for each method, since the peak of a process never falls, and an allocator
-keeps what other methods have freed.
+before the first. On a CUDA device memory is what PyTorch has allocated. On the CPU it is the
+resident size of a process forked for each method, since the peak of a process never falls, and an
+allocator keeps what other methods have freed.
 
 Then the same images are shared out among ``--processes`` of one thread each (gloo, or nccl with a
 CUDA device for each; 0 or 1 to leave it out): the plain sum under DistributedDataParallel, and
@@ -187,7 +187,7 @@ def parts(model: Model, images: Tensor) -> dict[str, Step]:
 
     def backward() -> None:
         for _ in model.heads:
-            model.trunk.zero_grad()  # so that no pass adds to an earlier one
+            model.trunk.zero_grad()  # gradients of a pass do not add up
             torch.autograd.backward(outputs, grads, retain_graph=True)
 
     return {"forward": lambda: model.trunk(images), "heads": heads, "T x trunk backward": backward}
@@ -270,7 +270,7 @@ def measure_rank(rank: int, tasks: int, args: argparse.Namespace, store: str, re
     for name, (wrap, make) in DATA_PARALLEL.items():
         model, images = build(tasks, device)
         models[name] = wrap(model)
-        models[name].broadcast_buffers = False  # as in MMEngine
+        models[name].broadcast_buffers = False  # MMEngine's default
         calls[name] = make(models[name], images.chunk(args.processes)[rank], args.aggregator)
 
     def forget() -> None:

@@ -1,6 +1,6 @@
-"""Draw the picture of the README: how two tasks get on, and what the detector then sees.
+r"""Draw the picture of the README: how two tasks get on, and what the detector then sees.
 
-    python tools/analysis/overview.py work_dirs/demo/sum work_dirs/demo/pcgrad \\
+    python tools/analysis/overview.py work_dirs/demo/sum work_dirs/demo/pcgrad \
         --out docs/images/overview.png
 
 The runs are those of ``mtl-train``: the curves come from all of them, the predictions on the first

@@ -3,8 +3,8 @@
     python tools/analysis/two_objectives.py --methods Sum CAGrad NashMTL --processes 2
 
 The objectives are functions of two coordinates: one steep, narrow valley each for x2 > 0, one bowl
-each for x2 <= 0. The Pareto set lies between the bottoms of the bowls, from (-7, -8.4) to (7, -8.4);
-a run that ends within TOLERANCE of the set has reached it.
+each for x2 <= 0. The Pareto set lies between the bottoms of the bowls, from (-7, -8.4) to
+(7, -8.4); a run that ends within TOLERANCE of the set has reached it.
 
 A weighting runs with the aggregator Sum, on losses raised by LIFT, since several weightings need
 positive losses, and the losses here are above -20. FAMO's authors do the same.
@@ -44,7 +44,7 @@ OPTIONS = {
     "FAMO": {"weight_decay": 0.0},  # as FAMO's authors set it for this problem
 }
 TASKS = ("first", "second")
-SIDES = (1, -1)  # of the two objectives
+SIDES = (1, -1)  # one objective each
 FLOOR = 5e-6  # least argument of the logarithm, which makes the ground of a valley flat
 LIFT = 21.0
 PARETO_X1, PARETO_X2 = 7.0, -8.39  # the set bends from -8.35 in the middle to -8.43 at its ends
