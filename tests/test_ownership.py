@@ -228,7 +228,33 @@ def find(rank: int) -> dict[str, list[Tensor | None]]:
             )
             backward({name: losses[name] for name in TASKS_OF_RANK[rank]})
         found[case] = [p.grad for p in model.parameters()]
+    found["joined later"] = joined_later(rows_of_rank(rank))
     return found
+
+
+def joined_later(x: Tensor) -> list[Tensor | None]:
+    """A frozen layer of the trunk thaws, and its parameters join the optimizer."""
+    model = Model()
+    layer = model.inner.trunk[0].requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    backward = MultiTaskBackward(optimizer, "MGDA", tasks=NAMES)
+    backward(plain(model, x))
+    model.zero_grad()
+    layer.requires_grad_(True)
+    optimizer.add_param_group({"params": list(layer.parameters())})
+    backward(plain(model, x))
+    return [p.grad for p in model.parameters()]
+
+
+def test_two_ranks_aggregate_what_joins_later(ranks, model):
+    here, there = (rank["joined later"] for rank in ranks)
+    halves = [plain(model, rows_of_rank(rank)) for rank in range(2)]
+    total = {k: sum(half[k] for half in halves) / 2 for k in NAMES}
+    params = list(model.parameters())
+    expected = expected_grads(build_aggregator("MGDA"), total, params)
+    for p, one, other, e in zip(params, here, there, expected, strict=True):
+        assert_close(zero_if_none(p, one), zero_if_none(p, e))
+        assert_close(zero_if_none(p, other), zero_if_none(p, e))
 
 
 @pytest.fixture(scope="module")

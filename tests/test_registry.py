@@ -90,7 +90,7 @@ def test_config_of_another_kind(cfg):
         ("xyz", KeyError, "optim_wrapper.method.type: no method is called 'xyz'; Valid: Plain, "),
         ({"type": "Plain", "C": 1.0}, TypeError, "optim_wrapper.method: Plain takes no argument "
          "'C'; did you mean 'c'? Valid: c, rescale"),
-        ("Needy", TypeError, "optim_wrapper.method: Needy: "),
+        ("Needy", TypeError, "optim_wrapper.method: Needy needs the argument 'length', got {}"),
         ({"type": "Plain", "c": -1.0}, ValueError, "optim_wrapper.method: Plain: c: expected at "
          "least 0, got -1.0"),
     ],

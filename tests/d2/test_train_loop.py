@@ -459,3 +459,24 @@ def test_optional_losses(named_by):
     trainer.train(0, 2)
     assert set(trainer.multitask.last.tasks) == {"box", "mask"}
     assert trainer.storage.latest()["loss_late"][0] > 0.0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("aggregator", ["Sum", "MGDA"])
+def test_nan_in_an_image_leaves_the_buffers(aggregator, precision):
+    """Running statistics, which it would spoil for ever."""
+    model = toy()
+    model.backbone[1] = torch.nn.BatchNorm1d(6)
+    batches = toy_batches(3)
+    batches[1][0, 0] = float("nan")
+    cfg = toy_config("MTL.AGGREGATOR.NAME", aggregator)
+    cfg.SOLVER.AMP.ENABLED = precision != "float32"
+    trainer = trainer_for(cfg, model, batches)
+    trainer.train(0, 1)
+    before = copy.deepcopy(model.state_dict())
+    trainer.train(1, 2)
+    assert trainer.multitask.last.nonfinite == ("box", "mask")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    trainer.train(2, 3)
+    assert not torch.equal(model.backbone[1].running_mean, before["backbone.1.running_mean"])
