@@ -1,4 +1,4 @@
-"""Which example trains which tasks: stochastic task allocation (paper B, section 3)."""
+"""Stochastic task allocation: which example trains which tasks (paper B, section 3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ B = TypeVar("B")
 
 
 class Allocated(tuple[str, ...]):
-    """Names of the tasks that an example trains, with those from which they were drawn.
+    """Names of the tasks that an example trains, and of the tasks they were drawn from.
 
     Attributes:
         among: Names of all tasks of the allocation.
@@ -25,7 +25,7 @@ class Allocated(tuple[str, ...]):
         self.among = tuple(among)
         return self
 
-    def __reduce__(self) -> tuple[Any, ...]:  # on its way to a worker, or copied
+    def __reduce__(self) -> tuple[Any, ...]:  # for copies, and the way to a worker
         return Allocated, (tuple(self), self.among)
 
 
@@ -34,17 +34,18 @@ class TaskAllocation:
 
     STA: a batch has one turn, in which each example gets ``tasks_per_sample`` tasks at random.
     ISTA: a batch has as many turns as it takes until each example has had every task once; the next
-    one comes ``gap`` steps later, after the turns of other batches.
+    turn comes ``gap`` steps later, after the turns of other batches.
 
-    What an example gets depends on nothing but the seed, the epoch, the number of its batch and its
-    place there: it is the same on every rank, in every process, and after a restart.
+    The tasks of an example depend on nothing but the seed, the epoch, the number of the batch and
+    the place in the batch: they are the same on every rank, in every process, and after a restart.
 
     Args:
         tasks: Names of all tasks.
-        tasks_per_sample: How many an example gets in a turn; in the last one what is left.
-        gap: Steps between two turns of a batch; None is STA. At the end of an epoch, where fewer
-            batches are left than that, as many as there are batches.
-        seed: The same on every rank.
+        tasks_per_sample: Number of tasks that an example gets in a turn; the last turn has the
+            tasks that are left.
+        gap: Number of steps between two turns of a batch; None is STA. At the end of an epoch,
+            where fewer batches are left, their number.
+        seed: Seed of the draws, the same on every rank.
 
     Raises:
         ValueError: There are fewer tasks than an example should get, or ``gap`` is not positive.
@@ -77,7 +78,7 @@ class TaskAllocation:
 
     @property
     def remark(self) -> str | None:
-        """A warning, where every example trains every task, which begins with an option's name."""
+        """Warning, beginning with an option's name, that every example trains every task."""
         if self.tasks_per_sample < len(self.tasks):
             return None
         option, found = "tasks_per_sample", f"{self.tasks_per_sample} is all of them"
@@ -90,17 +91,17 @@ class TaskAllocation:
 
     @property
     def turns(self) -> int:
-        """How many each batch has."""
+        """Number of turns of each batch."""
         return 1 if self.gap is None else math.ceil(len(self.tasks) / self.tasks_per_sample)
 
     def schedule(
         self, batches: Iterable[B], epoch: int = 0, first: int = 0
     ) -> Iterator[tuple[B, int, int]]:
-        """Batches in the order in which they are trained, with their number and turn.
+        """Yield batches in the order in which they are trained, with their number and turn.
 
         Args:
-            batches: Of an epoch, or without end.
-            epoch: Its number.
+            batches: Batches of an epoch, or without end.
+            epoch: Number of the epoch.
             first: Number of the first of ``batches``, from :meth:`position`.
         """
         start, self._resumed = self._resumed if epoch == self._epoch else 0, 0
@@ -110,14 +111,14 @@ class TaskAllocation:
                 yield turn
 
     def position(self, step: int) -> tuple[int, int]:
-        """Where a schedule without end is after some steps.
+        """Find where a schedule without end is after some steps.
 
         Args:
-            step: How many.
+            step: Number of steps.
 
         Returns:
-            The number of the first batch that it still needs, and how many steps a schedule that
-            begins there has behind it.
+            The number of the first batch that is still needed, and the number of steps that a
+            schedule which begins with this batch has behind it.
         """
         together = self.gap or 1
         groups, behind = divmod(step, together * self.turns)
@@ -139,13 +140,13 @@ class TaskAllocation:
                 yield batch, number, turn
 
     def tasks_of(self, example: int, batch: int, turn: int, epoch: int = 0) -> Allocated:
-        """Returns the tasks that an example trains, in the order of all tasks.
+        """Return the tasks that an example trains, in the order of all tasks.
 
         Args:
-            example: Its place in the batch of all ranks.
+            example: Place of the example in the batch of all ranks.
             batch: Number of the batch in the epoch.
-            turn: Of the batch.
-            epoch: Its number.
+            turn: Number of the turn of the batch.
+            epoch: Number of the epoch.
         """
         order = list(self.tasks)
         random.Random(f"{self.seed} {epoch} {batch} {example}").shuffle(order)
@@ -154,17 +155,17 @@ class TaskAllocation:
         return Allocated((task for task in self.tasks if task in chosen), self.tasks)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where :meth:`schedule` is, to go on there with the same batches."""
+        """Return the place of :meth:`schedule`, to go on there with the same batches."""
         return {"seed": self.seed, "epoch": self._epoch, "step": self._step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned."""
         self.seed, self._epoch, self._step = state["seed"], state["epoch"], state["step"]
         self._resumed = self._step
 
 
 class BatchTasks:
-    """Which examples of the batch at hand train which task: the question that heads ask.
+    """Tells heads which examples of the batch at hand train which task.
 
     An adapter notes the tasks when the model gets a batch.
 
@@ -185,7 +186,7 @@ class BatchTasks:
         return len(self._each)
 
     def note(self, each: Iterable[Sequence[str] | None]) -> None:
-        """Hears the tasks of each example; None where they are not allocated.
+        """Note the tasks of each example, None where tasks are not allocated.
 
         Raises:
             ValueError: Some examples of the batch have tasks and some have none.
@@ -199,14 +200,14 @@ class BatchTasks:
             )
 
     def names(self) -> set[str]:
-        """Returns the tasks that some example has."""
+        """Return the tasks that some example has."""
         return {task for tasks in self._each for task in tasks}
 
     def drawn(self) -> tuple[str, ...]:
-        """Returns all tasks that an example can have; none if the tasks do not tell."""
+        """Return all tasks that an example can have; none if no :class:`Allocated` tells."""
         return next((t.among for t in self._each if isinstance(t, Allocated)), ())
 
     def chosen(self, task: str) -> list[int] | None:
-        """Returns the places of the examples that train a task; None stands for all of them."""
+        """Return the places of the examples that train a task; None stands for all of them."""
         chosen = [i for i, tasks in enumerate(self._each) if task in tasks]
         return None if len(chosen) == len(self._each) else chosen

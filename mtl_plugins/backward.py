@@ -41,8 +41,8 @@ class MultiTaskBackward:
     alone reaches gets that task's own. Both are added to ``.grad``, as ``backward()`` does.
 
     Args:
-        params: The parameters to train, or their optimizer: parameters that join that later are
-            aggregated from then on. A parameter is left alone while it requires no gradient.
+        params: Parameters to train, or their optimizer: parameters that join the optimizer later
+            are aggregated from then on. A parameter is left alone while it requires no gradient.
         aggregator: Name, ``dict(type=name, ...)`` or an :class:`Aggregator`.
         weighting: Name, ``dict(type=name, ...)`` or a :class:`Weighting` of the losses, before
             anything else; None for none.
@@ -50,12 +50,12 @@ class MultiTaskBackward:
             to the loss; None for none. In a data-parallel run each rank's term is about the
             gradients of its own batch.
         representation: With ``level="feature"``, the module whose output the tasks share.
-        tasks: Names of all tasks; they are numbered as they appear otherwise. Needed in a
+        tasks: Names of all tasks; by default tasks are numbered as they appear. Needed in a
             data-parallel run where a rank's first batch may lack a task.
         level, sync, low_memory, weights_every, on_nonfinite, max_skips: See
             :class:`~mtl_plugins.options.Options`.
-        total_steps: How often the losses are aggregated in the run, for a method with a schedule.
-        steps_per_epoch: The same of an epoch; None for a run that counts iterations.
+        total_steps: Number of aggregations in the run, for a method with a schedule.
+        steps_per_epoch: Number of aggregations in an epoch; None for a run that counts iterations.
 
     In a data-parallel run (:mod:`torch.distributed` with several ranks) call the model without the
     synchronisation of its wrapper (``no_sync()``): averages are taken here. Only a method that
@@ -63,9 +63,9 @@ class MultiTaskBackward:
 
     Attributes:
         last: The :class:`Step` taken last; None before the first.
-        monitor: Set it to have the next step compute the Gramian even where the method does not
-            need it. That costs a backward pass per task, and changes no ``.grad``.
-        monitor_features: Set it to have the next step compute the feature disentanglement: of the
+        monitor: Whether the next step is to compute the Gramian even where the method does not need
+            it, at the cost of a backward pass per task and without a change of any ``.grad``.
+        monitor_features: Whether the next step is to compute the feature disentanglement: of the
             representation, or of the module given to :meth:`watch`.
 
     Examples:
@@ -154,7 +154,7 @@ class MultiTaskBackward:
             aggregate: False for all but the last of several micro-batches: the gradients of the
                 tasks add up, and are aggregated once. At the feature level every micro-batch has
                 features of its own and is aggregated by itself.
-            share: What this call counts in the step: ``1 / k`` for the mean of ``k`` micro-batches.
+            share: Weight of this call in the step: ``1 / k`` for the mean of ``k`` micro-batches.
 
         Raises:
             ValueError: No loss of the first batch requires a gradient, a loss is not a scalar, or
@@ -192,10 +192,10 @@ class MultiTaskBackward:
         self._teaching.learn_after({} if self.last.nonfinite else old, report.losses)
 
     def synchronizes(self, aggregate: bool = True) -> bool:
-        """Whether a call averages ``.grad`` over the ranks, so that the model's wrapper must not.
+        """Tell whether a call averages ``.grad`` over the ranks, so that the wrapper must not.
 
         Args:
-            aggregate: That of the call.
+            aggregate: Argument of the call.
         """
         takes_gradients = self.aggregator.needs_gradients or self._cut is not None
         return world_size() > 1 and (takes_gradients or (self.monitor and aggregate))
@@ -204,8 +204,8 @@ class MultiTaskBackward:
         """Choose the module whose output :attr:`monitor_features` is about.
 
         Args:
-            module: Returns a tensor, or lists, tuples and dicts of tensors. Of no account at the
-                feature level, where the representation is meant.
+            module: Module that returns a tensor, or lists, tuples and dicts of tensors. Ignored at
+                the feature level, where the representation is watched.
         """
         self._watching.watch(module)
 
@@ -233,7 +233,7 @@ class MultiTaskBackward:
     def _take(self, losses: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
         """Check the losses, and put those with a gradient in the order of the tasks."""
         found = scalars(losses)
-        # Later on a batch, or that of one rank, may be without any task.
+        # Later on a batch may be without any task, on one rank or on all.
         first = self.last is None and world_size() == 1
         if first and not any(loss.requires_grad for loss in found.values()):
             raise ValueError(
@@ -245,7 +245,7 @@ class MultiTaskBackward:
                 "since the last step. Inside of reentrant activation checkpointing it cannot be"
             )
         self.tasks += [n for n, loss in found.items() if loss.requires_grad and n not in self.tasks]
-        # In the same order on every rank.
+        # The order is the same on every rank.
         return {n: found[n] for n in self.tasks if n in found and found[n].requires_grad}
 
     def _open(self) -> Window:
@@ -264,7 +264,7 @@ class MultiTaskBackward:
                 if method.total_steps is None and self.total_steps is not None:
                     method.total_steps = math.ceil(self.total_steps / self.options.weights_every)
                 method.steps_per_epoch = self.steps_per_epoch
-        # The plain sum may accumulate onto what was there before; others would aggregate that too.
+        # The plain sum may accumulate onto earlier gradients; other methods would aggregate those.
         by_rows = self.aggregator.needs_gradients and self._cut is None
         scaled = not self.aggregator.needs_gradients and self.aggregator.scale == "mean"
         return Window(self.params, self.tasks, hold=by_rows or scaled)
@@ -330,7 +330,7 @@ class MultiTaskBackward:
             self._guard.passed()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the method: to continue as if there had been no interruption."""
+        """Return the state of the method, to continue as if there had been no interruption."""
         parts = (self._ownership, self._chooser, self._teaching, self._guard)
         state: dict[str, Any] = {"tasks": list(self.tasks)}
         for part in parts:
@@ -341,7 +341,7 @@ class MultiTaskBackward:
         """Restore what :meth:`state_dict` returned.
 
         Raises:
-            ValueError: It was written with another aggregator, weighting or other tasks.
+            ValueError: The state was written with another aggregator, weighting or other tasks.
         """
         for key, method in (("aggregator", self.aggregator), ("weighting", self.weighting)):
             here = None if method is None else type(method).__name__
@@ -354,7 +354,7 @@ class MultiTaskBackward:
             raise ValueError(
                 f"tasks: the checkpoint has {state['tasks']}, this run has {self.tasks}"
             )
-        self._ownership.load_state_dict(state)  # refuses those of another model
+        self._ownership.load_state_dict(state)  # refuses another model's state
         self.tasks[:] = state["tasks"]
         self._chooser.load_state_dict(state)
         self._teaching.load_state_dict(state)

@@ -18,10 +18,10 @@ class Chooser:
     Args:
         aggregator: The method.
         tasks: Names of all tasks; the list grows.
-        every: For how many steps weights hold.
+        every: Number of steps for which weights hold.
 
     Attributes:
-        steps_left: For how many steps the weights found last still hold.
+        steps_left: Number of steps for which the weights found last still hold.
     """
 
     def __init__(self, aggregator: Aggregator, tasks: Sequence[str], every: int = 1) -> None:
@@ -36,16 +36,16 @@ class Chooser:
         """Decide by what was measured.
 
         Args:
-            measured: The gradients; without a Gramian the weights found last are taken again, or
-                those that no gradient decides.
+            measured: Gradients of the tasks; without a Gramian the weights found last are taken
+                again, or weights that no gradient decides.
             window: The step.
-            keep: Whether it is the last choice of the step, whose weights hold for the next ones.
+            keep: Whether this is the last choice of the step, whose weights hold for later steps.
         """
         losses = window.totals(measured.reports)
         if measured.gramian is None and self.aggregator.needs_gradients:
             return self._again(keep)
         if measured.gramian is None:
-            # The same for all tasks, whatever their gradients: the plain sum, or the mean.
+            # Whatever the gradients, all tasks have one weight: the plain sum, or the mean.
             weights = self._weigh(torch.zeros(len(losses), len(losses)), list(losses))
             return Choice(weights)
         if window.note_nonfinite(measured.gramian, measured.reports):

@@ -1,4 +1,4 @@
-"""What is averaged across the ranks of a data-parallel run, and when.
+"""Averages across the ranks of a data-parallel run.
 
 The model runs without the synchronisation of its wrapper, and the task gradients are averaged
 before they are aggregated: every rank then computes the same weights, those of the whole batch.
@@ -14,14 +14,14 @@ from torch import Tensor, distributed
 
 
 def world_size() -> int:
-    """Number of ranks; 1 without a process group."""
+    """Return the number of ranks; 1 without a process group."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size()
     return 1
 
 
 def from_first_rank(value: int) -> int:
-    """The value that the first rank has."""
+    """Return the value that the first rank has."""
     values = [value]
     if world_size() > 1:
         distributed.broadcast_object_list(values)
@@ -29,7 +29,7 @@ def from_first_rank(value: int) -> int:
 
 
 def average(tensor: Tensor) -> Tensor:
-    """Averages over the ranks, in place."""
+    """Average over the ranks, in place."""
     if world_size() > 1:
         whole = tensor.contiguous()
         distributed.all_reduce(whole)
@@ -40,12 +40,12 @@ def average(tensor: Tensor) -> Tensor:
 
 
 def average_grads(params: Sequence[Tensor]) -> None:
-    """Averages ``.grad`` over the ranks, in one flat all-reduce.
+    """Average ``.grad`` over the ranks, in one flat all-reduce.
 
-    Where a rank has no gradient it takes part with zeros.
+    A rank without a gradient takes part with zeros.
 
     Args:
-        params: The same on every rank, see :func:`with_grad`.
+        params: Parameters, the same on every rank, see :func:`with_grad`.
     """
     if world_size() == 1 or not params:
         return
@@ -56,11 +56,11 @@ def average_grads(params: Sequence[Tensor]) -> None:
 
 
 def average_some(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor | None]:
-    """Averages tensors over the ranks, in place; those that a rank does not have count as zero.
+    """Average tensors over the ranks, in place; a tensor that a rank does not have counts as zero.
 
     Args:
-        tensors: Where no rank has one, there is none afterwards.
-        like: What they have the shape and dtype of.
+        tensors: Tensors of this rank, None for a missing one; it stays None if no rank has it.
+        like: Tensors with the shapes and dtypes of ``tensors``.
     """
     if world_size() == 1 or not tensors:
         return list(tensors)
@@ -82,14 +82,14 @@ def _average_flat(tensors: Sequence[Tensor]) -> None:
 
 
 def with_grad(params: Sequence[Tensor]) -> list[Tensor]:
-    """Those that have a gradient on some rank."""
+    """Return the parameters that have a gradient on some rank."""
     here = [int(p.grad is not None) for p in params]
     everywhere = gather(here, params[0].device) if params else []
     return [p for p, ranks in zip(params, everywhere, strict=True) if any(ranks)]
 
 
 def gather(values: Sequence[int], device: torch.device) -> list[tuple[int, ...]]:
-    """For each value, those of all ranks."""
+    """Return, for each value, the values of all ranks."""
     if world_size() == 1:
         return [(value,) for value in values]
     mine = torch.tensor(values, device=device)

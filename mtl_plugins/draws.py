@@ -15,8 +15,8 @@ class RandomMethod(Method):
     """A method that draws random numbers, from a generator of its own.
 
     Args:
-        seed: Of the generator; None takes the seed of the run (:func:`torch.initial_seed`). In a
-            data-parallel run that of the first rank counts, so that all draw the same numbers.
+        seed: Seed of the generator; None takes the seed of the run (:func:`torch.initial_seed`). In
+            a data-parallel run the first rank's counts, so that all ranks draw the same numbers.
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -41,5 +41,5 @@ class RandomMethod(Method):
         return self._generator
 
     def draw_seed(self) -> int:
-        """A seed for draws elsewhere, such as on another device."""
+        """Draw a seed for draws elsewhere, such as on another device."""
         return int(torch.randint(2**62, (), generator=self.generator()))

@@ -21,7 +21,7 @@ def require(needs: str, *modules: str, extra: str, how: str = "") -> None:
         how: Words to put in place of the ``pip`` command, where no extra brings the modules.
 
     Raises:
-        ModuleNotFoundError: One is missing; the message names all that are, and the extra.
+        ModuleNotFoundError: A module is missing; the message names all that are, and the extra.
     """
     missing = [name for name in modules if find_spec(name) is None]
     if missing:

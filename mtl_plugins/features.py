@@ -1,4 +1,4 @@
-"""The features that tasks share: what a module returns, and the gradients that arrive there."""
+"""The features that tasks share: outputs of a module, and the gradients that arrive there."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def find_module(model: nn.Module, path: str, key: str) -> nn.Module:
     Args:
         model: The model.
         path: Names with dots, as in ``named_modules()``.
-        key: Where the config has the path, for the error message.
+        key: Config key of the path, for the error message.
 
     Raises:
-        ValueError: There is none.
+        ValueError: The model has no module at ``path``.
     """
     modules = dict(model.named_modules())
     if not path or path not in modules:
@@ -39,12 +39,12 @@ class Features:
     """Outputs of a module in training mode, since they were cleared.
 
     Args:
-        module: Returns a tensor, or lists, tuples and dicts of tensors. It may be called several
-            times a step.
+        module: Module that returns a tensor, or lists, tuples and dicts of tensors, and that may be
+            called several times a step.
 
     Attributes:
         tensors: The outputs that require a gradient. A tensor that is returned twice counts once.
-        edges: Where in the autograd graph they are.
+        edges: Places of ``tensors`` in the autograd graph.
         was_called: Whether the module was called, with gradients enabled.
     """
 
@@ -67,7 +67,7 @@ class Features:
 
     @contextmanager
     def asleep(self) -> Iterator[None]:
-        """Note nothing for a while, such as in the backward pass of activation checkpointing."""
+        """Note no outputs for a while, such as in the backward pass of activation checkpointing."""
         self._asleep = True
         try:
             yield
@@ -93,7 +93,7 @@ class Features:
         return self._known[id(output)][1]
 
     def _keep(self, output: Tensor, number: int) -> Tensor:
-        """What takes the place of an output."""
+        """Return the tensor that takes the place of an output."""
         return output
 
 
@@ -125,7 +125,7 @@ class FeatureWatch(Features):
                 handle.remove()
 
     def rows(self, tasks: int) -> Tensor:
-        """``[T, D]``, the gradients that have passed by, of all features one after another."""
+        """Return the gradients that have passed by, ``[T, D]``, features one after another."""
         rows = [
             torch.cat(
                 [
@@ -141,8 +141,8 @@ class FeatureWatch(Features):
 class Representation(Features):
     """Cuts the graph at the output of a module, so that the trunk can be run back once for all.
 
-    The layers behind the module get tensors that share the memory of what it returned. A pass from
-    the losses ends there, and leaves the feature-level gradients.
+    The layers behind the module get tensors that share the memory of its outputs. A pass from the
+    losses ends at these tensors, and leaves the feature-level gradients.
     """
 
     def clear(self) -> None:
@@ -156,7 +156,7 @@ class Representation(Features):
             self._outputs.append(output)
             self._grads.append(None)
             arrive = partial(self._arrive, number)
-        # An operation may work in place on what this returns, as on any feature.
+        # A head may change the returned tensor in place, as any feature.
         anchor = torch.empty((), device=output.device, requires_grad=True)
         kept: Tensor = _Cut.apply(output.detach(), anchor, arrive)
         return kept
@@ -176,10 +176,10 @@ class Representation(Features):
         return self._outputs
 
     def backward(self, grads: Sequence[Tensor | None]) -> None:
-        """Run the trunk back from the gradients of its outputs, and forget them.
+        """Run the trunk back from the gradients of its outputs, and forget the outputs.
 
         Args:
-            grads: One a feature; None for no gradient.
+            grads: Gradient of each feature; None for no gradient.
         """
         for output, kept in zip(self._outputs, self.tensors, strict=True):
             if kept._version:  # changed in place: autograd is to notice if the trunk needs it

@@ -46,13 +46,15 @@ class Gate:
         heads: Names of the submodules that the losses train; the module itself by default.
         needs: Names of other methods on which the gate relies: it holds for a subclass that
             overrides neither them nor the gated method.
-        unpack: Finds the losses in the result of the method.
-        pack: Makes a result of losses alone, for a batch in which no image has the task.
-        prepare: Changes the arguments, given the model, once they are about the right images.
-        nobody: Changes the arguments into such as are about no image at all. The method is then
-            called where no image has the task, too, as heads that communicate with other ranks
-            need it, and its losses count nothing.
-        refuse: Says why the gate does not hold for a module, if so.
+        unpack: Function that finds the losses in the result of the method.
+        pack: Function that makes a result of losses alone, for a batch in which no image has the
+            task.
+        prepare: Function that changes the arguments, given the model, once they are about the right
+            images.
+        nobody: Function that changes the arguments into such as are about no image at all. The
+            method is then called where no image has the task, too, as heads that communicate with
+            other ranks need it, and its losses count nothing.
+        refuse: Function that says why the gate does not hold for a module, if so.
         keeps_sync: Whether a SyncBN of the heads may stay, since it never meets a wrong image.
     """
 
@@ -99,10 +101,10 @@ class GateTable:
         self._gates: dict[type, dict[str, Gate]] = {}
 
     def register(self, cls: type, method: str, **options: Any) -> None:
-        """Adds a gate, or exchanges the one that the class has for this method.
+        """Add a gate, or exchange the gate that the class has for this method.
 
         Args:
-            cls: The class of the head, which has the method.
+            cls: Class of the head, which has the method.
             method: Name of the method.
             **options: The attributes of :class:`Gate`, names as lists or tuples.
 
@@ -124,7 +126,7 @@ class GateTable:
         self._gates.setdefault(cls, {})[method] = gate
 
     def find(self, module: nn.Module) -> Iterator[tuple[str, Gate, str | None]]:
-        """Yields the method and the gate of each entry for a module, and why it does not hold."""
+        """Yield method and gate of each entry for a module, and why the gate does not hold."""
         found = set()
         for cls in type(module).__mro__:
             for method, gate in self._gates.get(cls, {}).items():
@@ -141,7 +143,7 @@ def _overridden(module: nn.Module, cls: type, methods: Iterable[str]) -> str | N
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Yields the tensors of a nested structure of lists, tuples and dicts."""
+    """Yield the tensors of a nested structure of lists, tuples and dicts."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple, Mapping)):
@@ -150,11 +152,11 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def select(maps: Any, chosen: Sequence[int]) -> Any:
-    """Takes some rows of each tensor.
+    """Take some rows of each tensor.
 
     Args:
-        maps: A tensor with one row an image, or a nested structure of such tensors. Anything else
-            in there stays as it is.
+        maps: A tensor with one row an image, or a nested structure of such tensors. Other values in
+            the structure stay as they are.
         chosen: Indices of the images.
     """
     if isinstance(maps, Tensor):
@@ -167,7 +169,7 @@ def select(maps: Any, chosen: Sequence[int]) -> Any:
 
 
 def scaled(losses: Mapping[str, Any], factor: float | Tensor) -> Losses:
-    """Multiplies losses, each a tensor or a list with one a level."""
+    """Multiply losses, each a tensor or a list with one a level."""
     return {
         name: [factor * each for each in value] if isinstance(value, list) else factor * value
         for name, value in losses.items()
@@ -175,7 +177,7 @@ def scaled(losses: Mapping[str, Any], factor: float | Tensor) -> Losses:
 
 
 def zero(*heads: nn.Module) -> Tensor:
-    """Makes the loss of heads that no example trains.
+    """Make the loss of heads that no example trains.
 
     The loss is 0 for each of their parameters, so that they have a gradient on every rank.
     """

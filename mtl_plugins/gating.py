@@ -20,7 +20,7 @@ from mtl_plugins.tasks import TaskGroups
 class GatedMethod:
     """Stands in the place of a method: an attribute of the module that has it.
 
-    Unlike a closure it survives ``copy.deepcopy(model)``, whose copy then calls its own modules.
+    Unlike a closure, the object survives ``copy.deepcopy(model)``: the copy calls its own modules.
 
     Attributes:
         name: Path of the module and class, for messages.
@@ -41,7 +41,7 @@ class GatedMethod:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         images = self._gates.images
-        # Within another gate, what the method gets is about the right images already.
+        # Within another gate the arguments are about the right images already.
         if not images.allocated or self.task is None or self._gates.entered:
             return self._method(*args, **kwargs)
         given = inspect.signature(self._method).bind(*args, **kwargs)
@@ -96,7 +96,7 @@ class GatedMethod:
             heads = [self._module.get_submodule(name) for name in self._gate.heads]
             return self._gate.pack({name: zero(*heads) for name in self.losses})
         given.arguments.update(self._gate.nobody(dict(given.arguments)))
-        # Running statistics are to be about images with the task.
+        # Running statistics must be about images with the task alone.
         buffers = [(b, b.clone()) for b in self._module.buffers()]
         result = self._called(given)
         with torch.no_grad():
@@ -114,8 +114,8 @@ class AllocationGates:
     the batch nothing changes. An adapter says what the attributes without a value are.
 
     Args:
-        model: Methods of its modules are replaced.
-        groups: Which losses make which task.
+        model: Model in whose modules methods are replaced.
+        groups: Losses of each task.
 
     Attributes:
         table: The gates of the framework.
@@ -139,7 +139,7 @@ class AllocationGates:
         self.entered = False
         self._trusted: Sequence[str] = ()
         self._reasons: list[str] = []  # why a gate does not hold
-        self._noted: dict[Any, GatedMethod] = {}  # node of the graph: whose loss it is
+        self._noted: dict[Any, GatedMethod] = {}  # by the loss's node of the graph
         for path, module in list(model.named_modules()):
             for method, gate, reason in list(self.table.find(module)):
                 if reason := reason or gate.refuse(module) or _waits(module, gate):
@@ -152,19 +152,19 @@ class AllocationGates:
     def examples(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Iterable[Sequence[str] | None]:
-        """Finds the tasks of each image in the arguments of the model; None where it has none."""
+        """Find the tasks of each image in the arguments of the model, None for an image without."""
         raise NotImplementedError
 
     def is_loss(self, name: str) -> bool:
-        """Tells whether the framework trains what the model returns under this name."""
+        """Tell whether the framework trains what the model returns under this name."""
         return True
 
     def trust(self, patterns: Sequence[str]) -> None:
-        """Names losses of which the model itself sees to the images, by shell patterns."""
+        """Trust the model to choose the images of the losses that match these shell patterns."""
         self._trusted = patterns
 
     def note(self, gated: GatedMethod, losses: Mapping[str, Any]) -> None:
-        """Notes which gate some losses come from."""
+        """Note the gate that some losses come from."""
         for name, value in losses.items():
             if self.is_loss(name) and name not in gated.losses:
                 gated.losses.append(name)
@@ -177,7 +177,7 @@ class AllocationGates:
             self._check_tasks(self.groups.names)
 
     def _check_tasks(self, names: Sequence[str]) -> None:
-        """Compares the tasks that images can have with those that there are."""
+        """Compare the tasks that images can have with the tasks of the losses."""
         drawn = self.images.drawn()
         for task in sorted(self.images.names().union(drawn)):
             if names and task not in names:
@@ -204,7 +204,7 @@ class AllocationGates:
     def _check(self, name: str, losses: Mapping[str, Any]) -> None:
         task = self.groups.task_of(name)
         if task is None or any(fnmatchcase(name, pattern) for pattern in self._trusted):
-            return  # TaskGroups tells which loss no task claims
+            return  # TaskGroups reports a loss that no task claims
         for gated in self._sources(losses[name]):
             if gated is None:
                 raise ValueError(
@@ -223,7 +223,7 @@ class AllocationGates:
                 )
 
     def _sources(self, loss: Any) -> set[GatedMethod | None]:
-        """Finds the gates that a loss comes from; None stands for a way around them."""
+        """Find the gates that a loss comes from; None stands for a way around them."""
         found: set[GatedMethod | None] = set()
         nodes, seen = [t.grad_fn for t in tensors(loss) if t.grad_fn is not None], set()
         while nodes and None not in found:
@@ -239,7 +239,7 @@ class AllocationGates:
         return found
 
     def _where(self, name: str, losses: Mapping[str, Any]) -> str:
-        """Names the parts of the model that a loss trains, and not all losses do."""
+        """Name the parts of the model that this loss trains and some other loss does not."""
         reached = {other: _reached(value) for other, value in losses.items()}
         common = set.intersection(*reached.values()) if len(reached) > 1 else set()
         parts = [
@@ -261,7 +261,7 @@ class AllocationGates:
 
 
 def _waits(module: nn.Module, gate: Gate) -> str | None:
-    """Says which norm would wait for ranks that have no image of the task."""
+    """Name the norm that would wait for ranks without an image of the task, if there is one."""
     if gate.keeps_sync or world_size() == 1:
         return None
     for head in gate.heads:
@@ -275,7 +275,7 @@ def _waits(module: nn.Module, gate: Gate) -> str | None:
 
 
 def _reached(loss: Any) -> set[int]:
-    """Finds the parameters that a loss trains, by id."""
+    """Find the parameters that a loss trains, by id."""
     nodes, seen, found = [t.grad_fn for t in tensors(loss)], set(), set()
     while nodes:
         node = nodes.pop()

@@ -14,14 +14,16 @@ from mtl_plugins.distributed import average, world_size
 
 
 def gramian_of(rows: Tensor, averaged: bool = False) -> Tensor:
-    """``J Jᵀ``, on the CPU: the one time a step waits for the device.
+    """Return ``J Jᵀ`` on the CPU: the one time a step waits for the device.
 
     Args:
-        rows: ``[T, D]``, any floating dtype and device. Half precision is accumulated in single.
-        averaged: Whether to average it over the ranks.
+        rows: Gradients ``[T, D]``, any floating dtype and device. Half precision is accumulated in
+            single.
+        averaged: Whether to average the result over the ranks.
 
     Returns:
-        ``[T, T]`` on the CPU, in single or double precision. Not finite only where ``rows`` is not.
+        The Gramian ``[T, T]`` on the CPU, in single or double precision. Not finite only where
+        ``rows`` is not.
     """
     if rows.dtype in (torch.float16, torch.bfloat16):
         rows = rows.float()
@@ -36,11 +38,11 @@ def gramian_of(rows: Tensor, averaged: bool = False) -> Tensor:
 
 
 def gramian_over_ranks(rows: Tensor, of_features: bool, exact: bool) -> Tensor:
-    """``J Jᵀ`` of the gradients of all ranks, see :func:`gramian_of`.
+    """Return ``J Jᵀ`` of the gradients of all ranks, see :func:`gramian_of`.
 
     Args:
-        rows: ``[T, D]``, the gradients of this rank.
-        of_features: Whether they are gradients of features, which every rank has of its own.
+        rows: Gradients ``[T, D]`` of this rank.
+        of_features: Whether ``rows`` are gradients of features, which every rank has of its own.
         exact: Whether parameters' gradients are averaged, which leaves the averages in the rows,
             or only their inner products.
     """
@@ -50,7 +52,7 @@ def gramian_over_ranks(rows: Tensor, of_features: bool, exact: bool) -> Tensor:
 
 
 def dense_strides(leaf: Tensor) -> tuple[int, ...]:
-    """The strides that autograd gives the gradient of a leaf: fused optimizers rely on them."""
+    """Return the strides that autograd gives a leaf's gradient: fused optimizers rely on them."""
     return torch.empty_like(leaf, device="meta").stride()
 
 
@@ -62,11 +64,11 @@ class TaskRows:
 
     Attributes:
         leaves: The tensors whose gradients are collected; ``D`` is the sum of their sizes.
-        data: ``[T, D]``.
-        views: For each task, its row in the shapes of the leaves.
+        data: The buffer, ``[T, D]``.
+        views: Row of each task, in the shapes of the leaves.
 
     Args:
-        device: Of the buffer while there are no leaves.
+        device: Device of the buffer while there are no leaves.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -75,7 +77,7 @@ class TaskRows:
         self.views: list[tuple[Tensor, ...]] = []
 
     def arrange(self, leaves: Sequence[Tensor], tasks: int) -> None:
-        """Makes room for the gradients of ``tasks`` tasks on ``leaves``; all rows become zero.
+        """Make room for the gradients of ``tasks`` tasks on ``leaves``; all rows become zero.
 
         Raises:
             TypeError: The leaves differ in dtype or device.
@@ -94,17 +96,17 @@ class TaskRows:
             return
         self.leaves = list(leaves)
         width = sum(leaf.numel() for leaf in leaves)
-        # Freed before the new one is allocated.
+        # Free the old buffer before the new one is allocated.
         self.views, self.data = [], self.data.new_empty(0, 0)
         self.data = (leaves[0] if leaves else self.data).new_zeros(tasks, width)
         self.views = [self.split(row) for row in self.data]
 
     def first(self, count: int) -> Tensor:
-        """``[T, D']``, the columns of the first ``count`` leaves."""
+        """Return ``[T, D']``, the columns of the first ``count`` leaves."""
         return self.data[:, : sum(leaf.numel() for leaf in self.leaves[:count])]
 
     def split(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """Views of a ``[D']`` tensor in the shapes and the memory format of the first leaves."""
+        """View a ``[D']`` tensor in the shapes and the memory format of the first leaves."""
         ends = accumulate(leaf.numel() for leaf in self.leaves)
         return tuple(
             flat[end - leaf.numel() : end].as_strided(leaf.shape, dense_strides(leaf))
@@ -126,11 +128,11 @@ class TaskRows:
         announce: Callable[[int], None],
         retain_graph: bool = False,
     ) -> None:
-        """Runs each loss back into its row.
+        """Run each loss back into its row.
 
         Args:
-            turns: Row and loss.
-            announce: Called with the row before each pass.
+            turns: Row and loss of each pass.
+            announce: Function called with the row before each pass.
             retain_graph: Whether the graph stays usable.
         """
         with self._bound() as bind:
@@ -141,7 +143,7 @@ class TaskRows:
 
     @contextmanager
     def _bound(self) -> Iterator[Callable[[int], None]]:
-        """Gives a function that binds a row; afterwards every ``.grad`` is what it was before."""
+        """Give a function that binds a row; afterwards every ``.grad`` is what it was before."""
         before = [leaf.grad for leaf in self.leaves]
 
         def bind(row: int) -> None:
@@ -156,14 +158,14 @@ class TaskRows:
 
 
 def combine(weights: Tensor, rows: Tensor) -> Tensor:
-    """``Jᵀ w``, accumulated in single precision where ``J`` is in half.
+    """Return ``Jᵀ w``, accumulated in single precision where ``J`` is in half.
 
     Args:
-        weights: ``[T]``.
-        rows: ``[T, D]``.
+        weights: Weights ``[T]``.
+        rows: Gradients ``[T, D]``.
 
     Returns:
-        ``[D]``, in the dtype and on the device of the rows.
+        The weighted sum ``[D]``, in the dtype and on the device of the rows.
     """
     wide = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
     return (weights.to(wide) @ wide).to(rows)
@@ -175,13 +177,16 @@ def rows_of(
     create_graph: bool = False,
     edges: Sequence[GradientEdge] | None = None,
 ) -> Tensor:
-    """``[T, D]``, the gradient of each loss. No ``.grad`` is touched and the graph stays usable.
+    """Return the gradient of each loss. No ``.grad`` is touched and the graph stays usable.
 
     Args:
-        losses: A loss that is None has the gradient zero.
-        tensors: What to differentiate by; ``D`` is the sum of their sizes.
+        losses: Losses; None has the gradient zero.
+        tensors: Tensors to differentiate by; ``D`` is the sum of their sizes.
         create_graph: Whether the result can be differentiated.
-        edges: Where in the graph the tensors are, if they may have been changed in place since.
+        edges: Places of the tensors in the graph, if they may have been changed in place since.
+
+    Returns:
+        The gradients, ``[T, D]``.
     """
     zero = torch.cat([torch.zeros_like(x).flatten() for x in tensors])
     rows = []

@@ -1,4 +1,4 @@
-"""Which loss reaches what in the autograd graph, and passes through it that need to know."""
+"""The autograd graph behind losses: which loss reaches what, and passes that need to know."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ class LossGraph:
 
     @cached_property
     def tells_heads_apart(self) -> bool:
-        """Whether what several losses reach is shared, rather than behind a node that they share.
+        """Whether a node that several losses reach is shared, rather than behind such a node.
 
         Losses that were stacked, or that one node returns (a compiled model, a hook, a checkpoint),
-        reach every head. They meet where their gradients have few elements, or one of them has
-        nothing of its own.
+        reach every head. Such losses meet where their gradients have few elements, or one of them
+        has nothing of its own.
         """
         own = {t for node, t in self._owner.items() if is_leaf(node)}
         for t, root in enumerate(self._roots):
@@ -107,9 +107,9 @@ class LossGraph:
         the two.
 
         Args:
-            seeds: The gradient that each loss starts from, a scalar.
-            weights: One a loss.
-            own: The factor of the gradient of what a loss has alone.
+            seeds: Gradient that each loss starts from, a scalar.
+            weights: Weight of each loss.
+            own: Factor of each loss's gradient of the parameters that it alone reaches.
         """
         grads = [
             seed * (w if self._is_shared(root.node) else o)
@@ -131,7 +131,7 @@ class LossGraph:
                 handle.remove()
 
     def gramian(self, leaves: Collection[Tensor], seeds: Sequence[Tensor] | None = None) -> Tensor:
-        """``J Jᵀ`` of the gradients on the shared leaves, see :meth:`gramians`."""
+        """Return ``J Jᵀ`` of the gradients on the shared leaves, see :meth:`gramians`."""
         return self.gramians(leaves, (), seeds)[0]
 
     def gramians(
@@ -140,26 +140,26 @@ class LossGraph:
         apart: Collection[Tensor] = (),
         seeds: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """``J Jᵀ`` of the gradients on the shared leaves, without ever holding ``J``.
+        """Return ``J Jᵀ`` of the gradients on the shared leaves, without ever holding ``J``.
 
         All tasks go down the graph together, slice by slice in topological order; a slice has no
         more parameters than the largest one has elements. Their gradients on the parameters of a
-        slice are multiplied with each other and dropped before the next slice. It computes what one
-        backward pass a task does, and holds, for each task, the gradient of the activations between
-        two slices and of the parameters of one slice. No ``.grad`` is touched, and the graph stays
-        usable.
+        slice are multiplied with each other and dropped before the next slice. The method computes
+        as much as one backward pass a task, and holds, for each task, the gradient of the
+        activations between two slices and of the parameters of one slice. No ``.grad`` is touched,
+        and the graph stays usable.
 
         A hook on an activation that lies between two slices is called twice, and one that scales
         its gradient scales it twice.
 
         Args:
-            leaves: Parameters; what of them is shared is counted.
+            leaves: Parameters, of which the shared ones count.
             apart: More parameters, whose Gramians are not added up.
-            seeds: The gradient that each loss starts from, a scalar; 1 by default.
+            seeds: Gradient that each loss starts from, a scalar; 1 by default.
 
         Returns:
-            ``[T, T]`` in double precision on the device of the losses, as accurate as the dtype of
-            the leaves allows; and one for each parameter of ``apart``.
+            The Gramian ``[T, T]`` in double precision on the device of the losses, as accurate as
+            the dtype of the leaves allows; and a Gramian for each parameter of ``apart``.
 
         Raises:
             RuntimeError: The graph has a part that reentrant checkpointing hides.
@@ -176,9 +176,9 @@ class LossGraph:
         return steps.gramian, [steps.apart[id(p)] for p in apart]
 
     def last_common(self, leaves: Sequence[Tensor], but: Collection[int] = ()) -> list[int]:
-        """Find where the losses part: the weights that every loss reaches with no other between.
+        """Find where losses part: the weights that every loss reaches with no others between.
 
-        Weights with two dimensions or more count, which are not those of a norm.
+        Only weights with two dimensions or more count, which excludes the weights of norms.
 
         Args:
             leaves: Parameters.
@@ -212,8 +212,8 @@ class LossGraph:
     def noting_once_differentiable(self) -> Iterator[list[str]]:
         """Give a list to which a pass with ``create_graph`` adds operations that it leaves out.
 
-        Such an operation has no second derivative: its backward pass says so, or computes something
-        that autograd does not see.
+        Such an operation has no second derivative: its backward pass says so, or computes out of
+        autograd's sight.
         """
         found: list[str] = []
 
@@ -244,7 +244,7 @@ class LossGraph:
 
 
 def _weigh(weight: float, crosses: Sequence[bool]) -> Callable[..., Any]:
-    """A hook that weighs the gradients that a node sends over some of its edges."""
+    """Return a hook that weighs the gradients that a node sends over some of its edges."""
 
     def hook(grads: Sequence[Tensor | None], _: Any) -> tuple[Tensor | None, ...]:
         return tuple(

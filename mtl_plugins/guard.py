@@ -1,4 +1,4 @@
-"""Steps that must not be made: a loss or gradient is NaN or infinite."""
+"""Guard against steps with a loss or gradient that is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Guard:
 
     Args:
         policy: ``"skip"`` or ``"raise"``.
-        max_skips: How many skipped steps in a row are an error.
+        max_skips: Number of skipped steps in a row that is an error.
     """
 
     def __init__(self, policy: OnNonfinite, max_skips: int) -> None:
@@ -36,7 +36,7 @@ class Guard:
             self._buffers = Buffers(model)
 
     def passed(self) -> None:
-        """Hear that a step is made."""
+        """Note that a step is made."""
         self._skipped = 0
         if self._buffers is not None:
             self._buffers.forget()
@@ -51,9 +51,9 @@ class Guard:
         """Leave gradients from which the optimizer, or the loss scaler, makes no step.
 
         Args:
-            nonfinite: Names of what is not finite.
-            losses: The losses.
-            params: The parameters that are trained.
+            nonfinite: Names of the tasks, or of the regulariser, that are not finite.
+            losses: Loss of each task.
+            params: Parameters that are trained.
             scale: Factor of a loss scaler.
 
         Raises:
@@ -83,7 +83,7 @@ class Guard:
             self._buffers.restore()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many steps in a row were skipped."""
+        """Return the number of steps skipped in a row."""
         return {"skipped": self._skipped}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -95,7 +95,7 @@ class Buffers:
     """Copies of a model's buffers from before the first forward pass of a step.
 
     Args:
-        model: A forward hook is put on it, without the wrapper of a data-parallel run.
+        model: Model without the wrapper of a data-parallel run; gets a forward hook.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -19,9 +19,9 @@ class LockStep:
 
     Args:
         owner: The only loss that reaches each node, or :data:`SEVERAL`.
-        roots: Where the gradient of each loss starts.
-        leaves: The parameters to be counted, as far as they are shared.
-        apart: Those of them whose Gramians are kept apart.
+        roots: Slot where the gradient of each loss starts.
+        leaves: Parameters to be counted, as far as they are shared.
+        apart: Parameters among ``leaves`` whose Gramians are kept apart.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class LockStep:
         self._largest = max((p.numel() for p in leaves), default=0)
         # Edges into each shared node from nodes that have not had their turn.
         self._missing = Counter(c for n in owner for c, _ in edges(n) if self._is_shared(c))
-        # What has arrived at shared nodes that have not had their turn: a gradient of each loss.
+        # Gradient of each loss that has arrived at shared nodes that have not had their turn.
         self._arrived: dict[Slot, list[Tensor | None]] = {}
         self._zero = torch.zeros(len(roots), len(roots), dtype=torch.float64)
         self.gramian = self._zero
@@ -46,7 +46,7 @@ class LockStep:
         """Fill :attr:`gramian`, and :attr:`apart` by the ``id`` of the parameters.
 
         Args:
-            seeds: The gradient that each loss starts from, a scalar.
+            seeds: Gradient that each loss starts from, a scalar.
         """
         zero = self._zero.to(seeds[0].device)
         self.gramian, self.apart = zero, dict.fromkeys(self.apart, zero)
@@ -71,7 +71,7 @@ class LockStep:
         return self._owner[node] == SEVERAL
 
     def _children_in_turn(self, node: Node) -> Iterator[Node]:
-        """The shared children, other than leaves, to which every other way has been gone."""
+        """Yield the shared children, other than leaves, to which every other way has been gone."""
         for child, _ in edges(node):
             if self._is_shared(child) and not is_leaf(child):
                 self._missing[child] -= 1
@@ -79,7 +79,7 @@ class LockStep:
                     yield child
 
     def _descend(self, piece: Collection[Node]) -> None:
-        """Take what has arrived at these nodes to where their edges leave the piece."""
+        """Take the gradients that arrived at these nodes to where edges leave the piece."""
         entries = [slot for slot in self._arrived if slot[0] in piece]
         grads = {slot: self._arrived.pop(slot) for slot in entries}
         onward = [edge for node in piece for edge in edges(node)]
@@ -138,5 +138,5 @@ class LockStep:
 
 
 def _size(node: Node) -> int:
-    """How many parameters hang on it."""
+    """Return the number of parameters that hang on a node."""
     return sum(variable(child).numel() for child, _ in edges(node) if is_leaf(child))

@@ -51,7 +51,7 @@ def refuse_hooks(params: Iterable[nn.Parameter]) -> None:
 def let_compiled_models_run_back_again() -> None:
     """Have :func:`torch.compile` keep what a second backward pass needs, in models compiled later.
 
-    Without it the first pass overwrites activations ("donated buffers").
+    By default the first pass overwrites activations ("donated buffers").
     """
     import torch._functorch.config as config
 

@@ -1,4 +1,4 @@
-"""The methods table: each config of ``_base_/mtl``, with what its classes say of themselves."""
+"""The methods table: each config of ``_base_/mtl``, with the words of its classes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Row(NamedTuple):
     """One config, in the words of the table.
 
     Attributes:
-        name: For ``--mtl``.
-        scale: ``"sum"`` or ``"mean"``, of the aggregator; ``"any"`` where it depends on an
+        name: Name of the config, for ``--mtl``.
+        scale: Scale of the aggregator, ``"sum"`` or ``"mean"``; ``"any"`` where it depends on an
             argument, ``"-"`` without an aggregator.
-        level: Where the method works: ``"p"``, gradients of the parameters, ``"f"``, of features.
-        cost: Passes through what the tasks share, forward and backward, at the parameter level.
+        level: Gradients that the method works on: ``"p"``, of the parameters, ``"f"``, of features.
+        cost: Passes through the shared layers, forward and backward, at the parameter level.
         about: Name and first sentence of each class.
     """
 
@@ -67,7 +67,7 @@ def _row(name: str) -> Row:
     scale, level, cost, about = "-", "p f", "1", []
     if part := wrapper.get("aggregator"):
         aggregator = AGGREGATORS[part["type"]]
-        # A method around others has the scale of the one in it.
+        # A method around another has the scale of the inner one.
         base = part.get("base", part)["type"]
         scale = AGGREGATORS[base].scale
         if not isinstance(scale, str):  # a property: each method of TorchJD has one of its own
@@ -94,7 +94,7 @@ def _row(name: str) -> Row:
 
 
 def _extra(weighting: type[Weighting]) -> str:
-    """Return what a weighting costs above its aggregator."""
+    """Return the cost of a weighting above its aggregator."""
     if weighting.needs_new_losses:
         return " + forward"
     return " + T heads" if weighting.needs_norms else ""

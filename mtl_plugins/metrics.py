@@ -8,17 +8,17 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
 Convention = Literal["gain", "loss"]
-Scores = Mapping[str, Mapping[str, float]]  # of each task, its metrics by name
+Scores = Mapping[str, Mapping[str, float]]  # metrics of each task, by name
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds, with what is known of its error.
+    """A mean over seeds, with its standard error.
 
-    A format is that of both numbers: ``f"{estimate:.1%}"``.
+    A format applies to both numbers: ``f"{estimate:.1%}"``.
 
     Attributes:
-        mean: Over the seeds.
-        standard_error: Of the mean; NaN of one seed.
+        mean: Mean over the seeds.
+        standard_error: Standard error of the mean; NaN of one seed.
     """
 
     mean: float
@@ -37,11 +37,11 @@ def delta_m(
     lower_is_better: Collection[str] = (),
     convention: Convention = "gain",
 ) -> float:
-    """Mean relative change over tasks, of the mean over each task's metrics.
+    """Compute the mean relative change over tasks, of the mean over each task's metrics.
 
     Args:
-        metrics: For each task, its metrics by name.
-        baseline: The same of the baseline.
+        metrics: Metrics of each task, by name.
+        baseline: Metrics of each task in the baseline, by name.
         lower_is_better: Names of the metrics that count errors.
         convention: ``"gain"``: in percent, higher is better (paper D, which counts one metric a
             task); ``"loss"``: a fraction, lower is better (paper A). The tables of paper B hold
@@ -51,7 +51,7 @@ def delta_m(
         The score; 0 for the baseline itself.
 
     Raises:
-        KeyError: The two do not have the same tasks and metrics.
+        KeyError: Metrics and baseline do not have the same tasks and metrics.
         ValueError: A metric of the baseline is 0, or ``convention`` is unknown.
     """
     if convention not in get_args(Convention):
@@ -77,20 +77,20 @@ def delta_m_over_seeds(
     lower_is_better: Collection[str] = (),
     convention: Convention = "gain",
 ) -> Estimate:
-    """:func:`delta_m` of each seed against the mean of the baseline's.
+    """Compute :func:`delta_m` of each seed against the mean of the baseline's seeds.
 
-    The error is that of the method alone; the baseline counts as known. Those in paper A are
-    larger than the errors of its metrics allow: they seem to have the baseline's in them.
+    The error is that of the method alone; the baseline counts as known. The errors in paper A are
+    larger than the errors of its metrics allow: they seem to include the baseline's.
 
     Args:
         runs: Metrics of each seed of the method.
-        baselines: The same of the baseline; it may have other seeds, and another number of them.
-        lower_is_better: As for :func:`delta_m`.
-        convention: As for :func:`delta_m`.
+        baselines: Metrics of each seed of the baseline; seeds and their number may be others.
+        lower_is_better: Names of the metrics that count errors.
+        convention: ``"gain"`` or ``"loss"``, see :func:`delta_m`.
 
     Raises:
         KeyError: Two seeds do not have the same tasks and metrics.
-        ValueError: No seed is given, or as for :func:`delta_m`.
+        ValueError: No seed is given, a metric of the baseline is 0, or ``convention`` is unknown.
     """
     for name, seeds in (("baselines", baselines), ("runs", runs)):
         if not seeds:
@@ -120,11 +120,11 @@ def _check_alike(metrics: Scores, baseline: Scores, where: str = "") -> None:
 
 
 def ranking_similarity(first: Mapping[str, float], second: Mapping[str, float]) -> float:
-    """Share of ordered pairs that two rankings order alike (C section 6.3).
+    """Compute the share of ordered pairs that two rankings order alike (C section 6.3).
 
     Args:
-        first: A score of each item; only the order counts.
-        second: Another score of the same items.
+        first: Score of each item; only the order counts.
+        second: Other score of the same items.
 
     Returns:
         ``max(s, 1 - s)``, in [0.5, 1]: a ranking is as informative as its reverse.

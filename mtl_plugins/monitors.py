@@ -1,4 +1,4 @@
-"""How much the tasks interfere: measures of their gradients (paper C, sections 5 and 6)."""
+"""Measures of how much tasks interfere, from their gradients (paper C, sections 5 and 6)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ MEASURES = (*GRADIENT_MEASURES, "fd")
 
 
 def gradient_direction_similarity(gramian: Tensor) -> Tensor:
-    """GDS: the mean cosine of two task gradients (C eq. 6).
+    """Compute GDS, the mean cosine of two task gradients (C eq. 6).
 
     Args:
-        gramian: ``[T, T]``. A zero row has the cosine 0 to all others.
+        gramian: Gramian ``[T, T]``. A zero row has the cosine 0 to all others.
 
     Returns:
         A scalar in [-1, 1], same dtype and device; NaN for fewer than two tasks.
@@ -34,22 +34,22 @@ def gradient_direction_similarity(gramian: Tensor) -> Tensor:
 
 
 def pairwise_angles(gramian: Tensor) -> Tensor:
-    """Angles between the task gradients (B fig. 1).
+    """Compute the angles between the task gradients (B fig. 1).
 
     Args:
-        gramian: ``[T, T]``. A zero row is at 90 degrees to all others.
+        gramian: Gramian ``[T, T]``. A zero row is at 90 degrees to all others.
 
     Returns:
-        ``[T, T]`` in degrees, in [0, 180], same dtype and device.
+        The angles ``[T, T]`` in degrees, in [0, 180], same dtype and device.
     """
     return _cosines(gramian).arccos().rad2deg()
 
 
 def gradient_magnitude_similarity(gramian: Tensor) -> Tensor:
-    """GMS: the mean of ``2 ‖g_i‖ ‖g_j‖ / (‖g_i‖² + ‖g_j‖²)`` (C eq. 7).
+    """Compute GMS, the mean of ``2 ‖g_i‖ ‖g_j‖ / (‖g_i‖² + ‖g_j‖²)`` (C eq. 7).
 
     Args:
-        gramian: ``[T, T]``. Two zero rows have the similarity 1, a zero row and another one 0.
+        gramian: Gramian ``[T, T]``. Two zero rows have similarity 1, a zero row and another 0.
 
     Returns:
         A scalar in [0, 1], same dtype and device; NaN for fewer than two tasks.
@@ -61,24 +61,24 @@ def gradient_magnitude_similarity(gramian: Tensor) -> Tensor:
 
 
 def feature_disentanglement(gradients: Tensor) -> Tensor:
-    """FD: how evenly the tasks care about the same location of a representation (C eq. 8 and 9).
+    """Compute FD: how evenly tasks care about one location of a representation (C eq. 8 and 9).
 
     Args:
-        gradients: ``[T, ...]``, ``∂L_t/∂Z``.
+        gradients: Gradients ``∂L_t/∂Z``, ``[T, ...]``.
 
     Returns:
         The mean entropy over locations, a scalar in [0, log T]: 0 when every location matters to
-        one task only. Locations that matter to none are left out; NaN if that is all of them.
+        one task only. Locations that matter to no task are left out; NaN if none remains.
     """
     total, count = entropies(gradients)
     return total / count
 
 
 def entropies(gradients: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the sum behind :func:`feature_disentanglement` and the number of its terms.
+    """Return the sum behind :func:`feature_disentanglement` and the number of its terms.
 
     Args:
-        gradients: ``[T, ...]``, ``∂L_t/∂Z``.
+        gradients: Gradients ``∂L_t/∂Z``, ``[T, ...]``.
 
     Returns:
         Two scalars.
@@ -92,15 +92,15 @@ def entropies(gradients: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_measures(measures: Sequence[str], key: str) -> None:
-    """Refuses whatever is not a list of :data:`MEASURES`.
+    """Refuse whatever is not a list of :data:`MEASURES`.
 
     Args:
         measures: Names of measures.
-        key: Where the config has them, for the error message.
+        key: Config key of the measures, for the error message.
 
     Raises:
-        TypeError: They are a string, not a list.
-        ValueError: One is not among :data:`MEASURES`.
+        TypeError: ``measures`` is a string, not a list.
+        ValueError: A name is not among :data:`MEASURES`.
     """
     if isinstance(measures, str):
         raise TypeError(f"{key}: expected a list, got {measures!r}")
@@ -110,13 +110,12 @@ def check_measures(measures: Sequence[str], key: str) -> None:
 
 
 def scalars_of(step: Step, measures: Sequence[str], fallbacks: int) -> dict[str, float]:
-    """Returns the scalars of a step, by the names under which both adapters log them.
+    """Return the scalars of a step, by the names under which both adapters log them.
 
     Args:
-        step: Taken last.
-        measures: Those of :data:`MEASURES` that are wanted; those that the step did not compute
-            are left out.
-        fallbacks: How often the solver of the aggregator has not converged.
+        step: The step taken last.
+        measures: Names among :data:`MEASURES`; a measure that the step did not compute is left out.
+        fallbacks: Number of times that the solver of the aggregator did not converge.
     """
     scalars = dict(zip((f"mtl/loss/{t}" for t in step.tasks), step.losses.tolist(), strict=True))
     if step.weights is not None:

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 NOBODY, SEVERAL, HIDDEN = -1, -2, -3
-"""In the place of the only loss that reaches something: none, more than one, not to be seen."""
+"""Values in place of the only loss that reaches a node: none, several, not to be seen."""
 
 Slot = tuple[Node, int]
 """An output of the operation behind a node: where a gradient arrives."""
 
 
 def common_owner(owners: Iterable[int]) -> int:
-    """Return the owner of something that has these owners in different batches, or on ranks."""
+    """Return the owner of what has these owners in different batches, or on different ranks."""
     found = set(owners) - {NOBODY}
     return found.pop() if len(found) == 1 else SEVERAL if found else NOBODY
 
@@ -28,7 +28,7 @@ def edges(node: Node) -> list[Slot]:
 
 
 def is_leaf(node: Node) -> bool:
-    """Whether the node accumulates the gradient of a leaf tensor."""
+    """Tell whether the node accumulates the gradient of a leaf tensor."""
     return hasattr(node, "variable")
 
 
@@ -39,7 +39,7 @@ def variable(node: Node) -> Tensor:
 
 
 def elements(slot: Slot) -> float:
-    """Return how many elements a gradient has that arrives there; infinite if unknown."""
+    """Return the number of elements of a gradient that arrives at a slot; infinite if unknown."""
     node, number = slot
     # A private attribute, and the only place where the shape is; without it the caller goes on.
     metadata = getattr(node, "_input_metadata", ())
@@ -57,8 +57,8 @@ def behind(roots: Iterable[Node], goes_on: Callable[[Node], bool] | None = None)
     """Walk the nodes that are reached from the roots.
 
     Args:
-        roots: Where to begin.
-        goes_on: Whether to walk on behind a node; by default always.
+        roots: Nodes to begin with.
+        goes_on: Function that tells whether to walk on behind a node; by default always.
     """
     seen: set[Node] = set()
     stack = list(roots)
@@ -73,7 +73,7 @@ def behind(roots: Iterable[Node], goes_on: Callable[[Node], bool] | None = None)
 
 @contextmanager
 def closed(nodes: Iterable[Node]) -> Iterator[None]:
-    """Let no gradient through these nodes, so that a pass ends where they are."""
+    """Let no gradient through these nodes, so that a pass ends at them."""
     handles = [node.register_prehook(lambda grads: (None,) * len(grads)) for node in nodes]
     try:
         yield

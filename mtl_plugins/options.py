@@ -22,28 +22,29 @@ class Options:
         level: ``"parameter"`` aggregates the gradients of the shared parameters, at the cost of
             one backward pass through the shared part a task; ``"feature"`` aggregates those of
             the representation and then runs what lies before it back once.
-        sync: What a data-parallel run averages over the ranks before it aggregates. ``"exact"``:
-            the gradient of every task, so that the weights are those of the whole batch.
-            ``"gramian"``: their ``T × T`` inner products, and afterwards one gradient: ``T`` times
-            less traffic, but each rank's inner products have the noise of its own batch in them.
-            It makes no difference at the feature level, where both need that little.
+        sync: Values that a data-parallel run averages over the ranks before it aggregates.
+            ``"exact"``: the gradient of every task, so that the weights are those of the whole
+            batch. ``"gramian"``: the ``T × T`` inner products of the gradients, and afterwards one
+            gradient: ``T`` times less traffic, but each rank's inner products have the noise of its
+            own batch in them. At the feature level both need that little, and are the same.
         low_memory: Whether to take the Gramian without keeping the ``T`` gradients of the shared
             parameters, and then to run the weighted sum back: ``T + 1`` passes through the shared
             part instead of ``T``, and twice through the heads. Every micro-batch is aggregated by
-            itself. It does not go with activation checkpointing; with several ranks it takes
-            ``sync="gramian"``, and where a rank lacks a task no synchronised batch norm.
-        weights_every: The weights are found at every ``weights_every``-th step, and the steps in
-            between are plain ones with one backward pass. A task without a gradient when they were
-            found takes the mean weight of the others until the next time.
-        on_nonfinite: What happens when a loss or a gradient is NaN or infinite. ``"skip"``: every
+            itself. Activation checkpointing excludes the option; with several ranks the option
+            needs ``sync="gramian"``, and where a rank lacks a task no synchronised batch norm.
+        weights_every: Number of steps from one choice of the weights to the next; the steps in
+            between are plain ones with one backward pass. A task without a gradient at a choice
+            takes the mean weight of the others until the next choice.
+        on_nonfinite: Reaction to a loss or gradient that is NaN or infinite. ``"skip"``: every
             ``.grad`` is dropped, so that the optimizer changes nothing (with a loss scaler: becomes
-            NaN, so that it skips the step and lowers its scale). ``"raise"``: an error. Looked at
-            are the losses, and where they are taken, the gradients of what the tasks share.
-        max_skips: How many skipped steps in a row are an error. A loss scaler needs about 16 to
-            come down from its first scale.
+            NaN, so that the scaler skips the step and lowers its scale). ``"raise"``: an error.
+            Checked are the losses, and the gradients of what the tasks share where the method takes
+            gradients.
+        max_skips: Number of skipped steps in a row that is an error. A loss scaler needs about 16
+            to come down from its first scale.
 
     Raises:
-        ValueError: A value is none of the valid ones.
+        ValueError: A value is not valid.
     """
 
     level: Level = "parameter"
@@ -69,7 +70,7 @@ class Options:
         """Check that the options go with each other, the method and the representation.
 
         Raises:
-            ValueError: Two of them exclude each other.
+            ValueError: Two options exclude each other.
             TypeError: The representation is no module.
         """
         if (self.level == "feature") != (representation is not None):

@@ -1,4 +1,4 @@
-"""Which parameters the tasks share, and which belong to one task alone."""
+"""Ownership of parameters: shared by several tasks, or of one task alone."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Ownership:
 
     A graph whose losses meet in one node (stacked losses, a compiled model, a hook on its output,
     reentrant checkpointing) cannot tell heads from the trunk. The parameters behind such a node are
-    *doubtful*, and evidence decides: who alone reached a parameter with a gradient that was not
-    zero, so far, is the owner.
+    *doubtful*, and evidence decides: the task that alone reached a parameter with a gradient that
+    was not zero, so far, is the owner.
 
     Args:
-        params: The parameters that are trained; more may be added to the list later.
+        params: Parameters that are trained; more may be added to the list later.
         device: Device of the tensors that ranks exchange.
     """
 
@@ -35,7 +35,7 @@ class Ownership:
         self._alone = [NOBODY] * len(params)  # by the graph
         self._evident = [NOBODY] * len(params)  # by the gradients; SEVERAL where there is no doubt
         self._reached = [False] * len(params)  # since the window was opened
-        self._agreed: tuple[list[int], list[int], list[bool]] | None = None  # with the other ranks
+        self._agreed: tuple[list[int], list[int], list[bool]] | None = None  # by all ranks
 
     def open_window(self) -> None:
         """Forget which parameters were reached, and make room for parameters that were added."""
@@ -49,7 +49,7 @@ class Ownership:
 
         Args:
             graph: Graph of the losses of this rank.
-            tasks: The number of each loss's task.
+            tasks: Number of each loss's task.
 
         Returns:
             Whether something is shared, doubtful or reached that the ranks have not agreed on.
@@ -81,7 +81,7 @@ class Ownership:
         """Learn from gradients, the same on every rank.
 
         Args:
-            reach: For doubtful parameters, by their index, the tasks whose gradient is not zero.
+            reach: Tasks whose gradient is not zero, by index of the doubtful parameter.
 
         Returns:
             Whether a parameter turned out to be shared.
@@ -104,7 +104,7 @@ class Ownership:
 
     @property
     def in_common(self) -> list[nn.Parameter]:
-        """The parameters that the graph takes for shared, doubtful or not, and that are trained."""
+        """Trained parameters that the graph takes for shared, doubtful or not."""
         pairs = zip(self._params, self._alone, strict=True)
         return [p for p, t in pairs if t == SEVERAL and p.requires_grad]
 
@@ -126,7 +126,7 @@ class Ownership:
         return list(self._alone)
 
     def reached(self, i: int) -> bool:
-        """Whether a loss reached parameter ``i`` since the window was opened, on any rank."""
+        """Tell if a loss reached parameter ``i`` since the window was opened, on any rank."""
         return self._reached[i]
 
     def state_dict(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class Ownership:
         """Restore what :meth:`state_dict` returned.
 
         Raises:
-            ValueError: The state is that of another number of parameters.
+            ValueError: The state is about another number of parameters.
         """
         if len(state["owner"]) != len(self._params):
             raise ValueError(
@@ -153,10 +153,10 @@ def nonzero_tasks(views: Sequence[Sequence[Tensor]]) -> list[list[int]]:
     """Find which tasks have a gradient that is not zero, on any rank.
 
     Args:
-        views: For each task, its gradient at each of some parameters.
+        views: Gradients of each task at some parameters.
 
     Returns:
-        For each of the parameters, the tasks. The host waits for the device once.
+        The tasks for each of the parameters. The host waits for the device once.
     """
     if not views or not views[0]:
         return [[] for _ in (views[0] if views else ())]

@@ -1,4 +1,4 @@
-"""Mixed precision: what the gradients are multiplied by, and how a CPU does without."""
+"""Mixed precision: the factor of the gradients, and bfloat16 on a CPU."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def gradient_scale(scaler: torch.amp.GradScaler, device: torch.device) -> Tensor | None:
-    """Returns what ``scaler`` multiplies the gradients by, a scalar; None if it is off.
+    """Return the factor by which ``scaler`` multiplies gradients, a scalar; None if it is off.
 
     Args:
-        scaler: Of the run.
-        device: Of the parameters.
+        scaler: Loss scaler of the run.
+        device: Device of the parameters.
     """
     if not scaler.is_enabled():
         return None
@@ -23,14 +23,14 @@ def gradient_scale(scaler: torch.amp.GradScaler, device: torch.device) -> Tensor
 
 
 def cpu_precision(asked: Any, key: str) -> torch.dtype:
-    """Returns the dtype of mixed precision on a CPU, which is bfloat16.
+    """Return the dtype of mixed precision on a CPU, which is bfloat16.
 
     Args:
-        asked: What the config says, a dtype or its name; None if it says nothing.
-        key: Where the config says it, for the error message.
+        asked: Dtype in the config, or its name; None if the config has none.
+        key: Config key of the dtype, for the error message.
 
     Raises:
-        ValueError: Another one is asked for.
+        ValueError: Another dtype is asked for.
     """
     if asked not in (None, "bfloat16", torch.bfloat16):
         raise ValueError(f"{key}: a CPU trains in 'bfloat16', got {asked!r}")
@@ -38,5 +38,5 @@ def cpu_precision(asked: Any, key: str) -> torch.dtype:
 
 
 def scaler_for(device: torch.device) -> torch.amp.GradScaler:
-    """Returns a new loss scaler; on a CPU one that is off, since bfloat16 does not underflow."""
+    """Return a new loss scaler, switched off on a CPU, since bfloat16 does not underflow."""
     return torch.amp.GradScaler(device.type, enabled=device.type != "cpu")

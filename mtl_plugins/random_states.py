@@ -1,4 +1,4 @@
-"""The random generators of this process: what a resumed run has to continue with."""
+"""The states of this process's random generators, with which a resumed run continues."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 
 def random_states() -> dict[str, Any]:
-    """Those of Python, NumPy, PyTorch and the current device.
+    """Return the states of the generators of Python, NumPy, PyTorch and the current device.
 
-    They are made of tensors and plain values, which ``torch.load`` reads without more ado.
+    The states are made of tensors and plain values, which ``torch.load`` reads without more ado.
     """
-    import numpy as np  # which the frameworks have, and the core does not need
+    import numpy as np  # a dependency of the frameworks, not of the core
 
     state: Any = np.random.get_state()
     kind, key, *rest = state
@@ -27,7 +27,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: Mapping[str, Any]) -> None:
-    """Restores what :func:`random_states` returned."""
+    """Restore what :func:`random_states` returned."""
     import numpy as np
 
     random.setstate(states["python"])

@@ -1,4 +1,4 @@
-"""When a run has its backward measure more than the method needs, and what is logged of it."""
+"""Records of measures that the method does not need: when to take them, and what to log."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class Recorder:
 
     A framework's hook calls :meth:`before_step` and :meth:`after_step` around every iteration. An
     iteration that ends without a step, in the middle of an accumulation, leaves its record to the
-    next one.
+    next iteration.
 
     Args:
-        interval: Iterations between two records.
-        measures: Of :data:`~mtl_plugins.monitors.MEASURES`.
-        interval_key: Where the config has the interval, for the error message.
-        measures_key: Where the config has the measures, for the error message.
+        interval: Number of iterations between two records.
+        measures: Names among :data:`~mtl_plugins.monitors.MEASURES`.
+        interval_key: Config key of the interval, for the error message.
+        measures_key: Config key of the measures, for the error message.
 
     Raises:
-        TypeError, ValueError: One of the two is not valid.
+        TypeError, ValueError: The interval or the measures are not valid.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class Recorder:
         self._reported: set[str] = set()  # tasks that were reported absent
 
     def before_step(self, multitask: MultiTaskBackward, iteration: int) -> None:
-        """Asks ``multitask`` for the measures, if a record is due.
+        """Ask ``multitask`` for the measures, if a record is due.
 
         Args:
-            multitask: Takes the next step.
+            multitask: Backward that takes the next step.
             iteration: Number of the iteration, from 1.
         """
         self._due = self._due or iteration % self.interval == 0
@@ -52,7 +52,7 @@ class Recorder:
             multitask.monitor_features = "fd" in self.measures
 
     def after_step(self, multitask: MultiTaskBackward) -> dict[str, float]:
-        """Returns the scalars to be logged by their names; none if no record is due."""
+        """Return the scalars to be logged, by name; none if no record is due."""
         step = multitask.last
         if step is None or step is self._last:
             return {}
@@ -65,13 +65,13 @@ class Recorder:
         return scalars_of(step, self.measures, getattr(multitask.aggregator, "fallbacks", 0))
 
     def absent(self, multitask: MultiTaskBackward, period: str) -> list[str]:
-        """Returns a warning for each task that took part in no step since the last call.
+        """Return a warning for each task that took part in no step since the last call.
 
         A task is reported once.
 
         Args:
-            multitask: Has the tasks.
-            period: The time since the last call in words, such as "a whole epoch".
+            multitask: Backward that has the tasks.
+            period: Time since the last call in words, such as "a whole epoch".
         """
         missing = set(multitask.tasks) - self._seen - self._reported
         self._reported |= missing

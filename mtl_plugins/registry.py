@@ -1,4 +1,4 @@
-"""Builds a method from its config, with errors for the person who edits that config."""
+"""Build methods from their configs, with errors for the person who edits a config."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 NUMBERS = ("int", "float", "int | None", "float | None")
-"""Annotations of an argument that is a number; they are not evaluated."""
+"""Annotations, as text, of an argument that is a number."""
 
 
 class Method:
-    """What aggregators and weightings have in common: options, and perhaps a memory.
+    """Base of aggregators, weightings and regularisers: options, and perhaps a memory.
 
     Attributes:
-        total_steps: How many steps the run takes, for methods with a schedule; set by the run, None
-            if it does not know.
-        steps_per_epoch: Likewise, and None for a run that counts iterations.
+        total_steps: Number of steps of the run, for methods with a schedule; set by the run, None
+            if it is unknown.
+        steps_per_epoch: Number of steps of an epoch; None for a run that counts iterations.
     """
 
     total_steps: int | None = None
     steps_per_epoch: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to survive a restart; empty for a method without memory."""
+        """Return the state that has to survive a restart; empty for a method without memory."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned.
+        """Restore what :meth:`state_dict` returned.
 
         Raises:
-            KeyError: The state has other keys: it was not written by this method.
+            KeyError: The state has other keys, which another method wrote.
         """
         if state.keys() != self.state_dict().keys():
             raise KeyError(
@@ -52,14 +52,14 @@ class Method:
 
 
 KINDS: dict[str, Mapping[str, type]] = {}
-"""The registry behind each config key, to find a method that was given under another's key."""
+"""The registry behind each config key, to find a method that was given under a wrong key."""
 
 
 def find_methods(package: str, path: Iterable[str], base: type[T]) -> dict[str, type[T]]:
-    """Finds the methods in the modules of a package: each is a file, and nothing else lists it.
+    """Find the methods in the modules of a package: a method is a file, and nothing else lists it.
 
     A module's methods are the public classes that it defines, subclasses of ``base`` without an
-    abstract method; a module with other ones beside them names its methods in ``__all__``.
+    abstract method; a module with other such classes names its methods in ``__all__``.
 
     Args:
         package: Name of the package.
@@ -89,14 +89,14 @@ def _defined_in(module: ModuleType, base: type) -> list[str]:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name that is spelt most like ``name``; None if none is similar."""
+    """Return the valid name that is spelt most like ``name``; None if none is similar."""
     by_fold = {v.lower(): v for v in valid}
     near = difflib.get_close_matches(name.lower(), by_fold, n=1, cutoff=0.5)
     return by_fold[near[0]] if near else None
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """Words for an error message: the name nearest to ``name`` first, then all valid ones."""
+    """List valid names for an error message: the nearest to ``name`` first, then all of them."""
     valid = list(valid)
     near = nearest(name, valid)
     hint = "" if near is None else f"did you mean {near!r}? "
@@ -105,11 +105,11 @@ def suggest(name: str, valid: Iterable[str]) -> str:
 
 @contextmanager
 def under(prefix: str, keys: Iterable[str]) -> Iterator[None]:
-    """Has an error that begins with a config key begin with the whole key.
+    """Have an error that begins with a config key begin with the whole key.
 
     Args:
-        prefix: The part of the config that has the keys, such as ``"optim_wrapper"``.
-        keys: Its keys, by which errors of the core begin.
+        prefix: Part of the config that has the keys, such as ``"optim_wrapper"``.
+        keys: Keys of that part, by which errors of the core begin.
     """
     try:
         yield
@@ -123,17 +123,17 @@ def under(prefix: str, keys: Iterable[str]) -> Iterator[None]:
 def build(
     registry: Mapping[str, type[T]], cfg: str | Mapping[str, Any] | T, key: str, base: Any
 ) -> T:
-    """Builds an object from a name, from ``dict(type=name, **arguments)``, or returns it as it is.
+    """Build an object from a name or ``dict(type=name, **arguments)``; return a ready one as is.
 
     Args:
         registry: Class of each name.
-        cfg: What the config holds.
-        key: The config key, for the error message.
-        base: The class that a ready object has to be an instance of.
+        cfg: Name, dict or ready object.
+        key: Config key of ``cfg``, for the error message.
+        base: Class that a ready object has to be an instance of.
 
     Raises:
         TypeError: ``cfg`` is none of the three, or an argument is unknown or missing.
-        KeyError: No method of that name.
+        KeyError: No method has that name.
     """
     if isinstance(cfg, base):
         return cast(T, cfg)
@@ -171,13 +171,13 @@ def build(
 
 
 def _check_number(key: str, method: str, value: Any, parameter: inspect.Parameter | None) -> None:
-    """Refuses text and the like where a method takes a number.
+    """Refuse text and the like where a method takes a number.
 
     Args:
-        key: Where the config has the argument, for the error message.
+        key: Config key of the argument, for the error message.
         method: Name of the method.
-        value: From the config; None is left to the method.
-        parameter: Of its constructor, if it has one of this name.
+        value: Value in the config; None is left to the method.
+        parameter: Parameter of the method's constructor, if there is one of this name.
 
     Raises:
         TypeError: The value is no number.

@@ -15,10 +15,10 @@ class Replay:
     """Computes the last forward passes in training mode once more, after the model has changed.
 
     The same random numbers are drawn, such as for the sampling of proposals, so that the losses
-    differ by what the step has changed. Nothing else does: buffers and generators stay as they are.
+    differ by what the step has changed and nothing else. Buffers and generators stay as they are.
 
     Args:
-        model: Without the wrapper of a data-parallel run.
+        model: Model without the wrapper of a data-parallel run.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -27,7 +27,7 @@ class Replay:
         model.register_forward_pre_hook(self._note, with_kwargs=True)
 
     def counts(self, kwargs: Mapping[str, Any]) -> bool:
-        """Whether a call with these keyword arguments computes losses."""
+        """Tell whether a call with these keyword arguments computes losses."""
         return True
 
     def _note(self, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
@@ -49,7 +49,7 @@ class Replay:
 
     @torch.no_grad()
     def outputs(self) -> list[Any]:
-        """What each call since this was asked last returns now."""
+        """Return the present output of each call since the last request."""
         calls, self._calls = self._calls, []
         return [self._again(call) for call in calls]
 

@@ -1,4 +1,4 @@
-"""What the ranks tell each other about a step, on its way to the CPU."""
+"""Reports that the ranks exchange about a step, on their way to the CPU."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Report:
     """The losses of one call: the mean over the ranks, on its way to the CPU.
 
     Args:
-        losses: Those of this rank.
+        losses: Losses of this rank.
         tasks: Names of all tasks, in the same order on every rank.
-        device: Of the losses.
+        device: Device of the losses.
         changed: Whether something else is shared or reached than the ranks have agreed on.
-        share: What the losses count in the step.
+        share: Weight of the losses in the step.
 
     Attributes:
-        share: As given.
+        share: Weight of the losses in the step.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Report:
 
     @property
     def losses(self) -> dict[str, float]:
-        """Of the tasks that take part on some rank."""
+        """Losses of the tasks that take part on some rank."""
         count = len(self._tasks)
         found = zip(self._tasks, self._numbers[:count], self._numbers[count:-1], strict=True)
         return {name: loss for name, loss, there in found if there > 0.0}
 
     @property
     def changed(self) -> bool:
-        """On some rank."""
+        """Whether some rank reports a change."""
         return self._numbers[-1] > 0.0
 
 
@@ -67,7 +67,7 @@ class HostCopy:
     """A copy on the CPU that is started now and waited for when it is read.
 
     Args:
-        tensor: What to copy; small.
+        tensor: Small tensor to copy.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -81,7 +81,7 @@ class HostCopy:
             self._copy = tensor.cpu()
 
     def read(self) -> Tensor:
-        """The copy; waits for what the device had to do up to then, and for nothing later."""
+        """Return the copy; wait for the work that precedes it on the device, and for no other."""
         if self._done is not None:
             self._done.synchronize()
         return self._copy

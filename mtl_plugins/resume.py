@@ -18,9 +18,9 @@ class Resume(NamedTuple):
     """Takes the state of the method from a checkpoint, or says what else to do with it.
 
     Attributes:
-        switch: How a user has a run resumed, such as ``--resume``.
+        switch: Switch or config key that resumes a run, such as ``--resume``.
         weights: Config key by which a run starts from weights alone.
-        writer: Who writes such checkpoints, in words.
+        writer: Name, in words, of what writes such checkpoints.
     """
 
     switch: str
@@ -28,13 +28,13 @@ class Resume(NamedTuple):
     writer: str
 
     def take(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the part of the method.
+        """Return the part of the method.
 
         Args:
-            state: Of the trainer or the optimizer wrapper.
+            state: State of the trainer or the optimizer wrapper.
 
         Raises:
-            ValueError: There is none.
+            ValueError: The state has no part of the method.
         """
         if KEY not in state:
             raise ValueError(
@@ -43,14 +43,14 @@ class Resume(NamedTuple):
         return state[KEY]
 
     def load(self, multitask: MultiTaskBackward, state: Mapping[str, Any]) -> None:
-        """Restores the method.
+        """Restore the method.
 
         Args:
-            multitask: To be restored.
-            state: From :meth:`take`.
+            multitask: Backward to be restored.
+            state: State from :meth:`take`.
 
         Raises:
-            KeyError, ValueError: It was written by another method or for other tasks.
+            KeyError, ValueError: The state was written by another method or for other tasks.
         """
         try:
             multitask.load_state_dict(state)

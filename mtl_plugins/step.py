@@ -1,4 +1,4 @@
-"""Values of one step: what it was given, what its parts found, and what it shows to hooks."""
+"""Values of one step: its inputs, the findings of its parts, and its results for hooks."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Batch:
     """One call: a micro-batch, or a whole batch.
 
     Attributes:
-        raw: The losses of this rank, as given, in the order of the tasks.
+        raw: Losses of this rank, as given, in the order of the tasks.
         tasks: Names of all tasks.
-        window: The step that the call is a part of.
+        window: Step that the call is a part of.
         scale: Factor of a loss scaler.
-        share: What the losses of this call count in the step.
-        aggregate: Whether it is the last of some micro-batches.
-        report: The losses of all ranks.
-        seen: The graph, if it was looked at already.
+        share: Weight of this call's losses in the step.
+        aggregate: Whether the call is the last of some micro-batches.
+        report: Losses of all ranks.
+        seen: Graph behind the losses, if it was looked at already.
     """
 
     raw: Mapping[str, Tensor]
@@ -46,7 +46,7 @@ class Batch:
 
     @cached_property
     def scaled(self) -> Mapping[str, Tensor]:
-        """The losses of this rank, times their share and the loss scale."""
+        """Losses of this rank, times their share and the loss scale."""
         if self.scale is None and self.share == 1.0:
             return self.raw
         by = self.share if self.scale is None else self.share * self.scale
@@ -54,7 +54,7 @@ class Batch:
 
     @cached_property
     def losses(self) -> Mapping[str, Tensor]:
-        """The losses that are run back: those of this rank, weighted and scaled."""
+        """Losses that are run back: the losses of this rank, weighted and scaled."""
         factors = self.window.factors
         return {
             name: loss if factors[name] == 1.0 else factors[name] * loss
@@ -63,7 +63,7 @@ class Batch:
 
     @property
     def seeds(self) -> list[Tensor]:
-        """The gradients of :attr:`raw` that weigh and scale likewise."""
+        """Gradients that the passes from :attr:`raw` start with: weight times scale."""
         seeds = [
             torch.full_like(loss, self.share * self.window.factors[name])
             for name, loss in self.raw.items()
@@ -74,16 +74,16 @@ class Batch:
         """Put the losses in the order of their passes, the same on every rank.
 
         Args:
-            losses: By default the weighted and scaled ones.
+            losses: Loss of each task; by default weighted and scaled.
 
         Returns:
-            Number of the task, and its loss.
+            Number and loss of each task.
         """
         losses = self.losses if losses is None else losses
         turns = list(losses.items())
         if turns and len(turns) < len(self.tasks) and world_size() > 1:
             # A synchronised batch norm waits in its backward pass for every rank: a task that
-            # others have takes its turn here too, with a gradient of zero.
+            # other ranks have takes its turn here too, with a gradient of zero.
             nothing = 0.0 * turns[0][1]
             elsewhere = self.report.losses
             turns = [(n, losses.get(n, nothing)) for n in self.tasks if n in elsewhere]
@@ -95,9 +95,9 @@ class Measured:
     """Gradients of the tasks, or what stands for them.
 
     Attributes:
-        reports: The losses of the calls that were measured.
-        gramian: ``[n, n]`` of the tasks of ``reports``, unscaled; None if not computed.
-        rows: ``[T, D]``, the gradients of all tasks, scaled; None if there are none.
+        reports: Losses of the calls that were measured.
+        gramian: Gramian ``[n, n]`` of the tasks of ``reports``, unscaled; None if not computed.
+        rows: Gradients ``[T, D]`` of all tasks, scaled; None if there are none.
         features: Features that the rows are gradients of; empty for parameters.
         shared: Whether the tasks share anything.
     """
@@ -111,11 +111,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Choice:
-    """What becomes of the gradients.
+    """Choice of the update that the gradients give.
 
     Attributes:
-        weights: One a task, and perhaps of absent ones; None if the method gives none.
-        update: ``[D]``, where the method gives that; scaled as the rows are.
+        weights: Weight of each task, absent ones perhaps included; None if the method gives none.
+        update: Update ``[D]``, where the method gives one; scaled as the rows are.
         own: Factor of the gradient of what a task has alone; 1 where there is none.
     """
 
@@ -129,16 +129,16 @@ class Step:
     """Results of one step, for hooks. All tensors are on the CPU.
 
     Attributes:
-        tasks: The ``T`` tasks that took part, on any rank; where every micro-batch is aggregated by
-            itself, in the last one.
-        losses: ``[T]``, as given; the mean over the ranks.
-        weights: ``[T]``, the factor of each loss in the update of what the tasks share; None if the
+        tasks: Names of the ``T`` tasks that took part, on any rank; where every micro-batch is
+            aggregated by itself, in the last one.
+        losses: Losses ``[T]``, as given; the mean over the ranks.
+        weights: Factors ``[T]`` of the losses in the update of what the tasks share; None if the
             aggregator combines the gradients in another way.
-        gramian: ``[T, T]`` of the (weighted) losses' gradients; None if not computed.
+        gramian: Gramian ``[T, T]`` of the (weighted) losses' gradients; None if not computed.
         disentanglement: FD, a scalar; None if not asked for.
         penalty: The regulariser's term, a scalar; None without one.
-        nonfinite: The tasks whose loss or gradient is not finite, and ``"the regularizer"``. If
-            there are any, the step was skipped.
+        nonfinite: Names of the tasks whose loss or gradient is not finite, and perhaps
+            ``"the regularizer"``. If there are any, the step was skipped.
     """
 
     tasks: tuple[str, ...]
@@ -158,7 +158,7 @@ class Step:
         disentanglement: Tensor | None,
         penalty: Tensor | None,
     ) -> Step:
-        """Put together what the parts of a step found."""
+        """Put together the findings of the parts of a step."""
         losses = window.totals()
         names, gramian = tuple(window.totals(measured.reports)), measured.gramian
         weights = None

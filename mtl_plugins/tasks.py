@@ -1,4 +1,4 @@
-"""Which losses make which task."""
+"""Tasks as groups of losses."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class TaskGroups:
     task, a head may return a part of its losses only. Later on, terms and tasks may be absent.
 
     Args:
-        tasks: For each task, shell-style patterns of the names of its losses, or one such pattern.
+        tasks: Shell-style patterns of the names of each task's losses, or one such pattern a task.
             None makes every term a task of its own.
         optional: Patterns of the losses that the model has on some batches only, such as those of
             labels that not every image has, or those that begin late in the run.
 
     Attributes:
-        names: The tasks in the order of the config; empty if that names none.
+        names: Names of the tasks in the order of the config; empty if the config names none.
         optional: Patterns of the losses that some batches lack.
 
     Raises:
@@ -59,16 +59,15 @@ class TaskGroups:
     def __call__(
         self, losses: Mapping[str, Any], untrained: Collection[str] = ()
     ) -> dict[str, Any]:
-        """The loss of each task that has one, in the order of the config.
+        """Return the loss of each task that has one, in the order of the config.
 
         Args:
             losses: Scalar terms by name. A number that is no tensor is a constant; a task that has
                 nothing else has no loss.
-            untrained: Names of what the model returned besides the losses, for error messages.
+            untrained: Names of other outputs that the model returned, for error messages.
 
         Raises:
-            KeyError: A term that no task or more than one task claims, or a pattern that matches no
-                term.
+            KeyError: No task or more than one task claims a term, or a pattern matches no term.
         """
         if any(name not in self._task_of for name in losses) or any(self._unmatched.values()):
             self._check(losses, untrained)
@@ -82,29 +81,29 @@ class TaskGroups:
         }
 
     def task_of(self, name: str) -> str | None:
-        """The task that a loss of this name belongs to, if one alone claims it."""
+        """Return the task that a loss of this name belongs to, if exactly one claims the loss."""
         claims = self._claims(name)
         return name if not self._patterns else next(iter(claims)) if len(claims) == 1 else None
 
     def expect(self, losses: Collection[str]) -> None:
-        """Takes note of losses that may begin late in the run.
+        """Take note of losses that may begin late in the run.
 
         Args:
             losses: Names of the losses.
 
         Raises:
-            KeyError: No task claims one of them, or more than one does.
+            KeyError: No task, or more than one, claims one of ``losses``.
         """
         self.optional = [*self.optional, *losses]
         for name in losses if self._patterns else ():
             self._only_claim(name, f"The model has it, and may return it later. {self._listed}")
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the patterns that have matched nothing yet, for the check to go on with."""
+        """Return the patterns that have matched nothing yet, with which the check goes on."""
         return {"unmatched": {task: list(some) for task, some in self._unmatched.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what :meth:`state_dict` returned; patterns that are new are checked anew."""
+        """Restore what :meth:`state_dict` returned; new patterns are checked from the start."""
         known = state["unmatched"]
         self._unmatched = {
             task: [p for p in some if p in known.get(task, some)]
@@ -113,7 +112,7 @@ class TaskGroups:
         self._first = False
 
     def _claims(self, name: str) -> dict[str, list[str]]:
-        """The tasks that claim a loss, with the patterns by which they do."""
+        """Return the tasks that claim a loss, with the patterns by which they claim it."""
         found = {
             task: [pattern for pattern in patterns if fnmatchcase(name, pattern)]
             for task, patterns in self._patterns.items()
@@ -160,7 +159,7 @@ class TaskGroups:
         )
 
     def _find_typo(self, name: str, losses: Collection[str]) -> None:
-        """Refuses a pattern that matches nothing where it may have been meant for ``name``."""
+        """Refuse a pattern that matches nothing where it may have been meant for ``name``."""
         for task, patterns in self._unmatched.items():
             for pattern in patterns:
                 if nearest(pattern, [name]) is not None:

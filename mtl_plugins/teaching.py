@@ -1,4 +1,4 @@
-"""The loss weighting: what it learns before, in and after a step."""
+"""The loss weighting, and what it learns before, in and after a step."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ class LastLayer:
     """The last layer that all tasks share, of the batch with the most tasks so far.
 
     Args:
-        params: The parameters that are trained; more may be added to the list later.
+        params: Parameters that are trained; more may be added to the list later.
     """
 
     def __init__(self, params: Sequence[nn.Parameter]) -> None:
         self._params = params
         self._indices: list[int] = []
-        self._tasks: set[str] = set()  # that share it
+        self._tasks: set[str] = set()  # tasks that share the layer
 
     def weights(self, batch: Batch, tasks: Collection[str]) -> list[nn.Parameter]:
         """Find the weights of the layer; none if the tasks share none.
 
         Args:
-            batch: The losses.
-            tasks: The tasks that take part, on any rank.
+            batch: Batch of losses.
+            tasks: Names of the tasks that take part, on any rank.
         """
         frozen = any(not self._params[i].requires_grad for i in self._indices)
         if frozen or not set(tasks) <= self._tasks:
@@ -61,7 +61,7 @@ class LastLayer:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which layer it is."""
+        """Return the choice of the layer."""
         return {"indices": list(self._indices), "tasks": sorted(self._tasks)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -73,13 +73,13 @@ class Teaching:
     """Gives a weighting the losses and lengths that it learns from.
 
     Args:
-        weighting: The method; None for none.
-        params: The parameters that are trained; more may be added to the list later.
+        weighting: Weighting; None for none.
+        params: Parameters that are trained; more may be added to the list later.
         exact: Whether the gradients of the ranks are averaged before their lengths are taken.
-        representation: The features, at the feature level.
+        representation: Features of the tasks, at the feature level.
 
     Attributes:
-        model: The whole model, where it is known: parts of it may be frozen.
+        model: Whole model, where known: parts of it may be frozen.
     """
 
     model: nn.Module | None = None
@@ -103,7 +103,7 @@ class Teaching:
         """Prepare for the next step.
 
         Raises:
-            RuntimeError: The weighting has not heard of the losses after the last step.
+            RuntimeError: The weighting was not told the losses after the last step.
         """
         self._norms = None
         if self._awaits_new_losses:
@@ -138,9 +138,9 @@ class Teaching:
     def _at_features(
         self, cut: Representation, losses: Sequence[Tensor | None], batch: Batch
     ) -> HostCopy | None:
-        if not cut.tensors:  # what lies before is frozen
+        if not cut.tensors:  # everything before is frozen
             return None
-        # Every rank has features of its own, and its share of the mean loss.
+        # Every rank has features of its own, and a share of the mean loss.
         rows = rows_of(losses, cut.tensors, edges=cut.edges)
         squares = rows.double().square().sum(dim=1)
         return _unscaled((average(squares) / world_size()).sqrt(), batch)
@@ -169,7 +169,7 @@ class Teaching:
         """Learn from a step whose losses were finite.
 
         Args:
-            losses: Losses of the tasks that took part.
+            losses: Loss of each task that took part.
             tasks: Names of all tasks.
         """
         if self.weighting is None:

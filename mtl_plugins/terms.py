@@ -17,8 +17,8 @@ class Besides(NamedTuple):
     """A leaf of the graph that a loss reaches by a way past all of its terms.
 
     Attributes:
-        leaf: A learned weight of the terms, for instance.
-        gradient: ``∂loss/∂leaf`` along that way, of the shape of the leaf.
+        leaf: The leaf, such as a learned weight of the terms.
+        gradient: Gradient ``∂loss/∂leaf`` along that way, of the shape of the leaf.
         weighs: Indices of the terms whose factors depend on the leaf.
     """
 
@@ -31,9 +31,9 @@ class MakeUp(NamedTuple):
     """A loss as a function of its terms, to first order.
 
     Attributes:
-        factors: ``∂loss/∂term`` for each term, of its shape; None for a term that the loss does not
-            depend on. A term within another one counts only where the loss uses it by itself.
-        besides: The leaves that the loss reaches by no term.
+        factors: Gradient ``∂loss/∂term`` for each term, of its shape; None for a term that the loss
+            does not depend on. A term within another counts only where the loss uses it by itself.
+        besides: Leaves that the loss reaches by no term.
     """
 
     factors: list[Tensor | None]
@@ -41,7 +41,7 @@ class MakeUp(NamedTuple):
 
 
 def make_up(loss: Tensor, terms: Sequence[Tensor]) -> MakeUp:
-    """Takes a loss apart, at the cost of the operations between it and its terms.
+    """Take a loss apart, at the cost of the operations between it and its terms.
 
     Args:
         loss: A scalar that requires a gradient. The graph behind it stays usable.
@@ -74,14 +74,14 @@ def _reaches(factor: Tensor, leaf: Tensor) -> bool:
 
 
 def _gradient(loss: Tensor, terms: Sequence[Tensor], leaf: Tensor) -> Tensor:
-    """``∂loss/∂leaf`` along the ways past the terms."""
+    """Compute ``∂loss/∂leaf`` along the ways past the terms."""
     with _collecting(terms):
         return torch.autograd.grad(loss, leaf, retain_graph=True)[0]
 
 
 @contextmanager
 def _collecting(terms: Sequence[Tensor]) -> Iterator[list[Tensor | None]]:
-    """Gives the list of the gradients that arrive at the terms, none of which goes further."""
+    """Give the list of the gradients that arrive at the terms, none of which goes further."""
     found: list[Tensor | None] = [None] * len(terms)
 
     def stop(i: int) -> Callable[[Tensor], Tensor]:
@@ -105,7 +105,7 @@ def _slot(tensor: Tensor) -> Slot:
 
 
 def _leaves(root: Tensor, stops: Collection[Slot] = ()) -> Iterator[Tensor]:
-    """The leaves behind a tensor, without those that lie behind one of the stops alone."""
+    """Yield the leaves behind a tensor, except leaves that lie behind one of the stops alone."""
     seen: set[Node] = set()
     stack = [_slot(root)] if root.requires_grad else []
     while stack:

@@ -1,4 +1,4 @@
-"""Measures that a step is asked for and that its method may not need."""
+"""Measures that a step takes on request, and that the method may not need."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Watching:
     """Knows what the next step is to measure, and takes the feature disentanglement.
 
     Args:
-        representation: Its features, at the feature level.
+        representation: Features of the tasks, at the feature level.
 
     Attributes:
         monitor: Whether the Gramian is wanted.
@@ -47,7 +47,7 @@ class Watching:
         return self._watch
 
     def wants_gramian(self, batch: Batch) -> bool:
-        """Whether the Gramian of this call is wanted."""
+        """Tell whether the Gramian of this call is wanted."""
         return self.monitor and batch.aggregate
 
     def _wants_features(self, batch: Batch) -> bool:
@@ -59,7 +59,7 @@ class Watching:
 
         Args:
             batch: The call.
-            rows: Filled meanwhile; at the feature level with the features' gradients.
+            rows: Rows that the passes fill; at the feature level with the features' gradients.
 
         Yields:
             A function to call with the number of each task before its pass.
@@ -77,7 +77,7 @@ class Watching:
             self._keep(self._watch.rows(len(batch.tasks)))
 
     def look(self, batch: Batch) -> None:
-        """Take the feature disentanglement where no pass of each task is to be made anyway."""
+        """Take the feature disentanglement in a step that makes no pass a task anyway."""
         if self._wants_features(batch):
             turns = dict(batch.turns())
             tensors, edges = self._features()

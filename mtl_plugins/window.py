@@ -10,21 +10,21 @@ from torch import Tensor, nn
 from mtl_plugins.report import Report
 
 REGULARIZER = "the regularizer"
-"""Name of the regulariser among what is not finite."""
+"""Name of the regulariser where its term is not finite."""
 
 
 class Window:
-    """Everything that is known of one step, made for the step and dropped after it.
+    """State of one step, made for the step and dropped after it.
 
     Args:
-        params: The parameters that are trained.
+        params: Parameters that are trained.
         tasks: Names of all tasks; the list grows.
-        hold: Whether gradients from before are kept out of what is done to those of the step.
+        hold: Whether gradients from before are kept apart from the gradients of the step.
 
     Attributes:
         reports: Losses of the calls so far.
         factors: Factors of the losses, from the weighting.
-        nonfinite: Names of what is not finite.
+        nonfinite: Names of the tasks, or of the regulariser, that are not finite.
     """
 
     def __init__(self, params: Sequence[nn.Parameter], tasks: Sequence[str], hold: bool) -> None:
@@ -40,7 +40,7 @@ class Window:
         """Sum the losses of the tasks that take part, on any rank, by their share.
 
         Args:
-            reports: The calls; by default all.
+            reports: Losses of some calls; by default of all.
         """
         reports = self.reports if reports is None else reports
         return {
@@ -53,8 +53,8 @@ class Window:
         """Note the tasks whose loss or gradient is NaN or infinite.
 
         Args:
-            gramian: ``[n, n]`` of the tasks of ``reports``.
-            reports: The calls.
+            gramian: Gramian ``[n, n]`` of the tasks of ``reports``.
+            reports: Losses of the calls.
 
         Returns:
             Whether there are any.
@@ -70,7 +70,7 @@ class Window:
         return bool(found)
 
     def release(self) -> None:
-        """Add the gradients from before to those of the step."""
+        """Add the gradients from before to the gradients of the step."""
         for p, grad in self._held:
             if grad is not None:
                 p.grad = grad if p.grad is None else grad.add_(p.grad)
