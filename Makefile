@@ -17,6 +17,7 @@ lint: $(VENV)/dev.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/check_words.py
 
 docs: $(VENV)/docs.installed
 	$(BIN)/mkdocs build --strict --site-dir site
