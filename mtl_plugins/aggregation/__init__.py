@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def build_aggregator(cfg: str | Mapping[str, Any] | Aggregator) -> Aggregator:
-    """Builds an aggregator from its name or from ``dict(type=name, **arguments)``.
+    """Build an aggregator from its name or from ``dict(type=name, **arguments)``.
 
     Examples:
         >>> build_aggregator("PCGrad").scale
@@ -35,8 +35,8 @@ def build_aggregator(cfg: str | Mapping[str, Any] | Aggregator) -> Aggregator:
         0.5
 
     Raises:
-        KeyError: No aggregator of that name.
-        TypeError: An argument that the aggregator does not take.
+        KeyError: No aggregator has that name.
+        TypeError: The aggregator does not take an argument.
     """
     return build(AGGREGATORS, cfg, "aggregator", Aggregator)
 

@@ -23,17 +23,18 @@ SIGMA: dict[ScaleMode, Callable[[Vector], float]] = {
 
 
 class AlignedMTL(GramianAggregator):
-    r"""Independent component alignment (`Senushkin et al. 2023, eq. 12 and algorithm 1
-    <https://arxiv.org/abs/2305.19000>`_).
+    r"""Independent component alignment (Senushkin et al. 2023, eq. 12 and algorithm 1).
+
+    Paper: `arXiv 2305.19000 <https://arxiv.org/abs/2305.19000>`_.
 
     With the eigen-decomposition :math:`G = V \Lambda V^\top`, eigenvalues below rounding dropped,
 
     .. math:: w = \sigma V \Lambda^{-1/2} V^\top p
 
     Args:
-        scale_mode: :math:`\sigma^2` is the smallest (``"min"``), the median (``"median"``) or the
-            mean eigenvalue (``"rmse"``, as in the authors' code).
-        preference: ``p``, one number a task; None is all ones, which sums the aligned gradients.
+        scale_mode: Eigenvalue taken for :math:`\sigma^2`: the smallest (``"min"``), the median
+            (``"median"``) or the mean (``"rmse"``, as in the authors' code).
+        preference: Numbers ``p``, one a task; None is all ones, which sums the aligned gradients.
     """
 
     scale = "sum"

@@ -1,4 +1,4 @@
-"""What every aggregator has in common."""
+"""Base classes of the aggregators."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ class Aggregator(Method, ABC):
     """Turns the task gradients ``J`` of shape ``[T, D]`` into one update ``d`` of shape ``[D]``.
 
     Attributes:
-        scale: What equal rows ``g`` give: ``T · g`` (``"sum"``) or, up to the method's own factor,
-            ``g`` (``"mean"``). A learning rate tuned for the plain sum of losses carries over to a
-            sum-scaled method; a mean-scaled one wants up to ``T`` times as much.
-        needs_gradients: False when the weights do not depend on the gradients, so that one backward
-            pass of the weighted loss does it all.
+        scale: Scale of the update: equal rows ``g`` give ``T · g`` (``"sum"``) or, up to the
+            method's own factor, ``g`` (``"mean"``). A learning rate tuned for the plain sum of
+            losses carries over to a sum-scaled method; a mean-scaled one wants up to ``T`` times as
+            much.
+        needs_gradients: Whether the weights depend on the gradients; if not, one backward pass of
+            the weighted loss is enough.
     """
 
     scale: ClassVar[Literal["sum", "mean"]]
@@ -37,15 +38,15 @@ class Aggregator(Method, ABC):
 
     @abstractmethod
     def __call__(self, jacobian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
-        """Aggregates.
+        """Aggregate the gradients of the tasks.
 
         Args:
-            jacobian: ``[T, D]``, any floating dtype and device.
-            tasks: Which task each row belongs to, for methods that know them apart. Defaults to
+            jacobian: Gradients ``[T, D]``, any floating dtype and device.
+            tasks: Number of each row's task, for methods that know tasks apart. Defaults to
                 ``0 … T - 1``.
 
         Returns:
-            The update, ``[D]``, same dtype and device.
+            The update ``[D]``, same dtype and device.
         """
 
     def on_features(
@@ -54,15 +55,15 @@ class Aggregator(Method, ABC):
         features: Sequence[Tensor],
         tasks: Sequence[int] | None = None,
     ) -> Tensor:
-        """Aggregates gradients of features, by default like any others.
+        """Aggregate gradients of features, by default like any others.
 
         Args:
-            jacobian: ``[T, D]``, the gradients of all elements of ``features`` one after another.
+            jacobian: Gradients ``[T, D]`` of all elements of ``features`` one after another.
             features: Tensors ``[N, ...]`` with one entry an example.
-            tasks: As for a call.
+            tasks: Number of each row's task. Defaults to ``0 … T - 1``.
 
         Returns:
-            The update, ``[D]``, same dtype and device as the jacobian.
+            The update ``[D]``, same dtype and device as the jacobian.
         """
         return self(jacobian, tasks)
 
@@ -70,12 +71,14 @@ class Aggregator(Method, ABC):
 class GramianAggregator(Aggregator):
     """An aggregator of the form ``d = Jᵀ w`` with weights ``w = f(G)``, ``G = J Jᵀ``.
 
-    A subclass implements :meth:`solve`. It works in double precision on the CPU: ``G`` is tiny, and
-    fetching it is the only time a step waits for the GPU.
+    A subclass implements :meth:`solve`, in double precision on the CPU: ``G`` is tiny, and fetching
+    it is the only time a step waits for the GPU.
 
     Attributes:
-        fallbacks: How often :meth:`solve` did not converge, and :meth:`fallback` stood in.
-        own_factors: If it :attr:`scales_own`, ``[T]`` factors, found with the last weights.
+        fallbacks: Number of times that :meth:`solve` did not converge, and :meth:`fallback` stood
+            in.
+        own_factors: Factors ``[T]`` of the gradients of what each task has alone, found with the
+            last weights, if the method :attr:`scales_own`.
     """
 
     _fallbacks = 0
@@ -94,17 +97,17 @@ class GramianAggregator(Aggregator):
         losses: Tensor | None = None,
         tasks: Sequence[int] | None = None,
     ) -> Tensor:
-        """The weight of each task gradient in the update.
+        """Return the weight of each task gradient in the update.
 
         Args:
-            gramian: ``[T, T]``. Its dtype says how far it can be trusted: what is below the dtype's
-                rounding counts as zero.
-            losses: ``[T]``, the loss values; only a method that normalises by them fetches them.
-            tasks: Which task each row belongs to, for methods with a memory per task. Defaults to
+            gramian: Gramian ``[T, T]``, whose dtype says how far to trust it: what is below the
+                dtype's rounding counts as zero.
+            losses: Loss values ``[T]``; only a method that normalises by them fetches them.
+            tasks: Number of each row's task, for methods with a memory per task. Defaults to
                 ``0 … T - 1``.
 
         Returns:
-            ``[T]``, finite, same dtype and device.
+            The weights ``[T]``, finite, same dtype and device.
 
         Raises:
             ValueError: The Gramian is not square or not finite.
@@ -140,20 +143,20 @@ class GramianAggregator(Aggregator):
     def solve(
         self, gramian: Matrix, *, eps: float, losses: Tensor | None, tasks: Sequence[int]
     ) -> Vector:
-        """The weights of :meth:`weights`, on lists of floats.
+        """Find the weights of :meth:`weights`, on lists of floats.
 
         Args:
-            gramian: ``[T, T]``.
-            eps: Relative rounding of its entries.
-            losses: As for :meth:`weights`.
-            tasks: As for :meth:`weights`.
+            gramian: Gramian ``[T, T]``.
+            eps: Relative rounding of the Gramian's entries.
+            losses: Loss values ``[T]``, if known.
+            tasks: Number of each row's task.
         """
 
     def fallback(self, gramian: Matrix) -> Vector:
-        """The weights where :meth:`solve` did not converge: those of the plain sum or mean.
+        """Return the weights of the plain sum or mean, for where :meth:`solve` did not converge.
 
         Args:
-            gramian: ``[T, T]``.
+            gramian: Gramian ``[T, T]``.
         """
         return [1.0 if self.scale == "sum" else 1.0 / len(gramian)] * len(gramian)
 
@@ -162,6 +165,6 @@ class RandomAggregator(RandomMethod, GramianAggregator):
     """A Gramian aggregator that draws random numbers."""
 
     def orders(self, tasks: int) -> list[list[int]]:
-        """For each task, the other tasks in a random order."""
+        """Draw, for each task, an order of the other tasks."""
         draws = torch.rand(tasks, tasks, generator=self.generator()).argsort(dim=1).tolist()
         return [[j for j in row if j != i] for i, row in enumerate(draws)]

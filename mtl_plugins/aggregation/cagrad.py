@@ -21,13 +21,14 @@ from mtl_plugins.aggregation.solvers import (
 
 
 class CAGrad(GramianAggregator):
-    r"""Conflict-averse gradient descent (`Liu et al. 2021, eq. 3 and algorithm 1
-    <https://arxiv.org/abs/2110.14048>`_).
+    r"""Conflict-averse gradient descent (Liu et al. 2021, eq. 3 and algorithm 1).
+
+    Paper: `arXiv 2110.14048 <https://arxiv.org/abs/2110.14048>`_.
 
     .. math:: \max_d \min_t g_t \cdot d \quad \text{s.t.} \quad \|d - g_0\| \le c \|g_0\|,
               \qquad g_0 = \tfrac1T \sum_t g_t
 
-    Its dual is :math:`\min_{w \in \Delta} g_w \cdot g_0 + c \|g_0\| \|g_w\|` with the update
+    The dual is :math:`\min_{w \in \Delta} g_w \cdot g_0 + c \|g_0\| \|g_w\|` with the update
     :math:`d = g_0 + c \|g_0\| g_w / \|g_w\|`. We solve the primal, see :func:`improve_worst`, since
     the dual has no gradient where :math:`g_w = 0`. That happens when some convex combination of the
     task gradients vanishes (a Pareto stationary point): no ``d`` then helps every task, and the
@@ -35,7 +36,7 @@ class CAGrad(GramianAggregator):
 
     Args:
         c: Radius, relative to ``‖g_0‖``. 0 is the mean; at 1 or above no task gets worse.
-        rescale: Divides ``d`` by 1 (``0``), by ``1 + c²`` (``1``) or by ``1 + c`` (``2``).
+        rescale: Divisor of ``d``: 1 (``0``), ``1 + c²`` (``1``) or ``1 + c`` (``2``).
     """
 
     scale = "mean"
@@ -86,7 +87,7 @@ def improve_worst(
     eps: float,
     at_most_zero: bool = False,
 ) -> Vector:
-    """The step from ``g_0`` that raises ``min_t g_t · d`` most: ``d = g_0 + Σ u_t g_t / ‖g_t‖``.
+    """Find the step that raises ``min_t g_t · d`` most, with ``d = g_0 + Σ u_t g_t / ‖g_t‖``.
 
     For a level ``μ``, the ``d`` closest to ``g_0`` with ``g_t · d ≥ μ`` for every t is found by a
     nonnegative quadratic program. Its distance to ``g_0`` is convex in ``μ``, and on each support
@@ -94,15 +95,15 @@ def improve_worst(
     radius: a few programs, one on each support that is passed.
 
     Args:
-        towards: ``[T]``, ``g_t · g_0 / (‖g_t‖ ‖g_0‖)``.
-        cosines: ``[T, T]``.
-        norms: ``[T]``, ``‖g_t‖``.
-        radius: In units of ``‖g_0‖``.
+        towards: Cosines ``[T]`` with the mean, ``g_t · g_0 / (‖g_t‖ ‖g_0‖)``.
+        cosines: Cosines ``[T, T]`` of the task gradients.
+        norms: Norms ``[T]``, ``‖g_t‖``.
+        radius: Largest length of the step, in units of ``‖g_0‖``.
         eps: Relative rounding of the cosines.
         at_most_zero: Whether some task cannot improve, so that no level above 0 is worth a step.
 
     Returns:
-        ``u`` of shape ``[T]``, not negative, in units of ``‖g_0‖``.
+        The coefficients ``u``, ``[T]``, not negative, in units of ``‖g_0‖``.
     """
     a = regularised(cosines, eps)
     shortest = min(norms)

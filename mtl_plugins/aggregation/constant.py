@@ -11,9 +11,9 @@ from mtl_plugins.aggregation.solvers import Matrix, Vector
 
 
 class Sum(GramianAggregator):
-    """``w_t = 1``: the sum of the losses, what every framework trains without this package.
+    """Sum of the losses, ``w_t = 1``: what every framework trains without this package.
 
-    Costs no extra backward pass.
+    The method costs no extra backward pass.
     """
 
     scale = "sum"
@@ -26,11 +26,11 @@ class Sum(GramianAggregator):
 
 
 class Mean(GramianAggregator):
-    """``w_t = 1 / T``, task-specific parameters included: the mean of the losses.
+    """Mean of the losses, ``w_t = 1 / T``, task-specific parameters included.
 
     ``T`` is the number of tasks that take part in the step.
 
-    Costs no extra backward pass.
+    The method costs no extra backward pass.
     """
 
     scale = "mean"

@@ -18,15 +18,17 @@ from mtl_plugins.aggregation.solvers import (
 
 
 class DualProj(GramianAggregator):
-    r"""Projection of the mean onto the dual cone (`Lopez-Paz and Ranzato 2017, eq. 8 to 11
-    <https://arxiv.org/abs/1706.08840>`_).
+    r"""Projection of the mean onto the dual cone (Lopez-Paz and Ranzato 2017, eq. 8 to 11).
+
+    Paper: `arXiv 1706.08840 <https://arxiv.org/abs/1706.08840>`_.
 
     .. math:: d = \arg\min_v \|v - g_0\| \quad \text{s.t.} \quad J v \ge 0, \qquad
               g_0 = \tfrac1T \sum_t g_t
 
-    That is :math:`g_0 + \sum_t z_t g_t` with the :math:`z \ge 0` that minimises
+    The solution is :math:`g_0 + \sum_t z_t g_t` with the :math:`z \ge 0` that minimises
     :math:`\tfrac12 z^\top G z + (J g_0)^\top z`; solved exactly, for unit gradients. Where no task
-    conflicts with the mean it is the mean, while :class:`UPGrad` projects each gradient by itself.
+    conflicts with the mean, the update is the mean; :class:`UPGrad` projects each gradient by
+    itself instead.
     """
 
     scale = "mean"
@@ -41,7 +43,7 @@ class DualProj(GramianAggregator):
             return weights
         longest = max(norms)
         among = [[cosines[s][t] for t in active] for s in active]
-        mean = [norms[t] / longest / len(norms) for t in active]  # of unit gradients, scaled
+        mean = [norms[t] / longest / len(norms) for t in active]  # for unit gradients, scaled
         z = nonnegative_qp(regularised(among, eps), [-dot(row, mean) for row in among])
         for t, z_t in zip(active, z, strict=True):
             weights[t] += z_t * (longest / norms[t])

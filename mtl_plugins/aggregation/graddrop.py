@@ -12,7 +12,7 @@ from mtl_plugins.aggregation.base import Aggregator
 from mtl_plugins.draws import RandomMethod
 from mtl_plugins.gradients import dense_strides
 
-CHUNK = 1 << 20  # columns at a time: what is computed on the way is small beside the jacobian
+CHUNK = 1 << 20  # columns at a time: intermediate results are small beside the jacobian
 
 
 class GradDrop(RandomMethod, Aggregator):
@@ -29,7 +29,7 @@ class GradDrop(RandomMethod, Aggregator):
 
     On features (section 3.2), purity and sign at a location are those of
     :math:`G_t = \sum_n \operatorname{sign}(Z_n) \, \partial L_t / \partial Z_n`, summed over the
-    batch; what it decides holds there for every example. Where ``Z`` is zero, as after a ReLU, an
+    batch; the decision holds there for every example. Where ``Z`` is zero, as after a ReLU, an
     example has no say. A task with :math:`G_t = 0` passes: where nobody has a say, the gradients
     are summed, and features that are all zero at first can learn. The length of the update is not
     restored afterwards, which the authors' code does and the paper does not mention. In a
@@ -37,8 +37,9 @@ class GradDrop(RandomMethod, Aggregator):
     they have the same shape.
 
     Args:
-        leak: The share in [0, 1] of the other sign that passes: one number, or one a task.
-        seed: Of the draws; None takes the seed of the run.
+        leak: Share in [0, 1] of the other sign that passes: one number, or one a task.
+        seed: Seed of the draws; None takes the seed of the run.
+
     """
 
     scale = "sum"
@@ -86,7 +87,7 @@ class GradDrop(RandomMethod, Aggregator):
         return torch.Generator(jacobian.device).manual_seed(self.draw_seed())
 
     def _leaks(self, jacobian: Tensor, tasks: Sequence[int] | None) -> Tensor:
-        """``[T]``, in the dtype to compute in."""
+        """Return the leaks ``[T]``, in the dtype to compute in."""
         tasks = range(len(jacobian)) if tasks is None else tasks
         if not isinstance(self.leak, Sequence):
             numbers = [self.leak] * len(tasks)
@@ -99,20 +100,20 @@ class GradDrop(RandomMethod, Aggregator):
 
 
 def _uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """``U``, in single precision whatever the gradients are in: half is too coarse for it."""
+    """Draw ``U``, in single precision whatever the gradients are in: half is too coarse."""
     return torch.rand(shape, generator=generator, dtype=torch.float32, device=generator.device)
 
 
 def _shares(signal: Tensor, draws: Tensor, leaks: Tensor) -> Tensor:
-    """Which share of its gradient each task gets through.
+    """Find the share of each task's gradient that passes.
 
     Args:
-        signal: ``[T, ...]``, whose signs count.
-        draws: ``[...]``, ``U``.
-        leaks: ``[T]``.
+        signal: Values ``[T, ...]`` whose signs count.
+        draws: Draws ``U``, ``[...]``.
+        leaks: Leaks ``[T]``.
 
     Returns:
-        ``[T, ...]``: 1, or the task's leak.
+        The shares ``[T, ...]``: 1, or the task's leak.
     """
     # P is the positive share of Σ|g|. Zero divided by zero is not above any U, and does no harm.
     purity = signal.clamp(min=0.0).sum(dim=0) / signal.abs().sum(dim=0)

@@ -14,11 +14,12 @@ from mtl_plugins.aggregation.solvers import Matrix, Vector, dot
 
 
 class GradVac(RandomAggregator):
-    r"""Gradient vaccine (`Wang et al. 2021, eq. 2 and algorithm 1
-    <https://arxiv.org/abs/2010.05874>`_).
+    r"""Gradient vaccine (Wang et al. 2021, eq. 2 and algorithm 1).
 
-    As PCGrad, but each pair has a target cosine :math:`\hat\phi_{ij}`, at first 0. Where
-    :math:`\phi = \cos(v_i, g_j)` is below it,
+    Paper: `arXiv 2010.05874 <https://arxiv.org/abs/2010.05874>`_.
+
+    The method is PCGrad with a target cosine :math:`\hat\phi_{ij}` of each pair, at first 0. Where
+    :math:`\phi = \cos(v_i, g_j)` is below the target,
 
     .. math:: v_i \leftarrow v_i + \frac{\|v_i\| (\hat\phi \sqrt{1 - \phi^2}
               - \phi \sqrt{1 - \hat\phi^2})}{\|g_j\| \sqrt{1 - \hat\phi^2}} g_j
@@ -27,8 +28,9 @@ class GradVac(RandomAggregator):
     the checkpoint.
 
     Args:
-        beta: How fast the target follows the cosines seen.
-        seed: Of the orders; None takes the seed of the run.
+        beta: Share :math:`\beta` of each new cosine in the target.
+        seed: Seed of the orders; None takes the seed of the run.
+
     """
 
     scale = "sum"

@@ -17,13 +17,13 @@ class IMTLG(GramianAggregator):
 
     :math:`w \propto G^+ n` with :math:`n_t = \|g_t\|`, normalised to sum 1, so that
     :math:`d \cdot g_t / \|g_t\|` is the same for every task where the gradients are linearly
-    independent. For two tasks that is :math:`w_1 = n_2 / (n_1 + n_2)`, whatever their angle. A
+    independent. For two tasks, :math:`w_1 = n_2 / (n_1 + n_2)`, whatever their angle. A
     weight may be negative, and the common projection as well, as in the paper.
 
     Eq. 4 has no bounded solution where the weights, before they are normalised, sum to almost 0: a
     mixture of tasks with negative weights, or more than two dependent gradients, for which
     :math:`G^+ n` is a least-squares solution. ``d`` is then scaled down to the length of the
-    longest gradient, which keeps its projections equal; the weights sum to less than 1. Where the
+    longest gradient, which keeps the projections equal; the weights sum to less than 1. Where the
     sum is rounding, or there is no gradient, the update is the mean. A zero row gets the weight 0.
     """
 
@@ -38,10 +38,10 @@ class IMTLG(GramianAggregator):
         weights = [0.0] * size
         among = [[cosines[s][t] for t in active] for s in active]
         lengths = [norms[t] for t in active]
-        total, unit = self._equal_projections(among, lengths, eps)  # of w, and w_t n_t
+        total, unit = self._equal_projections(among, lengths, eps)  # sum of w, and w_t n_t
         if abs(total) <= 1e-9 * sum(abs(u / n) for u, n in zip(unit, lengths, strict=True)):
             return [1.0 / size] * size
-        # What rounding may add to the length counts as well.
+        # The length includes what rounding may add.
         square = dot(unit, [dot(row, unit) for row in among])
         square += ridge(size, eps) * dot(unit, unit)
         divisor = math.copysign(max(abs(total), math.sqrt(max(square, 0.0)) / max(norms)), total)
@@ -51,15 +51,15 @@ class IMTLG(GramianAggregator):
 
     @staticmethod
     def _equal_projections(cosines: Matrix, norms: Vector, eps: float) -> tuple[float, Vector]:
-        """Solves for the weights up to a factor.
+        """Solve for the weights up to a factor.
 
         Args:
-            cosines: ``[T, T]``.
-            norms: ``[T]``, positive.
+            cosines: Cosines ``[T, T]`` of the task gradients.
+            norms: Norms ``[T]`` of the task gradients, positive.
             eps: Relative rounding of the cosines.
 
         Returns:
-            The sum of the weights, and ``[T]``, each weight times the norm of its gradient.
+            The sum of the weights, and each weight times the norm of its gradient, ``[T]``.
         """
         size = len(norms)
         shortest = min(norms, default=1.0)

@@ -23,17 +23,17 @@ class MCLGS(GramianAggregator):
 
     with the pacing :math:`p(t) = \max(a_0 (1 - t / (r_t t_{total})), 0)` or
     :math:`p(t) = a_0 r_a^t` at step :math:`t = 0, 1, \dots`. The gradient of what a task has alone
-    is scaled by the same :math:`\alpha_i`. Where the pacing has come to 0 it is the mean.
+    is scaled by the same :math:`\alpha_i`. Where the pacing has come to 0, the update is the mean.
 
-    With another method as ``base`` (A: CAGrad + MCLGS), that one gets the gradients
-    :math:`T \alpha_i g_i`, and what a task has alone is scaled by :math:`T \alpha_i`.
+    Another method as ``base`` (A: CAGrad + MCLGS) gets the gradients :math:`T \alpha_i g_i`, and
+    the gradient of what a task has alone is scaled by :math:`T \alpha_i`.
 
     Args:
-        a0: The pacing at first. 0 is the base alone.
+        a0: Pacing at first. 0 is the base alone.
         pacing: ``"linear"`` or ``"exponential"``.
-        r_t: For the linear pacing, the share of the run at whose end it reaches 0; above 1 it does
-            not. The length of the run comes from the run.
-        r_a: For the exponential pacing, its factor a step.
+        r_t: Share of the run at whose end the linear pacing reaches 0; above 1 it does not. The
+            length of the run comes from the run.
+        r_a: Factor a step of the exponential pacing.
         base: Name, ``dict(type=name, ...)`` or a :class:`GramianAggregator`.
         total_steps: Length of the run, where nothing sets :attr:`total_steps`.
     """
@@ -50,7 +50,7 @@ class MCLGS(GramianAggregator):
         base: str | Mapping[str, Any] | GramianAggregator = "Mean",
         total_steps: int | None = None,
     ) -> None:
-        from mtl_plugins.aggregation import build_aggregator  # which has this class in its table
+        from mtl_plugins.aggregation import build_aggregator  # imports this class
 
         if pacing not in get_args(Pacing):
             raise ValueError(f"pacing: expected one of {get_args(Pacing)}, got {pacing!r}")
@@ -77,10 +77,10 @@ class MCLGS(GramianAggregator):
         self.base.load_state_dict(state["base"])
 
     def pace(self, step: int) -> float:
-        """``p(t)``.
+        """Return the pacing ``p(t)``.
 
         Raises:
-            ValueError: The linear pacing needs the length of the run, which is not known.
+            ValueError: The linear pacing needs the length of the run, and nothing sets it.
         """
         if self.pacing == "exponential":
             return self.a0 * self.r_a**step

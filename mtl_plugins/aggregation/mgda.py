@@ -20,8 +20,9 @@ Normalization = Literal["none", "l2", "loss", "loss+"]
 
 
 class MGDA(GramianAggregator):
-    r"""Multiple-gradient descent (Désidéri 2012; `Sener and Koltun 2018, eq. 3
-    <https://arxiv.org/abs/1810.04650>`_).
+    r"""Multiple-gradient descent (Désidéri 2012; Sener and Koltun 2018, eq. 3).
+
+    Paper: `arXiv 1810.04650 <https://arxiv.org/abs/1810.04650>`_.
 
     .. math:: w = \arg\min_{w \in \Delta} w^\top G w, \qquad d = J^\top w
 
@@ -29,9 +30,9 @@ class MGDA(GramianAggregator):
     up to scale, the one of ``½ uᵀ C u - Σ u_t / ‖g_t‖`` over ``u ≥ 0``.
 
     Args:
-        normalization: What ``g_t`` is divided by before the weights are found: ``"none"``: 1;
-            ``"l2"``: ``‖g_t‖``; ``"loss"``: ``L_t``; ``"loss+"``: ``L_t ‖g_t‖``. The weights then
-            apply to the gradients as they are.
+        normalization: Divisor of ``g_t`` where the weights are found: ``"none"``: 1; ``"l2"``:
+            ``‖g_t‖``; ``"loss"``: ``L_t``; ``"loss+"``: ``L_t ‖g_t‖``. The weights then apply to
+            the gradients as they are.
     """
 
     scale = "mean"
@@ -52,7 +53,7 @@ class MGDA(GramianAggregator):
         if self.normalization in ("loss", "loss+"):
             if losses is None:
                 raise ValueError(f"normalization={self.normalization!r} needs the loss values")
-            # A loss may reach 0, or be negative by design; its size is what scales.
+            # A loss may reach 0, or be negative by design; the divisor is its size.
             norms = [
                 n / max(abs(loss), 1e-12) for n, loss in zip(norms, losses.tolist(), strict=True)
             ]

@@ -23,9 +23,9 @@ class NashMTL(GramianAggregator):
     r"""Nash bargaining solution (`Navon et al. 2022, claim 3.1 <https://arxiv.org/abs/2202.01017>`_).
 
     :math:`d = J^\top \alpha` with the unique :math:`\alpha > 0` that solves
-    :math:`\alpha_t (G \alpha)_t = 1`. It does not depend on the norms of the gradients, and its own
-    norm is :math:`\sqrt T` before clipping: of all methods here, its learning rate carries over
-    least. A zero row gets the weight 0.
+    :math:`\alpha_t (G \alpha)_t = 1`. The update does not depend on the norms of the gradients, and
+    has the norm :math:`\sqrt T` before clipping: of all methods here, a learning rate carries over
+    least to this one. A zero row gets the weight 0.
 
     Where some convex combination of the gradients vanishes (a Pareto stationary point) there is no
     solution: the weights of the tasks in it grow without bound. The bargain is therefore made with
@@ -35,9 +35,9 @@ class NashMTL(GramianAggregator):
     tasks bargain in the space that is left.
 
     Args:
-        max_norm: ``d`` is scaled down to this norm, whatever the weights come from; 0 turns that
-            off.
-        update_every: The weights are kept for this many steps.
+        max_norm: Norm to which a longer ``d`` is scaled down, whatever the weights come from; 0
+            turns that off.
+        update_every: Number of steps for which the weights are kept.
     """
 
     scale = "mean"

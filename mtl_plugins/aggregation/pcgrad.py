@@ -22,7 +22,7 @@ class PCGrad(RandomAggregator):
     gradients, its coefficients and the Gramian are all that is needed.
 
     Args:
-        seed: Of the orders; None takes the seed of the run.
+        seed: Seed of the orders; None takes the seed of the run.
     """
 
     scale = "sum"

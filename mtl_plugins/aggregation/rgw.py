@@ -12,11 +12,13 @@ from mtl_plugins.aggregation.solvers import Matrix, Vector
 
 
 class RGW(RandomAggregator):
-    """``w = softmax(z)`` with ``z ~ N(0, 1)^T`` drawn at every step (`Lin et al. 2022, section 3
-    <https://arxiv.org/abs/2111.10603>`_).
+    """Weights ``softmax(z)``, ``z ~ N(0, 1)^T`` drawn at every step (Lin et al. 2022, section 3).
+
+    Paper: `arXiv 2111.10603 <https://arxiv.org/abs/2111.10603>`_.
 
     Args:
-        seed: Of the draws; None takes the seed of the run.
+        seed: Seed of the draws; None takes the seed of the run.
+
     """
 
     scale = "mean"

@@ -20,26 +20,26 @@ Matrix = list[list[float]]
 
 
 class NotConverged(ArithmeticError):
-    """A solver has not found the solution within its bound on steps."""
+    """Error of a solver that has not found the solution within its bound on steps."""
 
 
 def dot(a: Sequence[float], b: Sequence[float]) -> float:
-    """Inner product of two vectors of equal length."""
+    """Return the inner product of two vectors of equal length."""
     return sum(map(mul, a, b))
 
 
 def correlation(gramian: Matrix) -> tuple[Matrix, Vector]:
-    """Cosines ``C`` and norms ``n`` of the rows behind a Gramian; a zero row has cosine 0 to all.
+    """Find cosines ``C`` and norms ``n`` of the rows behind a Gramian; zero rows have cosine 0.
 
     Args:
-        gramian: ``[T, T]``, ``G = J Jᵀ``.
+        gramian: Gramian ``G = J Jᵀ``, ``[T, T]``.
 
     Returns:
-        ``C`` of shape ``[T, T]`` with unit diagonal and entries in [-1, 1], and ``n`` of shape
-        ``[T]``.
+        The cosines ``C``, ``[T, T]``, with unit diagonal and entries in [-1, 1], and the norms
+        ``n``, ``[T]``.
     """
     norms = [math.sqrt(max(row[i], 0.0)) for i, row in enumerate(gramian)]
-    # One after the other: the product of two norms may leave the range of a double.
+    # Divide by one norm after the other: their product may leave the range of a double.
     factors = [1.0 / n if n else 0.0 for n in norms]
     cosines: Matrix = []
     for i, (row, f) in enumerate(zip(gramian, factors, strict=True)):
@@ -52,10 +52,10 @@ def correlation(gramian: Matrix) -> tuple[Matrix, Vector]:
 
 
 def ridge(tasks: int, eps: float, least: float = 1e-12) -> float:
-    """Says how much on the diagonal of ``C`` keeps rounding from making it indefinite.
+    """Return the addition to the diagonal of ``C`` that keeps it definite despite rounding.
 
     Args:
-        tasks: ``T``.
+        tasks: Number ``T`` of tasks.
         eps: Machine epsilon of the dtype that the Gramian was computed in.
         least: Smallest value to return, for a solver whose own rounding asks for more.
     """
@@ -63,7 +63,7 @@ def ridge(tasks: int, eps: float, least: float = 1e-12) -> float:
 
 
 def regularised(cosines: Matrix, eps: float, least: float = 1e-12) -> Matrix:
-    """Returns ``C + ridge * I``."""
+    """Return ``C + ridge * I``."""
     shift = ridge(len(cosines), eps, least)
     result = [row[:] for row in cosines]
     for i, row in enumerate(result):
@@ -72,28 +72,28 @@ def regularised(cosines: Matrix, eps: float, least: float = 1e-12) -> Matrix:
 
 
 def cholesky(a: Matrix) -> Matrix:
-    """Finds the lower triangle ``L`` with ``L Lᵀ = A``, row by row up to the diagonal.
+    """Find the lower triangle ``L`` with ``L Lᵀ = A``, row by row up to the diagonal.
 
     Args:
-        a: ``[k, k]``, symmetric positive definite.
+        a: Matrix ``A``, ``[k, k]``, symmetric positive definite.
     """
     lower: Matrix = []
     for i, row in enumerate(a):
         new: Vector = []
         for j, done in enumerate(lower):
             new.append((row[j] - sum(map(mul, new, done))) / done[j])
-        # No pivot of a regularised matrix is this small: rounding ate it.
+        # No pivot of a regularised matrix is this small, except by rounding.
         new.append(math.sqrt(max(row[i] - sum(map(mul, new, new)), 1e-13 * row[i])))
         lower.append(new)
     return lower
 
 
 def substitute(lower: Matrix, b: Sequence[float]) -> Vector:
-    """Solves ``L Lᵀ x = b``.
+    """Solve ``L Lᵀ x = b``.
 
     Args:
-        lower: As :func:`cholesky` returns it.
-        b: ``[k]``.
+        lower: Lower triangle ``L`` from :func:`cholesky`.
+        b: Right-hand side ``[k]``.
     """
     x: Vector = []
     for row, b_i in zip(lower, b, strict=True):
@@ -107,10 +107,10 @@ def substitute(lower: Matrix, b: Sequence[float]) -> Vector:
 
 
 def solve_spd(a: Matrix, *right: Sequence[float]) -> list[Vector]:
-    """Solves ``A x = b`` for each right-hand side by one Cholesky factorisation.
+    """Solve ``A x = b`` for each right-hand side by one Cholesky factorisation.
 
     Args:
-        a: ``[k, k]``, symmetric positive definite.
+        a: Matrix ``A``, ``[k, k]``, symmetric positive definite.
         right: Right-hand sides, each ``[k]``.
     """
     lower = cholesky(a)
@@ -118,22 +118,22 @@ def solve_spd(a: Matrix, *right: Sequence[float]) -> list[Vector]:
 
 
 def nonnegative_qp(a: Matrix, b: Sequence[float], support: Collection[int] = ()) -> Vector:
-    """Minimises ``½ xᵀ A x - bᵀ x`` over ``x ≥ 0``.
+    """Minimise ``½ xᵀ A x - bᵀ x`` over ``x ≥ 0``.
 
     Block principal pivoting (Júdice and Pires, 1994): guess the support, solve for it, move every
     variable that has the wrong sign; when that stops to help, move one at a time (Murty's rule),
     which ends for every positive definite ``A``.
 
     Args:
-        a: ``[T, T]``, symmetric positive definite.
-        b: ``[T]``.
-        support: A guess of where the solution is positive, to start from.
+        a: Matrix ``A``, ``[T, T]``, symmetric positive definite.
+        b: Vector ``[T]``.
+        support: Guess of where the solution is positive, to start from.
 
     Returns:
-        ``x`` of shape ``[T]``.
+        The minimiser ``x``, ``[T]``.
 
     Raises:
-        NotConverged: After ``20 T + 20`` supports; no positive definite matrix did that so far.
+        NotConverged: After ``20 T + 20`` supports; no positive definite matrix needed them so far.
     """
     size = len(b)
     # From x = 0, the first step would be to where the gradient is negative.
@@ -169,23 +169,23 @@ def nonnegative_qp(a: Matrix, b: Sequence[float], support: Collection[int] = ())
 
 
 def nash_bargaining(a: Matrix, steps: int = 100) -> Vector:
-    """Finds the unique ``x > 0`` with ``x_i (A x)_i = 1``, to a relative 1e-8.
+    """Find the unique ``x > 0`` with ``x_i (A x)_i = 1``, to a relative 1e-8.
 
-    That is the optimality condition of ``min ½ xᵀ A x - Σ log x_i``, which is strictly convex and
-    self-concordant. Far from the solution, Newton's direction with an exact search along it: a
-    fixed damping would take ten times as many steps where ``A`` is almost singular. Near it,
-    Chebyshev's method, which converges cubically: the third derivative is diagonal and costs one
-    more substitution.
+    The equation is the optimality condition of ``min ½ xᵀ A x - Σ log x_i``, which is strictly
+    convex and self-concordant. Far from the solution, take Newton's direction with an exact search
+    along it: a fixed damping would take ten times as many steps where ``A`` is almost singular.
+    Near the solution, take Chebyshev's method, which converges cubically: the third derivative is
+    diagonal and costs one more substitution.
 
     Args:
-        a: ``[T, T]``, symmetric positive definite.
+        a: Matrix ``A``, ``[T, T]``, symmetric positive definite.
         steps: Bound on the number of Newton steps.
 
     Returns:
-        ``x`` of shape ``[T]``.
+        The solution ``x``, ``[T]``.
 
     Raises:
-        NotConverged: After these steps. With a diagonal that is 1e-10 above that of a positive
+        NotConverged: After ``steps`` steps. With a diagonal that is 1e-10 above that of a positive
             semidefinite matrix, 30 are enough.
     """
     x = nash_guess(a)
@@ -221,13 +221,13 @@ def nash_bargaining(a: Matrix, steps: int = 100) -> Vector:
 
 
 def nash_guess(a: Matrix) -> Vector:
-    """Solves :func:`nash_bargaining` up to scale for a matrix with equal row sums.
+    """Solve :func:`nash_bargaining` up to scale for a matrix with equal row sums.
 
-    For others it is one Newton step from equal entries, for the mean of ``A`` over all
-    permutations of the tasks, a matrix that is inverted at no cost.
+    For other matrices the result is one Newton step from equal entries, for the mean of ``A`` over
+    all permutations of the tasks, a matrix that is inverted at no cost.
 
     Args:
-        a: ``[T, T]``, symmetric positive definite.
+        a: Matrix ``A``, ``[T, T]``, symmetric positive definite.
     """
     size = len(a)
     sums = list(map(sum, a))
@@ -240,12 +240,12 @@ def nash_guess(a: Matrix) -> Vector:
 
 
 def best_length(quadratic: float, linear: float, ratios: Vector, decrement: float) -> float:
-    """Minimises ``½ q a² + l a - Σ log(1 + a r_i)`` over ``a > 0`` by damped Newton steps.
+    """Minimise ``½ q a² + l a - Σ log(1 + a r_i)`` over ``a > 0`` by damped Newton steps.
 
     Args:
-        quadratic: ``q``, not negative.
-        linear: ``l``.
-        ratios: ``r``.
+        quadratic: Factor ``q``, not negative.
+        linear: Factor ``l``.
+        ratios: Vector ``r``.
         decrement: Minus the slope at 0, and the curvature there.
     """
     length = 1.0 / (1.0 + math.sqrt(decrement))

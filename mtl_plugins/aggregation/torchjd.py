@@ -20,42 +20,42 @@ from mtl_plugins.aggregation.solvers import Matrix, NotConverged, Vector
 from mtl_plugins.draws import RandomMethod
 from mtl_plugins.registry import suggest
 
-__all__ = ["TorchJD"]  # which makes the others below
+__all__ = ["TorchJD"]  # the class that makes the others
 
 logger = logging.getLogger(__name__)
 
 CONSTANT = ("ConstantWeighting", "MeanWeighting", "SumWeighting")
 TWO_BATCHES = ("MoDoWeighting", "SDMGradWeighting")
-# That these do not need the gradients themselves is not to be seen from their classes.
+# No class of TorchJD says of these methods that they need no gradients.
 BY_NUMBER_OR_GRAMIAN = (*CONSTANT, "RandomWeighting", *TWO_BATCHES)
 
 
 class TorchJD(RandomMethod, Aggregator):
     """Any aggregator or weighting of `TorchJD <https://torchjd.org>`_ (``torchjd.aggregation``).
 
-    What weighs the gradients by their Gramian, or by their number alone, becomes a
-    :class:`GramianAggregator`; the rest gets the gradients themselves. Thresholds are TorchJD's
-    own: many of its methods take gradients with a norm below 0.01 for zero.
+    A method that weighs gradients by their Gramian, or by their number alone, becomes a
+    :class:`GramianAggregator`; others get the gradients themselves. Thresholds are TorchJD's own:
+    many of its methods take gradients with a norm below 0.01 for zero.
 
-    Its methods with a memory forget it, or fail, when the number of rows changes, and know rows by
-    their position. Here every set of tasks that comes up has a memory of its own. It is part of
-    the checkpoint; that of ``ExcessMTL`` is as large as the gradients. Options that are about a
-    certain number of tasks are an error in a batch that lacks one, and the first row, which ``PCD``
-    treats apart, is that of the first task that is there.
+    TorchJD's methods with a memory forget it, or fail, when the number of rows changes, and know
+    rows by their position. Here every set of tasks that comes up has a memory of its own, which is
+    part of the checkpoint; the memory of ``ExcessMTL`` is as large as the gradients. Options that
+    are about a certain number of tasks are an error in a batch that lacks one, and the first row,
+    which ``PCD`` treats apart, is that of the first task that is there.
 
     ``MoDoWeighting`` and ``SDMGradWeighting`` are made for the product ``J₁ J₂ᵀ`` of two
     independent batches and get ``J Jᵀ`` of one, which is biased by its noise; a warning says so.
 
     Args:
-        name: Of a class in ``torchjd.aggregation``.
-        seed: Of what it draws; None takes the seed of the run.
-        **options: Its arguments. Lists become tensors; a weighting or projector among them is a
-            name or ``dict(name=name, **arguments)``.
+        name: Name of a class in ``torchjd.aggregation``.
+        seed: Seed of the method's draws; None takes the seed of the run.
+        **options: Arguments of the class. Lists become tensors; a weighting or projector among them
+            is a name or ``dict(name=name, **arguments)``.
 
     Raises:
-        ImportError: TorchJD, or what the method needs besides, is not installed.
+        ImportError: TorchJD, or another package that the method needs, is not installed.
         ValueError: TorchJD has no method of that name.
-        TypeError: An argument that the method does not take.
+        TypeError: The method does not take an argument.
 
     Examples:
         >>> TorchJD("UPGradWeighting", pref_vector=[0.7, 0.3]).scale
@@ -84,7 +84,7 @@ class TorchJD(RandomMethod, Aggregator):
 
     @property
     def scale(self) -> Literal["sum", "mean"]:  # type: ignore[override]
-        """The nearer one, as it depends on the options: equal rows are tried."""
+        """Scale nearer to the method's, found by a trial on equal rows, as options change it."""
         self._scale = self._scale or self._try_scale()
         return self._scale
 
@@ -100,14 +100,14 @@ class TorchJD(RandomMethod, Aggregator):
 
     @abstractmethod
     def _factor(self, ones: Tensor) -> float:
-        """What a method without memory makes of rows ``[T, 1]`` of ones."""
+        """Return the update that a method without memory makes of rows ``[T, 1]`` of ones."""
 
     def _ask(self, matrix: Tensor, tasks: Sequence[int] | None) -> Tensor:
-        """The method on a Gramian or Jacobian.
+        """Apply the method to a Gramian or Jacobian.
 
         Raises:
-            NotConverged: It failed on the numbers.
-            ValueError: It takes no such number of tasks.
+            NotConverged: The method failed on the numbers.
+            ValueError: The method takes no such number of tasks.
         """
         key = tuple(range(len(matrix)) if tasks is None else tasks)
         if key not in self._peers:
@@ -123,7 +123,7 @@ class TorchJD(RandomMethod, Aggregator):
             self._ask_anew(torch.eye(len(matrix), dtype=torch.float64))
             raise NotConverged(f"TorchJD's {self.name}: {error}") from error
         if not answer.isfinite().all():
-            del self._peers[key]  # what it remembers may not be finite for ever after
+            del self._peers[key]  # the memory may never be finite again
             raise NotConverged(f"TorchJD's {self.name} gives a number that is not finite")
         return answer
 
@@ -158,7 +158,7 @@ class TorchJD(RandomMethod, Aggregator):
 
 
 class GramianTorchJD(TorchJD, GramianAggregator):
-    """A method of TorchJD that needs the Gramian. Made by :class:`TorchJD`."""
+    """A method of TorchJD that needs the Gramian; made by :class:`TorchJD`."""
 
     def solve(
         self, gramian: Matrix, *, eps: float, losses: Tensor | None, tasks: Sequence[int]
@@ -172,19 +172,20 @@ class GramianTorchJD(TorchJD, GramianAggregator):
 
 
 class ConstantTorchJD(GramianTorchJD):
-    """One whose weights are constant, so that a plain backward pass will do."""
+    """A method of TorchJD with constant weights, for which a plain backward pass is enough."""
 
     needs_gradients = False
 
 
 class JacobianTorchJD(TorchJD):
-    """A method of TorchJD that needs the gradients themselves. Made by :class:`TorchJD`.
+    """A method of TorchJD that needs the gradients themselves; made by :class:`TorchJD`.
 
-    In a data-parallel run at the feature level, each rank aggregates those of its own features.
+    In a data-parallel run at the feature level, each rank aggregates the gradients of its own
+    features.
 
     Attributes:
-        fallbacks: How often the method failed; the update is then the plain sum, or the mean for a
-            mean-scaled method.
+        fallbacks: Number of times that the method failed; the update is then the plain sum, or the
+            mean for a mean-scaled method.
     """
 
     _fallbacks = 0
@@ -214,8 +215,8 @@ class JacobianTorchJD(TorchJD):
 class _Peer:
     """A TorchJD object, made anew when the matrix comes in another dtype or from another device.
 
-    Its memory is every number in it that is not the one it was made with: TorchJD keeps some of
-    them outside of its buffers.
+    The memory is every number in the object that has changed since it was made: TorchJD keeps some
+    numbers outside of buffers.
     """
 
     def __init__(self, name: str, options: Mapping[str, Any], like: Tensor) -> None:
@@ -243,7 +244,7 @@ class _Peer:
             return self._method(matrix)
 
     def memory(self) -> tuple[torch.dtype, dict[str, Any]]:
-        """The dtype of the matrices it is about, and copies of its numbers."""
+        """Return the dtype of the matrices at hand, and copies of the numbers in memory."""
         changed = {
             key: value
             for key, value in _numbers(self._method).items()
@@ -257,7 +258,7 @@ class _Peer:
         return self._like.dtype, {key: copy(value) for key, value in changed.items()}
 
     def remember(self, dtype: torch.dtype, values: Mapping[str, Any]) -> None:
-        """Takes over what :meth:`memory` returned, and nothing of the devices it was on."""
+        """Take over what :meth:`memory` returned, except for devices."""
 
         def here(value: Any) -> Any:
             if isinstance(value, Tensor):
@@ -273,13 +274,13 @@ class _Peer:
             new = value.numpy(force=True) if is_array else tree_map(here, value)
             setattr(self._method.get_submodule(path), name, new)
         for module in self._method.modules():
-            # Nash-MTL states its problem in its first step only.
+            # Nash-MTL states a problem in the first step only.
             if values and hasattr(module, "_init_optim_problem"):
                 module._init_optim_problem()
 
 
 def _numbers(method: nn.Module) -> dict[str, Any]:
-    """All plain attributes of a module and those in it, buffers or not."""
+    """Collect all plain attributes of a module and its submodules, buffers or not."""
     return {
         f"{path}.{name}": value
         for path, module in method.named_modules()
@@ -289,7 +290,7 @@ def _numbers(method: nn.Module) -> dict[str, Any]:
 
 
 def _is_array(value: Any) -> bool:
-    return type(value).__module__ == "numpy"  # which the core does not import
+    return type(value).__module__ == "numpy"  # the core does not import NumPy
 
 
 def _library(module: str) -> ModuleType:
@@ -300,13 +301,13 @@ def _library(module: str) -> ModuleType:
 
 
 def _build(name: str, options: Mapping[str, Any], like: Tensor, module: str = "aggregation") -> Any:
-    """Makes an object of TorchJD.
+    """Make an object of TorchJD.
 
     Args:
-        name: Of its class.
-        options: Its arguments, as plain data.
-        like: Has the dtype and device that its tensors shall have.
-        module: Of ``torchjd``, where the class is.
+        name: Name of the class.
+        options: Arguments of the class, as plain data.
+        like: Tensor with the dtype and device for the object's tensors.
+        module: Module of ``torchjd`` that has the class.
     """
     library = _library(module)
     exported = {n: getattr(library, n) for n in library.__all__}
@@ -337,7 +338,7 @@ def _option(key: str, value: Any, like: Tensor) -> Any:
 
 
 def _gramian_weighting(method: nn.Module) -> nn.Module | None:
-    """The weighting that makes do with the Gramian; None if the gradients are needed."""
+    """Return the weighting behind a method that needs only the Gramian; None for other methods."""
     library = _library("aggregation")
     if isinstance(method, library.GramianWeightedAggregator):
         return method.gramian_weighting
@@ -354,11 +355,11 @@ def _gramian_weighting(method: nn.Module) -> nn.Module | None:
 
 @contextmanager
 def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Has torch's own generators start from a seed, and gives them their state back."""
+    """Have torch's own generators start from a seed; give them their state back at the end."""
     on_cpu = device.type == "cpu"
     devices = [] if on_cpu else [device.index]
     with torch.random.fork_rng(devices, device_type="cuda" if on_cpu else device.type):
-        # Not by `torch.manual_seed`, which seeds all devices.
+        # `torch.manual_seed` would seed all devices.
         torch.default_generator.manual_seed(seed)
         if not on_cpu:
             state = torch.Generator(device).manual_seed(seed).get_state()

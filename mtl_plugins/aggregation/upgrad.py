@@ -17,15 +17,16 @@ from mtl_plugins.aggregation.solvers import (
 
 
 class UPGrad(GramianAggregator):
-    r"""Unconflicting projection of gradients (`Quinton and Rey 2024, section 3
-    <https://arxiv.org/abs/2406.16232>`_).
+    r"""Unconflicting projection of gradients (Quinton and Rey 2024, section 3).
+
+    Paper: `arXiv 2406.16232 <https://arxiv.org/abs/2406.16232>`_.
 
     .. math:: d = \tfrac1T \sum_i \pi(g_i), \qquad
               \pi(g_i) = \arg\min_v \|v - g_i\| \quad \text{s.t.} \quad J v \ge 0
 
     The projection onto the dual cone of the rows is :math:`g_i + \sum_t z_t g_t` with the
-    :math:`z \ge 0` that minimises :math:`\tfrac12 z^\top G z + (G e_i)^\top z`. Solved exactly, for
-    unit gradients, which differ from that by a factor a task.
+    :math:`z \ge 0` that minimises :math:`\tfrac12 z^\top G z + (G e_i)^\top z`. The program is
+    solved exactly, for unit gradients, whose coefficients differ by a factor a task.
     """
 
     scale = "mean"

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 def build_regularizer(cfg: str | Mapping[str, Any] | Regularizer) -> Regularizer:
-    """Builds a regulariser from its name or from ``dict(type=name, **arguments)``.
+    """Build a regulariser from its name or from ``dict(type=name, **arguments)``.
 
     Raises:
-        KeyError: No regulariser of that name.
-        TypeError: An argument that the regulariser does not take.
+        KeyError: No regulariser has that name.
+        TypeError: The regulariser does not take an argument.
     """
     return build(REGULARIZERS, cfg, "regularizer", Regularizer)
 

@@ -1,4 +1,4 @@
-"""What every regulariser has in common."""
+"""Base class of the regularisers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from mtl_plugins.registry import Method
 class Regularizer(Method, ABC):
     """Adds a term to the loss that depends on the gradients of the tasks.
 
-    It is differentiated through them, by all parameters, and is no task: its gradient is added to
-    whatever the aggregator makes of those of the tasks.
+    The term is differentiated through these gradients, by all parameters, and is no task: its
+    gradient is added to the update that the aggregator makes.
     """
 
     @abstractmethod
     def __call__(self, jacobian: Tensor) -> Tensor:
-        """The term.
+        """Compute the term.
 
         Args:
-            jacobian: ``[T, D]``, the gradients of the tasks that take part, up to a common factor
-                and one factor a task; with a graph behind it.
+            jacobian: Gradients ``[T, D]`` of the tasks that take part, up to a common factor and
+                one factor a task; with a graph behind them.
 
         Returns:
             A scalar, in at least single precision.

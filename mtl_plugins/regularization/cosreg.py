@@ -10,15 +10,16 @@ from mtl_plugins.regularization.base import Regularizer
 
 
 class CosReg(Regularizer):
-    r"""Squared cosines of the task gradients (`Suteu and Guo 2019, section 3
-    <https://arxiv.org/abs/1912.06844>`_).
+    r"""Squared cosines of the task gradients (Suteu and Guo 2019, section 3).
+
+    Paper: `arXiv 1912.06844 <https://arxiv.org/abs/1912.06844>`_.
 
     .. math:: \lambda \sum_{i<j} \cos^2(g_i, g_j)
 
     A task without a gradient is orthogonal to all others.
 
     Args:
-        weight: :math:`\lambda`.
+        weight: Factor :math:`\lambda` of the term.
     """
 
     def __init__(self, weight: float = 1.0) -> None:

@@ -17,16 +17,16 @@ from mtl_plugins.step import Batch
 
 
 class Penalty:
-    """Differentiates a regulariser's term, and adds that to ``.grad`` at the end of the step.
+    """Differentiates a regulariser's term, and adds the gradient to ``.grad`` after a step.
 
-    Not before, so that it mixes with nothing that is done to the gradients of the tasks.
+    Added at the end, the gradient mixes with nothing that is done to the gradients of the tasks.
 
     Args:
-        regularizer: Whose term it is.
-        params: All that are trained.
+        regularizer: Regulariser that computes the term.
+        params: All parameters that are trained.
 
     Attributes:
-        at_features: The gradients of the last term at the features given to :meth:`take`.
+        at_features: Gradients of the last term at the features given to :meth:`take`.
     """
 
     def __init__(self, regularizer: Regularizer, params: Sequence[nn.Parameter]) -> None:
@@ -37,7 +37,7 @@ class Penalty:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets the terms."""
+        """Forget the terms."""
         self._terms: list[HostCopy] = []
         self._grads: list[Tensor | None] = [None] * len(self._params)
 
@@ -47,12 +47,12 @@ class Penalty:
         """Take the term of a micro-batch. The graph of the losses stays usable.
 
         Args:
-            batch: The losses.
+            batch: Batch of losses.
             shared: Parameters whose gradients the term is made of.
-            cut: The features whose gradients it is made of instead, at the feature level.
+            cut: Features whose gradients the term is made of instead, at the feature level.
 
         Raises:
-            RuntimeError: Something in the losses cannot be differentiated twice.
+            RuntimeError: An operation in the losses cannot be differentiated twice.
         """
         self.at_features = ()
         dtype = torch.promote_types(self._params[0].dtype, torch.float32)
@@ -94,7 +94,7 @@ class Penalty:
     def _differentiate(
         self, term: Tensor, scale: Tensor | None, cut: Representation | None
     ) -> Tensor:
-        """Keep the gradient, and tell whether it is finite (1 or 0)."""
+        """Keep the gradient of the term, and tell whether it is finite (1 or 0)."""
         trained = [i for i, p in enumerate(self._params) if p.requires_grad]
         targets = [*(self._params[i] for i in trained), *(() if cut is None else cut.edges)]
         seed = None if scale is None else scale.to(term)
@@ -109,7 +109,7 @@ class Penalty:
         return torch.stack(norms).isfinite().all().to(term) if scale is None else term.new_ones(())
 
     def add(self) -> None:
-        """Adds the gradient to ``.grad``, the mean over the ranks."""
+        """Add the gradient to ``.grad``, the mean over the ranks."""
         grads = average_some(self._grads, self._params)
         for p, grad in zip(self._params, grads, strict=True):
             if grad is not None:
@@ -117,7 +117,7 @@ class Penalty:
         self._grads, self.at_features = [None] * len(self._params), ()
 
     def read(self) -> tuple[Tensor, bool]:
-        """The term, a scalar on the CPU, and whether its gradient is finite on all ranks."""
+        """Return the term, a scalar on the CPU, and whether its gradient is finite on all ranks."""
         terms, finite = torch.stack([copy.read() for copy in self._terms]).unbind(dim=1)
         return terms.sum(), bool((finite == 1.0).all())
 

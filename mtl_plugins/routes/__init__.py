@@ -1,4 +1,4 @@
-"""Ways to take a step: what is measured, and what becomes of it in ``.grad``.
+"""Routes from the losses to ``.grad``: each measures gradients, and applies a choice.
 
 To add one: a file with a subclass of :class:`Route`, and its line in :meth:`Routes.choose`.
 """
@@ -15,7 +15,7 @@ class Routes:
     """The routes of a run.
 
     Args:
-        parts: Parts that they work with.
+        parts: Parts that the routes work with.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -30,7 +30,7 @@ class Routes:
         """Choose the way to take this step.
 
         Args:
-            chooser: Its method decides, and whether its weights still hold.
+            chooser: Chooser, whose method decides, and whose weights may still hold.
             averages: Whether gradients are averaged over the ranks here, rather than by a wrapper.
         """
         if not chooser.aggregator.needs_gradients:

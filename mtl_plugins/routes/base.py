@@ -1,4 +1,4 @@
-"""What every route has in common."""
+"""Base class of the routes, and the parts that they work with."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Parts:
     """Parts that the routes work with; the two lists grow.
 
     Attributes:
-        params: The parameters that are trained.
+        params: Parameters that are trained.
         tasks: Names of all tasks.
         device: Device of the parameters.
         options: Options of the step.
-        ownership: Which parameters are shared.
-        representation: Where the graph is cut, at the feature level.
-        watching: What the step is to measure for hooks.
+        ownership: Ownership of the parameters.
+        representation: Features where the graph is cut, at the feature level.
+        watching: Measures that hooks asked for.
         penalty: The regulariser's term.
     """
 
@@ -50,10 +50,10 @@ class Route(ABC):
     """A way from the losses to ``.grad``.
 
     Args:
-        parts: Parts that it works with.
+        parts: Parts that the route works with.
 
     Attributes:
-        monitored: What was measured for hooks alone; None for nothing.
+        monitored: Gradients that were measured for hooks alone; None if none were.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -62,13 +62,13 @@ class Route(ABC):
 
     @abstractmethod
     def measure(self, batch: Batch) -> Measured | None:
-        """Take the gradients of the tasks, or what stands for them.
+        """Take the gradients of the tasks, or values in their place.
 
         Args:
             batch: A micro-batch.
 
         Returns:
-            What a choice is made of; None if there is nothing to choose yet.
+            The values to choose by; None if there is nothing to choose yet.
         """
 
     @abstractmethod
@@ -76,17 +76,17 @@ class Route(ABC):
         """Bring the gradients into ``.grad``, the mean over the ranks with the last micro-batch.
 
         Args:
-            batch: The micro-batch that was measured last.
-            choice: What becomes of what was measured.
+            batch: Micro-batch that was measured last.
+            choice: Choice by the values that were measured.
         """
 
     def monitor(self, batch: Batch) -> None:
-        """Measure what is asked for and the method does not need; no ``.grad`` is touched."""
+        """Take measures for hooks that the method does not need; no ``.grad`` is touched."""
         self.monitored = None
         if not self.parts.watching.wants_gramian(batch):
             self.parts.watching.look(batch)
             return
-        # Not by `inputs=`, which reentrant checkpointing refuses.
+        # Reentrant checkpointing refuses `inputs=`.
         with grads_set_aside(self.parts.params):
             if self.parts.representation is not None:
                 rows = self.fill_features(self.parts.representation, batch, retain_graph=True)
@@ -117,7 +117,7 @@ class Route(ABC):
         return rows
 
     def fill(self, rows: TaskRows, batch: Batch, retain_graph: bool = False) -> None:
-        """Run each task back into its row."""
+        """Run each task back into the task's row."""
         with self.parts.watching.passes(batch, rows) as announce:
             rows.fill(batch.turns(), announce, retain_graph)
 
@@ -143,10 +143,10 @@ class Route(ABC):
         """Take the Gramian of the tasks that take part.
 
         Args:
-            rows: The gradients.
-            count: How many leaves of the rows, from the first, are shared.
-            batch: The last micro-batch.
-            reports: The calls whose gradients are in the rows.
+            rows: Gradients of the tasks.
+            count: Number of leaves of the rows, from the first, that are shared.
+            batch: Last micro-batch.
+            reports: Losses of the calls whose gradients are in the rows.
         """
         cut = self.parts.representation
         shared = rows.first(count)
@@ -166,7 +166,7 @@ class Route(ABC):
         return gramian if batch.scale is None else gramian / float(batch.scale) ** 2
 
     def run_back(self, cut: Representation, grads: Sequence[Tensor | None]) -> None:
-        """Run the trunk back from its outputs, with what the regulariser adds there."""
+        """Run the trunk back from its outputs, with the regulariser's gradient added there."""
         penalty = self.parts.penalty
         if penalty is not None and penalty.at_features:
             grads = [

@@ -17,8 +17,8 @@ class FeatureLevel(Route):
     """Aggregates the gradients of a representation; every micro-batch by itself.
 
     Args:
-        parts: Parts that it works with.
-        representation: Where the graph is cut.
+        parts: Parts that the route works with.
+        representation: Features where the graph is cut.
     """
 
     def __init__(self, parts: Parts, representation: Representation) -> None:
@@ -46,11 +46,11 @@ class FeatureLevel(Route):
             average_grads(with_grad(self.parts.params))
 
     def _check(self, batch: Batch) -> None:
-        """Refuse losses that reach what lies before the representation by another way."""
+        """Refuse losses that reach the trunk by a way past the representation."""
         behind = LossGraph(self._cut.outputs).owners(self.parts.params)
         for name, loss in batch.raw.items():
             around = LossGraph([loss]).owners(self.parts.params)
-            # What checkpointing hides is not known to be reached.
+            # Parameters that checkpointing hides are not known to be reached.
             if any(
                 a >= 0 and (b >= 0 or b == SEVERAL) for a, b in zip(around, behind, strict=True)
             ):

@@ -27,7 +27,7 @@ class OnePass(Route):
             sum(losses[1:], losses[0]).backward()
         if (cut := self.parts.representation) is not None:
             self.run_back(cut, cut.take_grads())
-        # The losses are read now, when the device has its work.
+        # Read the losses now, when the device has its work.
         return Measured(batch.window.reports) if batch.aggregate else None
 
     def apply(self, batch: Batch, choice: Choice) -> None:

@@ -15,18 +15,18 @@ class ParameterLevel(Route):
     """Aggregates the gradients of the shared parameters, once for all micro-batches.
 
     Args:
-        parts: Parts that it works with.
+        parts: Parts that the route works with.
     """
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
         self._rows = TaskRows(parts.device)
-        self._shared: list[int] = []  # parameters in the rows, those that are shared first
+        self._shared: list[int] = []  # parameters in the rows, shared ones first
         self._doubtful: list[int] = []
         self._by_graph: list[int] = []  # owners when the rows were filled last
 
     def drop_rows(self) -> None:
-        """Free the buffer, until it is needed again."""
+        """Free the buffer until a later step needs it."""
         self._rows = TaskRows(self.parts.device)
 
     def measure(self, batch: Batch) -> Measured | None:
@@ -62,14 +62,13 @@ class ParameterLevel(Route):
             weights = [choice.weights.get(name, 0.0) for name in names]
             update = combine(torch.tensor(weights, dtype=torch.float64), shared)
         for i, grad in zip(self._shared, self._rows.split(update), strict=True):
-            if ownership.reached(i):  # else, as after any backward pass, there is no gradient
+            if ownership.reached(i):  # otherwise no gradient, as after any backward pass
                 params[i].grad = grad
         for k, i in enumerate(self._doubtful, start=len(self._shared)):
             if ownership.reached(i):
                 owner = ownership.owner(i)
-                found = self._rows.views[max(owner, 0)][
-                    k
-                ]  # where nobody's is not zero, any will do
+                # Without an owner all rows are zero here, and any will do.
+                found = self._rows.views[max(owner, 0)][k]
                 params[i].grad = found * own[owner] if owner >= 0 else found.clone()
         averaged = set(self._shared) if self.parts.options.sync == "exact" else set()
         average_grads(
@@ -77,10 +76,10 @@ class ParameterLevel(Route):
         )
 
     def _lay_out(self, filled: bool) -> None:
-        """Make the buffer hold what is shared, and behind that what is doubtful.
+        """Make the buffer hold the shared parameters, and behind them the doubtful ones.
 
         Args:
-            filled: Whether it has gradients of this step in it.
+            filled: Whether the buffer has gradients of this step in it.
         """
         params, ownership = self.parts.params, self.parts.ownership
         before = {*self._shared, *self._doubtful}
@@ -96,7 +95,7 @@ class ParameterLevel(Route):
         held, self._rows = self._rows, TaskRows(self.parts.device)
         self._rows.arrange(leaves, len(self.parts.tasks))
         self._rows.take(held)
-        # What a task had alone until now lies in .grad, and moves to its row.
+        # The gradient of a parameter that was a task's own lies in .grad, and moves to its row.
         for k, i in enumerate((*shared, *doubtful)):
             if i not in before and (grad := params[i].grad) is not None:
                 self._rows.views[self._by_graph[i]][k].add_(grad)

@@ -14,10 +14,10 @@ from mtl_plugins.step import Batch, Choice, Measured
 
 
 class WeightedPass(Route):
-    """Weighs what the tasks share, and leaves what a task has alone to its own factor."""
+    """Weighs the gradients of what tasks share; what a task has alone has a factor of its own."""
 
     def prepare(self, batch: Batch) -> None:
-        """Learn what is shared, from all ranks."""
+        """Learn from all ranks what is shared."""
         options, ownership = self.parts.options, self.parts.ownership
         if options.low_memory and options.sync == "exact" and world_size() > 1:
             raise ValueError(
@@ -33,7 +33,7 @@ class WeightedPass(Route):
         weights, ownership = choice.weights, self.parts.ownership
         assert weights is not None
         if batch.raw:
-            # In the graph these look shared: their gradients come with the weight of their task.
+            # Doubtful parameters look shared in the graph: their gradients come weighted.
             owned = {i: ownership.owner(i) for i in ownership.doubtful}
             before = {i: self.parts.params[i].grad for i in owned}
             for i in owned:
@@ -108,7 +108,7 @@ class KnownWeights(WeightedPass):
     """Takes the weights that were found last, see ``weights_every``.
 
     Args:
-        frugal: Measures without keeping the gradients, with ``low_memory``.
+        frugal: Route that measures without keeping the gradients, with ``low_memory``.
     """
 
     def __init__(self, frugal: LowMemory) -> None:

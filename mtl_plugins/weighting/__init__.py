@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 def build_weighting(cfg: str | Mapping[str, Any] | Weighting) -> Weighting:
-    """Builds a weighting from its name or from ``dict(type=name, **arguments)``.
+    """Build a weighting from its name or from ``dict(type=name, **arguments)``.
 
     Raises:
-        KeyError: No weighting of that name.
-        TypeError: An argument that the weighting does not take.
+        KeyError: No weighting has that name.
+        TypeError: The weighting does not take an argument.
     """
     return build(WEIGHTINGS, cfg, "weighting", Weighting)
 

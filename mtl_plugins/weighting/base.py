@@ -1,4 +1,4 @@
-"""What every loss weighting has in common."""
+"""Base classes of the loss weightings."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class Weighting(Method, ABC):
     """Weights the losses of the tasks before any gradient is taken.
 
     Everything here is about a few plain numbers on the CPU. A step asks for :meth:`weights` before
-    its backward pass and tells :meth:`update` afterwards what it has seen; the losses that it has
-    to wait for anyway by then.
+    its backward pass and tells :meth:`update` the losses afterwards, when it has to wait for them
+    anyway.
 
     Attributes:
-        needs_losses: Whether :meth:`weights` needs the losses of the step that it is for. The step
-            then waits for its forward pass.
+        needs_losses: Whether :meth:`weights` needs the losses of the present step. The step then
+            waits for its forward pass.
         needs_norms: Whether :meth:`update` needs the length of the gradients at the last layer that
             all tasks share.
-        needs_new_losses: Whether it has to be told by :meth:`update_after` what the losses on the
-            same batch are after the optimizer step.
+        needs_new_losses: Whether :meth:`update_after` has to be told the losses on the same batch
+            after the optimizer step.
     """
 
     needs_losses: ClassVar[bool] = False
@@ -31,48 +31,48 @@ class Weighting(Method, ABC):
     needs_new_losses: ClassVar[bool] = False
 
     def check(self, tasks: Collection[str]) -> None:
-        """Told all tasks before the first step, if they are known by then.
+        """Check the options against all tasks, before the first step if tasks are known by then.
 
         Raises:
-            KeyError: The options do not fit them.
+            KeyError: The options do not fit the tasks.
         """
 
     @abstractmethod
     def weights(
         self, tasks: Collection[str], losses: Mapping[str, float] | None = None
     ) -> dict[str, float]:
-        """The factor of each loss.
+        """Return the factor of each loss.
 
         Args:
-            tasks: Those that take part in this step if :attr:`needs_losses`; else all that are
-                known, for which nothing needs to be waited for.
-            losses: Their losses, the mean over the ranks; given if :attr:`needs_losses`.
+            tasks: Names of the tasks that take part in this step if :attr:`needs_losses`; else of
+                all known tasks, for which nothing needs to be waited for.
+            losses: Losses of the tasks, the mean over the ranks; given if :attr:`needs_losses`.
         """
 
     def update(self, losses: Mapping[str, float], norms: Mapping[str, float] | None = None) -> None:
-        """Learns from a step whose losses, and gradients as far as taken, were finite.
+        """Learn from a step whose losses, and gradients as far as taken, were finite.
 
         Args:
-            losses: Of the tasks that took part, unweighted; the mean over the ranks.
-            norms: ``‖∇_W L_t‖`` of the unweighted losses, where ``W`` is the last layer that all
-                tasks share; given if :attr:`needs_norms`.
+            losses: Losses of the tasks that took part, unweighted; the mean over the ranks.
+            norms: Lengths ``‖∇_W L_t‖`` of the unweighted losses' gradients, where ``W`` is the
+                last layer that all tasks share; given if :attr:`needs_norms`.
         """
 
     def update_after(self, losses: Mapping[str, float], new_losses: Mapping[str, float]) -> None:
-        """Learns from what a step did to the losses, if :attr:`needs_new_losses`.
+        """Learn from what a step did to the losses, if :attr:`needs_new_losses`.
 
         Args:
-            losses: As for :meth:`update`.
-            new_losses: The losses on the same batch after the optimizer step.
+            losses: Losses of the tasks that took part, before the optimizer step.
+            new_losses: Losses on the same batch after the optimizer step.
         """
 
 
 class LearnedWeighting(Weighting):
     """A weighting with one learned number a task, and an Adam of its own.
 
-    They do not sit in the optimizer of the model, where gradient clipping, weight decay, a loss
-    scaler and the learning rate of the model would act on them, and they on the clipping. Adam is
-    written out: on a few plain numbers it takes less than the optimizer of torch, and its state
+    The numbers do not sit in the optimizer of the model, where gradient clipping, weight decay, a
+    loss scaler and the learning rate of the model would act on them, and they on the clipping. Adam
+    is written out: on a few plain numbers it takes less than the optimizer of torch, and its state
     knows neither devices nor parameter groups.
 
     Args:
@@ -80,8 +80,8 @@ class LearnedWeighting(Weighting):
         weight_decay: L2 penalty in Adam.
 
     Attributes:
-        initial: What the numbers are at first.
-        bounds: What they are kept within.
+        initial: Value of the numbers at first.
+        bounds: Least and largest value of the numbers.
     """
 
     initial: ClassVar[float] = 0.0
@@ -99,11 +99,11 @@ class LearnedWeighting(Weighting):
         self._moments: dict[str, tuple[float, float, int]] = {}
 
     def number(self, task: str) -> float:
-        """The learned number of a task; the initial one if the task has not been seen."""
+        """Return the learned number of a task; the initial one if the task has not been seen."""
         return self._numbers.get(task, self.initial)
 
     def descend(self, gradients: Mapping[str, float]) -> None:
-        """One step of Adam on the numbers of these tasks; those of others stay."""
+        """Take a step of Adam on the numbers of these tasks; the numbers of others stay."""
         low, high = self.bounds
         for task, gradient in gradients.items():
             number = self.number(task)
@@ -146,23 +146,23 @@ class LowerBounds:
         self._bounds = min_losses
 
     def check(self, tasks: Collection[str]) -> None:
-        """Refuses a name that is no task.
+        """Refuse a name that is no task.
 
         Raises:
-            KeyError: A bound is given for a task that there is not.
+            KeyError: A bound is given for a name that is no task.
         """
         for name in self._bounds if isinstance(self._bounds, Mapping) else ():
             if name not in tasks:
                 raise KeyError(f"{self._key}: no task is called {name!r}; {suggest(name, tasks)}")
 
     def of(self, task: str) -> float:
-        """Returns the bound of a task."""
+        """Return the bound of a task."""
         if isinstance(self._bounds, Mapping):
             return self._bounds.get(task, 0.0)
         return self._bounds
 
     def above(self, losses: Mapping[str, float]) -> dict[str, float]:
-        """Returns how far each loss is above its bound; tasks whose loss is at it are left out.
+        """Return how far each loss is above its bound, without tasks whose loss is at the bound.
 
         A loss that is not finite is left out as well: the owner of the step deals with it.
 
@@ -183,7 +183,7 @@ class LowerBounds:
 
 
 def softmax(values: Mapping[str, float]) -> dict[str, float]:
-    """The softmax over the tasks."""
+    """Compute the softmax over the tasks."""
     top = max(values.values(), default=0.0)
     powers = {task: math.exp(value - top) for task, value in values.items()}
     total = sum(powers.values())

@@ -13,13 +13,13 @@ class DWA(Weighting):
     r"""Dynamic weight average (`Liu et al. 2019, eq. 7 <https://arxiv.org/abs/1803.10704>`_).
 
     :math:`w = T \operatorname{softmax}(r / \tau)` over the tasks taking part, with
-    :math:`r_t = L_t(e - 1) / L_t(e - 2)` of the mean losses in the last two windows. It is 1 during
-    the first two windows, and for a task that was absent from one of them.
+    :math:`r_t = L_t(e - 1) / L_t(e - 2)` of the mean losses in the last two windows. The ratio is 1
+    during the first two windows, and for a task that was absent from one of them.
 
     Args:
-        temperature: :math:`\tau`; the higher, the more equal the weights.
-        window: How many steps make a window; None for an epoch, and in a run that counts iterations
-            for a hundredth of it.
+        temperature: Temperature :math:`\tau`; the higher, the more equal the weights.
+        window: Number of steps in a window; None for an epoch, or for a hundredth of a run that
+            counts iterations.
     """
 
     def __init__(self, temperature: float = 2.0, window: int | None = None) -> None:
@@ -30,8 +30,8 @@ class DWA(Weighting):
             raise ValueError(f"window is at least 1, got {window}")
         self.temperature = temperature
         self.window = window
-        self._steps = 0  # in this window
-        self._sums: dict[str, tuple[float, int]] = {}  # the losses in it, and how many
+        self._steps = 0  # in the current window
+        self._sums: dict[str, tuple[float, int]] = {}  # sum and number of its losses
         self._last: dict[str, float] = {}
         self._before: dict[str, float] = {}
 
@@ -51,7 +51,7 @@ class DWA(Weighting):
     def weights(
         self, tasks: Collection[str], losses: Mapping[str, float] | None = None
     ) -> dict[str, float]:
-        self._size()  # an error at the first step, not at the end of it
+        self._size()  # raise an error at the first step
         shares = softmax({task: self._ratio(task) / self.temperature for task in tasks})
         return {task: len(shares) * share for task, share in shares.items()}
 

@@ -9,25 +9,26 @@ from mtl_plugins.weighting.base import LearnedWeighting, LowerBounds, softmax
 
 
 class FAMO(LearnedWeighting):
-    r"""Fast adaptive multitask optimisation (`Liu et al. 2023, algorithm 1
-    <https://arxiv.org/abs/2306.03792>`_).
+    r"""Fast adaptive multitask optimisation (Liu et al. 2023, algorithm 1).
+
+    Paper: `arXiv 2306.03792 <https://arxiv.org/abs/2306.03792>`_.
 
     With :math:`D_t = L_t - m_t + \epsilon` and :math:`z = \operatorname{softmax}(\xi)` over the
     tasks taking part, the model descends :math:`\sum_t z_t \log D_t / c`, where
     :math:`c = \sum_t z_t / D_t` is held constant. The factor of :math:`\nabla L_t` is thus
     :math:`z_t / (c D_t)`, and the factors sum to 1. After the step, which has lowered
     :math:`\log D_t` by :math:`\delta_t`, Adam descends :math:`J^\top \delta` with the Jacobian
-    :math:`J` of the softmax: what fell fast gets less.
+    :math:`J` of the softmax: a loss that fell fast gets less.
 
-    A loss at its lower bound, such as the 0 of a batch without an example, has no gradient. It
-    takes no part in the step, in which its :math:`1 / D_t` would leave nothing to the other tasks.
+    A loss at its lower bound, such as the 0 of a batch without an example, has no gradient and
+    takes no part in the step, where :math:`1 / D_t` would leave nothing to the other tasks.
 
     Args:
         lr: Learning rate of the logits.
         weight_decay: L2 penalty on the logits.
-        eps: :math:`\epsilon`.
-        min_losses: :math:`m_t`, a lower bound of the losses: one for all, or by name, 0 for a task
-            not named.
+        eps: Number :math:`\epsilon` that is added to every distance.
+        min_losses: Lower bound :math:`m_t` of the losses: one for all, or by name, 0 for a task not
+            named.
     """
 
     needs_losses = True
@@ -65,7 +66,7 @@ class FAMO(LearnedWeighting):
     def gradient(
         self, losses: Mapping[str, float], new_losses: Mapping[str, float]
     ) -> dict[str, float]:
-        r""":math:`(J^\top \delta)_t = z_t (\delta_t - \sum_k z_k \delta_k)`."""
+        r"""Return :math:`(J^\top \delta)_t = z_t (\delta_t - \sum_k z_k \delta_k)`."""
         bounded = {t: max(x, self._bounds.of(t)) for t, x in new_losses.items()}
         old, new = self._distances(losses), self._distances(bounded)
         delta = {t: math.log(old[t]) - math.log(new[t]) for t in old if t in new}
@@ -80,5 +81,5 @@ class FAMO(LearnedWeighting):
         return softmax({task: self.number(task) for task in tasks})
 
     def _distances(self, losses: Mapping[str, float]) -> dict[str, float]:
-        """Returns ``D_t`` of the tasks whose loss is finite and above its bound."""
+        """Return ``D_t`` of the tasks whose loss is finite and above its bound."""
         return {task: left + self.eps for task, left in self._bounds.above(losses).items()}

@@ -9,7 +9,7 @@ from mtl_plugins.weighting.base import Weighting
 
 
 class Equal(Weighting):
-    """Every loss has the weight 1."""
+    """Equal weights: every loss has the weight 1."""
 
     def weights(
         self, tasks: Collection[str], losses: Mapping[str, float] | None = None
@@ -21,7 +21,7 @@ class Fixed(Weighting):
     """Given weights.
 
     Args:
-        weights: The weight of every task, by name.
+        weights: Weight of every task, by name.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:

@@ -14,14 +14,14 @@ class GLS(Weighting):
     The model descends :math:`\bigl( \prod_t D_t \bigr)^{1/T}` with :math:`D_t = L_t - m_t` over the
     tasks taking part, whose gradient has the factors
     :math:`w_t = \bigl( \prod_k D_k \bigr)^{1/T} / (T D_t)`. With :math:`m_t = 0`, as in the paper,
-    it does not depend on the units of the losses, up to one factor for all of them.
+    the gradient does not depend on the units of the losses, up to one factor for all of them.
 
     A loss at its lower bound, such as the 0 of a batch without an example, has no gradient and
     takes no part: the product of the others would vanish with it.
 
     Args:
-        min_losses: :math:`m_t`, a lower bound of the losses: one for all, or by name, 0 for a task
-            not named.
+        min_losses: Lower bound :math:`m_t` of the losses: one for all, or by name, 0 for a task not
+            named.
     """
 
     needs_losses = True

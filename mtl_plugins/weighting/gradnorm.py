@@ -23,7 +23,7 @@ class GradNorm(LearnedWeighting):
     and has no say.
 
     Args:
-        alpha: How strongly tasks that learn slowly are preferred; 0 makes all norms equal.
+        alpha: Strength of the preference for tasks that learn slowly; 0 makes all norms equal.
         lr: Learning rate of the weights.
     """
 
@@ -51,7 +51,7 @@ class GradNorm(LearnedWeighting):
         return {task: self.number(task) for task in tasks}
 
     def gradient(self, losses: Mapping[str, float], norms: Mapping[str, float]) -> dict[str, float]:
-        """``±n_t``, towards the target, of the tasks that have a gradient."""
+        """Return ``±n_t``, towards the target, for the tasks that have a gradient."""
         lengths = {t: self.number(t) * norms[t] for t in losses if norms.get(t, 0.0) > 0.0}
         if not lengths:
             return {}
@@ -61,7 +61,7 @@ class GradNorm(LearnedWeighting):
         return {t: norms[t] * ((x > 0.0) - (x < 0.0)) for t, x in above.items()}
 
     def _rates(self, losses: Mapping[str, float]) -> dict[str, float]:
-        """How slowly each task learns, in units of their mean; 1 where that has no meaning."""
+        """Return how slowly each task learns, in units of the mean; 1 where that is undefined."""
         left = {t: max(x, 0.0) / self._first[t] for t, x in losses.items() if t in self._first}
         mean = sum(left.values()) / max(len(left), 1)
         return {t: left[t] / mean if mean > 0.0 and t in left else 1.0 for t in losses}

@@ -11,11 +11,13 @@ from mtl_plugins.weighting.base import Weighting
 
 
 class RLW(RandomMethod, Weighting):
-    """``w = softmax(z)`` with ``z ~ N(0, 1)^T`` drawn for every batch (`Lin et al. 2022, section 3
-    <https://arxiv.org/abs/2111.10603>`_).
+    """Weights ``softmax(z)``, ``z ~ N(0, 1)^T`` drawn for every batch (Lin et al. 2022, section 3).
+
+    Paper: `arXiv 2111.10603 <https://arxiv.org/abs/2111.10603>`_.
 
     Args:
-        seed: Of the draws; None takes the seed of the run.
+        seed: Seed of the draws; None takes the seed of the run.
+
     """
 
     def weights(

@@ -10,8 +10,9 @@ from mtl_plugins.weighting.base import Weighting
 
 
 class SLAW(Weighting):
-    r"""Scaled loss approximate weighting (`Crawshaw and Košecká 2021, algorithm 1
-    <https://arxiv.org/abs/2109.08218>`_).
+    r"""Scaled loss approximate weighting (Crawshaw and Košecká 2021, algorithm 1).
+
+    Paper: `arXiv 2109.08218 <https://arxiv.org/abs/2109.08218>`_.
 
     With the running means :math:`a_t` of :math:`L_t^2` and :math:`b_t` of :math:`L_t`, this step's
     loss included, :math:`s_t = \sqrt{a_t - b_t^2}` stands for the length of the gradient, and
@@ -20,7 +21,7 @@ class SLAW(Weighting):
     if there are none.
 
     Args:
-        beta: :math:`\beta`, the share of the past in the running means.
+        beta: Share :math:`\beta` of the past in the running means.
     """
 
     needs_losses = True
@@ -30,7 +31,7 @@ class SLAW(Weighting):
         if not 0.0 <= beta < 1.0:
             raise ValueError(f"beta lies in [0, 1), got {beta}")
         self.beta = beta
-        # By task, the mean and the variance: their difference a - b² would be rounding.
+        # The mean and variance of each task: with a and b alone, a - b² would be rounding.
         self._moments: dict[str, tuple[float, float]] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -41,7 +42,7 @@ class SLAW(Weighting):
         self._moments = dict(state["moments"])
 
     def _with(self, task: str, loss: float) -> tuple[float, float]:
-        """Returns mean and variance of a task after one more loss."""
+        """Return mean and variance of a task after one more loss."""
         mean, variance = self._moments.get(task, (loss, 0.0))
         off = loss - mean
         variance = self.beta * (variance + (1.0 - self.beta) * off * off)
@@ -54,7 +55,7 @@ class SLAW(Weighting):
             raise ValueError("SLAW needs the losses of the step")
         deviations = {t: math.sqrt(self._with(t, losses[t])[1]) for t in tasks}
         known = {t: s for t, s in deviations.items() if 0.0 < s < math.inf}
-        # In units of the least one, since one over a deviation may leave the range of a float.
+        # The unit is the least deviation: one over a deviation may leave the range of a float.
         least = min(known.values(), default=1.0)
         inverse = {t: least / s for t, s in known.items()}
         mean = sum(inverse.values()) / max(len(inverse), 1)

@@ -20,9 +20,9 @@ class STCH(Weighting):
     The distances should have one unit: give :math:`\lambda_t` as one over a usual size of the loss.
 
     Args:
-        mu: :math:`\mu`, the smoothness, in units of the weighted losses.
-        preference: :math:`\lambda_t`, by task; None, or a task not named, is 1.
-        ideal: :math:`z_t`, the least value of each loss, by task; None, or a task not named, is 0.
+        mu: Smoothness :math:`\mu`, in units of the weighted losses.
+        preference: Factor :math:`\lambda_t` by task; None, or a task not named, is 1.
+        ideal: Least value :math:`z_t` of each loss by task; None, or a task not named, is 0.
     """
 
     needs_losses = True

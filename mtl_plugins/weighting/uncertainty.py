@@ -13,15 +13,15 @@ class Uncertainty(LearnedWeighting):
 
     The model minimises :math:`\sum_t \frac12 e^{-s_t} L_t + \frac12 s_t` together with the log
     variances :math:`s_t`, at first 0. A task's weight goes towards :math:`\frac{1}{2 L_t}`. A loss
-    of exactly 0, that of a batch without an example, teaches nothing: its best weight is infinite.
+    of exactly 0, as in a batch without an example, teaches nothing: its best weight is infinite.
 
     Args:
         lr: Learning rate of the log variances.
-        weight_decay: L2 penalty on them.
+        weight_decay: L2 penalty on the log variances.
     """
 
-    # Enough for losses from 2e-9 to 5e8. Without, weights would overflow, and a stretch of tiny
-    # losses would take as long to make up for as it lasted.
+    # Enough for losses from 2e-9 to 5e8. Without bounds, weights would overflow, and a stretch of
+    # tiny losses would take as long to make up for as it lasted.
     bounds = (-20.0, 20.0)
 
     def weights(
@@ -30,7 +30,7 @@ class Uncertainty(LearnedWeighting):
         return {task: 0.5 * math.exp(-self.number(task)) for task in tasks}
 
     def gradient(self, losses: Mapping[str, float]) -> dict[str, float]:
-        r""":math:`\frac12 (1 - e^{-s_t} L_t)`."""
+        r"""Return :math:`\frac12 (1 - e^{-s_t} L_t)`."""
         return {t: 0.5 * (1.0 - math.exp(-self.number(t)) * loss) for t, loss in losses.items()}
 
     def update(self, losses: Mapping[str, float], norms: Mapping[str, float] | None = None) -> None:
