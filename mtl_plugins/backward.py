@@ -49,7 +49,7 @@ class MultiTaskBackward:
         regularizer: Name, ``dict(type=name, ...)`` or a :class:`Regularizer`, whose term is added
             to the loss; None for none. In a data-parallel run each rank's term is about the
             gradients of its own batch.
-        representation: With ``level="feature"``, the module whose output the tasks share.
+        representation: Module whose output the tasks share, with ``level="feature"``.
         tasks: Names of all tasks; by default tasks are numbered as they appear. Needed in a
             data-parallel run where a rank's first batch may lack a task.
         level, sync, low_memory, weights_every, on_nonfinite, max_skips: See

@@ -59,7 +59,7 @@ def average_some(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> li
     """Average tensors over the ranks, in place; a tensor that a rank does not have counts as zero.
 
     Args:
-        tensors: Tensors of this rank, None for a missing one; it stays None if no rank has it.
+        tensors: Tensors of this rank, None for a missing one; one that no rank has stays None.
         like: Tensors with the shapes and dtypes of ``tensors``.
     """
     if world_size() == 1 or not tensors:

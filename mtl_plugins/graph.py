@@ -75,7 +75,7 @@ class LossGraph:
 
     @cached_property
     def tells_heads_apart(self) -> bool:
-        """Whether a node that several losses reach is shared, rather than behind such a node.
+        """Whether nodes that several losses reach are shared, rather than just behind a common one.
 
         Losses that were stacked, or that one node returns (a compiled model, a hook, a checkpoint),
         reach every head. Such losses meet where their gradients have few elements, or one of them

@@ -20,7 +20,7 @@ class Guard:
     """Skips a step, so that neither parameters nor buffers change.
 
     Args:
-        policy: ``"skip"`` or ``"raise"``.
+        policy: Reaction to such a step, ``"skip"`` or ``"raise"``.
         max_skips: Number of skipped steps in a row that is an error.
     """
 

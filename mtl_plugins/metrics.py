@@ -43,9 +43,9 @@ def delta_m(
         metrics: Metrics of each task, by name.
         baseline: Metrics of each task in the baseline, by name.
         lower_is_better: Names of the metrics that count errors.
-        convention: ``"gain"``: in percent, higher is better (paper D, which counts one metric a
-            task); ``"loss"``: a fraction, lower is better (paper A). The tables of paper B hold
-            mean differences, not relative ones.
+        convention: Unit and sign of the score. ``"gain"``: in percent, higher is better (paper D,
+            which counts one metric a task); ``"loss"``: a fraction, lower is better (paper A). The
+            tables of paper B hold mean differences, not relative ones.
 
     Returns:
         The score; 0 for the baseline itself.
@@ -84,9 +84,9 @@ def delta_m_over_seeds(
 
     Args:
         runs: Metrics of each seed of the method.
-        baselines: Metrics of each seed of the baseline; seeds and their number may be others.
+        baselines: Metrics of each seed of the baseline, which may have other or more seeds.
         lower_is_better: Names of the metrics that count errors.
-        convention: ``"gain"`` or ``"loss"``, see :func:`delta_m`.
+        convention: Unit and sign of the score, see :func:`delta_m`.
 
     Raises:
         KeyError: Two seeds do not have the same tasks and metrics.

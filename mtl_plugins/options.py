@@ -19,14 +19,14 @@ class Options:
     """Options of :class:`~mtl_plugins.MultiTaskBackward` that are plain values of a config.
 
     Args:
-        level: ``"parameter"`` aggregates the gradients of the shared parameters, at the cost of
-            one backward pass through the shared part a task; ``"feature"`` aggregates those of
-            the representation and then runs what lies before it back once.
+        level: Gradients that are aggregated. ``"parameter"``: those of the shared parameters, at
+            the cost of one backward pass through the shared part a task; ``"feature"``: those of
+            the representation, from which the layers before it are then run back once.
         sync: Values that a data-parallel run averages over the ranks before it aggregates.
             ``"exact"``: the gradient of every task, so that the weights are those of the whole
             batch. ``"gramian"``: the ``T × T`` inner products of the gradients, and afterwards one
             gradient: ``T`` times less traffic, but each rank's inner products have the noise of its
-            own batch in them. At the feature level both need that little, and are the same.
+            own batch in them. At the feature level the choice makes no difference.
         low_memory: Whether to take the Gramian without keeping the ``T`` gradients of the shared
             parameters, and then to run the weighted sum back: ``T + 1`` passes through the shared
             part instead of ``T``, and twice through the heads. Every micro-batch is aggregated by

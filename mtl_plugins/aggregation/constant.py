@@ -11,7 +11,7 @@ from mtl_plugins.aggregation.solvers import Matrix, Vector
 
 
 class Sum(GramianAggregator):
-    """Sum of the losses, ``w_t = 1``: what every framework trains without this package.
+    """Plain sum of the losses, ``w_t = 1``: what every framework trains without this package.
 
     The method costs no extra backward pass.
     """
@@ -26,7 +26,7 @@ class Sum(GramianAggregator):
 
 
 class Mean(GramianAggregator):
-    """Mean of the losses, ``w_t = 1 / T``, task-specific parameters included.
+    """Average of the losses, ``w_t = 1 / T``, task-specific parameters included.
 
     ``T`` is the number of tasks that take part in the step.
 

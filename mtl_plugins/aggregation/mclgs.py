@@ -30,7 +30,7 @@ class MCLGS(GramianAggregator):
 
     Args:
         a0: Pacing at first. 0 is the base alone.
-        pacing: ``"linear"`` or ``"exponential"``.
+        pacing: Shape of the pacing, ``"linear"`` or ``"exponential"``.
         r_t: Share of the run at whose end the linear pacing reaches 0; above 1 it does not. The
             length of the run comes from the run.
         r_a: Factor a step of the exponential pacing.

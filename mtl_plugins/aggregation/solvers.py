@@ -133,7 +133,8 @@ def nonnegative_qp(a: Matrix, b: Sequence[float], support: Collection[int] = ())
         The minimiser ``x``, ``[T]``.
 
     Raises:
-        NotConverged: After ``20 T + 20`` supports; no positive definite matrix needed them so far.
+        NotConverged: No solution in ``20 T + 20`` supports, which no positive definite matrix has
+            needed so far.
     """
     size = len(b)
     # From x = 0, the first step would be to where the gradient is negative.
@@ -185,8 +186,8 @@ def nash_bargaining(a: Matrix, steps: int = 100) -> Vector:
         The solution ``x``, ``[T]``.
 
     Raises:
-        NotConverged: After ``steps`` steps. With a diagonal that is 1e-10 above that of a positive
-            semidefinite matrix, 30 are enough.
+        NotConverged: No solution in ``steps`` steps. With a diagonal that is 1e-10 above that of a
+            positive semidefinite matrix, 30 are enough.
     """
     x = nash_guess(a)
     decrement = 1.0

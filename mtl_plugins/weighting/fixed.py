@@ -9,7 +9,7 @@ from mtl_plugins.weighting.base import Weighting
 
 
 class Equal(Weighting):
-    """Equal weights: every loss has the weight 1."""
+    """Weight 1 for every loss."""
 
     def weights(
         self, tasks: Collection[str], losses: Mapping[str, float] | None = None
