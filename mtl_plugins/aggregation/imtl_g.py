@@ -15,10 +15,10 @@ from mtl_plugins.aggregation.solvers import Matrix, Vector, correlation, dot, ri
 class IMTLG(GramianAggregator):
     r"""Impartial gradients (`Liu et al. 2021, eq. 4 <https://openreview.net/forum?id=IMPnRXEWpvr>`_).
 
-    :math:`w \propto G^+ n` with :math:`n_t = \|g_t\|`, normalised to sum 1, so that
+    The weights :math:`w \propto G^+ n` with :math:`n_t = \|g_t\|` are normalised to sum 1, so that
     :math:`d \cdot g_t / \|g_t\|` is the same for every task where the gradients are linearly
-    independent. For two tasks, :math:`w_1 = n_2 / (n_1 + n_2)`, whatever their angle. A
-    weight may be negative, and the common projection as well, as in the paper.
+    independent. For two tasks, :math:`w_1 = n_2 / (n_1 + n_2)` at any angle. A weight may be
+    negative, and the common projection as well, as in the paper.
 
     Eq. 4 has no bounded solution where the weights, before they are normalised, sum to almost 0: a
     mixture of tasks with negative weights, or more than two dependent gradients, for which

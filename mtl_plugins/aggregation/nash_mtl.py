@@ -22,7 +22,7 @@ from mtl_plugins.aggregation.solvers import (
 class NashMTL(GramianAggregator):
     r"""Nash bargaining solution (`Navon et al. 2022, claim 3.1 <https://arxiv.org/abs/2202.01017>`_).
 
-    :math:`d = J^\top \alpha` with the unique :math:`\alpha > 0` that solves
+    The update is :math:`d = J^\top \alpha` with the unique :math:`\alpha > 0` that solves
     :math:`\alpha_t (G \alpha)_t = 1`. The update does not depend on the norms of the gradients, and
     has the norm :math:`\sqrt T` before clipping: of all methods here, a learning rate carries over
     least to this one. A zero row gets the weight 0.

@@ -84,7 +84,7 @@ class TorchJD(RandomMethod, Aggregator):
 
     @property
     def scale(self) -> Literal["sum", "mean"]:  # type: ignore[override]
-        """Scale nearer to the method's, found by a trial on equal rows, as options change it."""
+        """The nearer scale in a trial on equal rows, since options may change the scale."""
         self._scale = self._scale or self._try_scale()
         return self._scale
 

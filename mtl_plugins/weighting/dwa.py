@@ -12,7 +12,7 @@ from mtl_plugins.weighting.base import Weighting, softmax
 class DWA(Weighting):
     r"""Dynamic weight average (`Liu et al. 2019, eq. 7 <https://arxiv.org/abs/1803.10704>`_).
 
-    :math:`w = T \operatorname{softmax}(r / \tau)` over the tasks taking part, with
+    The weights are :math:`w = T \operatorname{softmax}(r / \tau)` over the tasks taking part, with
     :math:`r_t = L_t(e - 1) / L_t(e - 2)` of the mean losses in the last two windows. The ratio is 1
     during the first two windows, and for a task that was absent from one of them.
 
