@@ -1,7 +1,7 @@
 """The OpenMMLab adapter: importing it registers its parts, as ``custom_imports`` does.
 
-It also has every ``Runner`` that trains with ``MTLOptimWrapper`` write checkpoints that outlive a
-kill, and tell the tasks to a batch sampler that allocates them, see :mod:`mtl_plugins.mm.runner`.
+Every ``Runner`` that trains with ``MTLOptimWrapper`` then writes checkpoints that outlive a kill,
+and tells the tasks to a batch sampler that allocates them, see :mod:`mtl_plugins.mm.runner`.
 
 Examples:
     >>> # In a config:
@@ -12,7 +12,7 @@ from mtl_plugins.extras import require
 from mtl_plugins.ops import install_mmcv_ops
 
 require("mtl_plugins.mm", "mmengine", extra="mm")
-# Before anything imports mmcv.ops, which needs the compiled extension or its stand-in.
+# Comes before any import of mmcv.ops, which needs the compiled extension or its stand-in.
 install_mmcv_ops()
 
 from mtl_plugins.mm import hooks, optim, samplers  # noqa: E402

@@ -1,4 +1,4 @@
-"""The gates of MMDetection's heads: which methods compute losses, and on what."""
+"""Gates of MMDetection's heads: the methods that compute losses, and their arguments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mtl_plugins.tasks import TaskGroups
 __all__ = ["GATES", "AllocationGates", "scaled", "select"]
 
 GATES = GateTable()
-"""Where a head of your own joins, see :class:`~mtl_plugins.gates.GateTable`."""
+"""Table that a head of your own joins, see :class:`~mtl_plugins.gates.GateTable`."""
 
 
 class AllocationGates(gating.AllocationGates):
@@ -28,8 +28,8 @@ class AllocationGates(gating.AllocationGates):
     as :class:`~mtl_plugins.mm.samplers.STABatchSampler` puts them.
 
     Args:
-        model: Methods of its modules are replaced.
-        groups: Which losses make which task.
+        model: Model; methods of its modules are replaced.
+        groups: Losses of each task.
     """
 
     table = GATES
@@ -40,7 +40,7 @@ class AllocationGates(gating.AllocationGates):
         if "mmdet.models" in sys.modules:
             _register_mmdet()
         super().__init__(model, groups)
-        if hasattr(model, "trains"):  # it looks at each image itself
+        if hasattr(model, "trains"):  # the model looks at each image itself
             model.trains = self._trains
             self.trust(model.optional_losses)
 
@@ -54,13 +54,13 @@ class AllocationGates(gating.AllocationGates):
         return "loss" in name
 
     def _trains(self, sample: Any, loss: str) -> bool:
-        """Whether an image trains the losses with names that begin with ``loss``."""
+        """Tell whether an image trains the losses with names that begin with ``loss``."""
         tasks = sample.metainfo.get("tasks")
         return tasks is None or self.groups.task_of(loss) in tasks
 
 
 def _flat(samples: Any) -> Iterable[Any]:
-    """Yields the samples of a batch, also of one with several branches."""
+    """Yield the samples of a batch, also of one with several branches."""
     if isinstance(samples, Mapping):
         samples = list(samples.values())
     for sample in samples or ():
@@ -72,7 +72,7 @@ def _flat(samples: Any) -> Iterable[Any]:
 
 @cache
 def _register_mmdet() -> None:
-    """Registers MMDetection's heads, once they are imported."""
+    """Register MMDetection's heads, once they are imported."""
     from mmdet.models import dense_heads as dense
     from mmdet.models import roi_heads as roi
     from mmdet.models import seg_heads as seg
@@ -118,14 +118,14 @@ def _register_mmdet() -> None:
             refuse=_shares_features,
         )
     everything = {"maps": ["x"], "lists": ["batch_data_samples"]}
-    # They may count over the ranks, as FCOS does; the names are those of RetinaNet, AutoAssign,
+    # Heads may count over the ranks, as FCOS does; the names are from RetinaNet, AutoAssign,
     # FreeAnchor, CornerNet, CenterNet and those that build on them.
     names = ("loss_cls", "loss_pos", "positive_bag_loss", "det_loss", "loss_center_heatmap")
     GATES.register(BaseDenseHead, "loss", losses=names, nobody=_no_objects, **everything)
     GATES.register(
         BaseMaskHead,
         "loss",
-        losses=["loss_mask", "loss_mask_project"],  # of BoxInst the latter
+        losses=["loss_mask", "loss_mask_project"],  # the latter in BoxInst
         whole=["positive_infos"],
         prepare=_positives,
         nobody=_no_objects,
@@ -153,7 +153,7 @@ def _shares_features(head: nn.Module) -> str | None:
 
 
 def _no_objects(given: Arguments) -> Arguments:
-    """The first image without its objects; the trunk gets no gradient of it."""
+    """Return the first image without its objects; the trunk gets no gradient of it."""
     sample = copy(given["batch_data_samples"][0])
     sample.gt_instances = sample.gt_instances[:0]
     x = [level[:1].detach() for level in given["x"]]
@@ -161,10 +161,10 @@ def _no_objects(given: Arguments) -> Arguments:
 
 
 def _positives(model: nn.Module, given: Arguments) -> Arguments:
-    """The box head's positives of the images at hand, since it saw those of its own task.
+    """Return the box head's positives of these images; before, the head saw those of its own task.
 
     Raises:
-        ValueError: The model is no detector whose way to get them is known.
+        ValueError: No way to get the positives is known for the model's class.
     """
     from mmdet.models.detectors.single_stage_instance_seg import (
         SingleStageInstanceSegmentor as Segmentor,
@@ -179,5 +179,5 @@ def _positives(model: nn.Module, given: Arguments) -> Arguments:
             "less than SingleStageInstanceSegmentor.loss"
         )
     head = model.bbox_head
-    type(head).loss(head, given["x"], given["batch_data_samples"])  # past its gate
+    type(head).loss(head, given["x"], given["batch_data_samples"])  # past the gate
     return {"positive_infos": head.get_positive_infos()}

@@ -1,4 +1,4 @@
-"""Finds what is wrong with the data that a config names, in the words of the config."""
+"""Find faults in the data that a config names, and tell them in the words of the config."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-# What COCO's format asks of every record, as far as the loaders read it.
+# Keys that COCO's format asks of every record, as far as the loaders read them.
 COCO_KEYS = {
     "images": ("id", "file_name", "height", "width"),
     "annotations": ("id", "image_id", "category_id", "bbox", "area"),
@@ -29,18 +29,18 @@ ROOTS = (
     *("COCO_ROOT", "CITYSCAPES_ROOT", "BDD100K_ROOT", "BDD100K_DERIVED", "METAGRASPNET_ROOT"),
     "METAGRASPNET_DERIVED",
 )
-"""The environment variables that our configs read."""
+"""Environment variables that our configs read."""
 
 OPENED = 8
-"""Images of a set that are opened, evenly spread over its file, the first among them."""
+"""Number of images of a set that are opened, evenly spread over its file from the first on."""
 
 
 def data_problem(cfg: Mapping[str, Any], pseudo: bool = True) -> str | None:
-    """Looks for all that a config and the files that it names can tell, before anything is built.
+    """Look for faults of a config and of the files that it names, before anything is built.
 
     Args:
-        cfg: A whole config.
-        pseudo: Whether pseudo labels have to be there.
+        cfg: Whole config.
+        pseudo: True if pseudo labels have to be there.
 
     Returns:
         The first problem: config key, what was found, what would be valid; None if there is none.
@@ -49,10 +49,10 @@ def data_problem(cfg: Mapping[str, Any], pseudo: bool = True) -> str | None:
 
 
 def check_runner(runner: Runner) -> None:
-    """Checks the data of a runner that is about to train, and its model's numbers of classes.
+    """Check the data of a runner that is about to train, and its model's numbers of classes.
 
     Args:
-        runner: With its loops built, as hooks see it from ``before_run`` on.
+        runner: Runner with its loops built, as hooks see it from ``before_run`` on.
 
     Raises:
         ValueError: :func:`data_problem` or :func:`class_count_problem` found something.
@@ -72,7 +72,7 @@ def check_runner(runner: Runner) -> None:
 def class_count_problem(
     model: nn.Module, metainfo: Mapping[str, Any], key: str = "train_dataloader.dataset"
 ) -> str | None:
-    """Looks for heads that have another number of classes than the data.
+    """Look for heads that have another number of classes than the data.
 
     MMDetection's ``NumClassCheckHook`` finds no semantic head, and takes panoptic and
     class-agnostic ones for wrong.
@@ -91,7 +91,7 @@ def class_count_problem(
 
     model = model.module if is_model_wrapper(model) else model
     classes = metainfo.get("classes")
-    if classes is None or hasattr(model, "language_model"):  # whose classes are words of a prompt
+    if classes is None or hasattr(model, "language_model"):  # classes are words of a prompt
         return None
     if isinstance(classes, str):
         return _no_comma(key, classes)
@@ -130,11 +130,11 @@ def class_count_problem(
 
 
 def missing_data(cfg: Mapping[str, Any], pseudo: bool = True) -> str | None:
-    """Looks for data that is not there, before anything is built.
+    """Look for data that is not there, before anything is built.
 
     Args:
-        cfg: A whole config.
-        pseudo: Whether pseudo labels have to be there.
+        cfg: Whole config.
+        pseudo: True if pseudo labels have to be there.
 
     Returns:
         The first problem: config key, what was found, what would be valid; None if there is none.
@@ -163,11 +163,11 @@ def missing_data(cfg: Mapping[str, Any], pseudo: bool = True) -> str | None:
 
 
 def broken_annotations(cfg: Mapping[str, Any], pseudo: bool = True) -> str | None:
-    """Reads the annotation files in COCO's format, and opens a few of their images.
+    """Read the annotation files in COCO's format, and open a few of their images.
 
     Args:
-        cfg: A whole config, of which :func:`missing_data` finds nothing missing.
-        pseudo: Whether to read pseudo labels too.
+        cfg: Whole config, of which :func:`missing_data` finds nothing missing.
+        pseudo: True to read pseudo labels too.
 
     Returns:
         The first problem, as for :func:`missing_data`, with file and id.
@@ -280,11 +280,11 @@ _Found = tuple[str | None, str] | None
 """Problem of a data set: its key in the config, None for the file's own key, and the words."""
 
 _FOUND: dict[str, _Found] = {}
-"""Verdicts by all that they depend on, the file's time and size among that."""
+"""Verdicts by all that they depend on, such as the file's time and size."""
 
 
 def _in_file(path: Path, use: _Use, objects: bool, opened: _Opening | None) -> _Found:
-    """The first problem of an annotation file and its images.
+    """Return the first problem of an annotation file and its images.
 
     Args:
         path: Path of the file.
@@ -326,7 +326,7 @@ def _in_file(path: Path, use: _Use, objects: bool, opened: _Opening | None) -> _
 
 
 def _head(path: Path) -> Json | None:
-    """Read all but the objects, if those are read one image at a time; else None."""
+    """Read all but the objects, if these are read one image at a time; else return None."""
     from mtl_plugins.mm.datasets.lazy import LazyObjects
 
     lazy = LazyObjects.of(path)
@@ -334,7 +334,7 @@ def _head(path: Path) -> Json | None:
 
 
 def _classes(categories: Sequence[Json], classes: Sequence[str], file: str) -> str | None:
-    """A problem of the names; labels are numbered in the order of the file's."""
+    """Return a problem of the class names; labels are numbered in the order of the file's names."""
     names = [category["name"] for category in categories]
     found = [name for name in names if name in set(classes)]
     if found == list(classes):
@@ -357,7 +357,7 @@ def _classes(categories: Sequence[Json], classes: Sequence[str], file: str) -> s
 
 
 def _objects(content: Json, images: Mapping[Any, Json], use: _Use, file: str) -> str | None:
-    """A problem of the objects, by the rules by which ``CocoDataset`` reads them."""
+    """Return a problem of the objects, by the rules by which ``CocoDataset`` reads them."""
     wanted = {one["id"] for one in content["categories"] if one["name"] in set(use.classes)}
     kept = 0
     for one in content["annotations"]:
@@ -402,7 +402,7 @@ def _objects(content: Json, images: Mapping[Any, Json], use: _Use, file: str) ->
 
 
 def _mask(segmentation: Any, image: Json) -> str | None:
-    """The fault of a mask."""
+    """Return the fault of a mask, if it has one."""
     size = [image["height"], image["width"]]
     if not segmentation:
         return (
@@ -427,7 +427,7 @@ def _mask(segmentation: Any, image: Json) -> str | None:
 
 
 def _opened(images: Mapping[Any, Json], opened: _Opening, file: str) -> _Found:
-    """A problem of some images, as the pipeline's own step loads them."""
+    """Return a problem of some images, as the pipeline's own step loads them."""
     from mmdet.registry import TRANSFORMS
     from PIL import Image
 
@@ -444,7 +444,7 @@ def _opened(images: Mapping[Any, Json], opened: _Opening, file: str) -> _Found:
             with Image.open(path) as header:
                 orientation = header.getexif().get(0x0112, 1)
                 stored = header.size[::-1]
-        except Exception as error:  # of whatever decoder
+        except Exception as error:  # each decoder has its own errors
             return "data_prefix.img", f"{name} cannot be read: {error}"
         told = (image["height"], image["width"])
         turned = (
@@ -467,7 +467,7 @@ def _opened(images: Mapping[Any, Json], opened: _Opening, file: str) -> _Found:
 
 
 def _depth(images: Sequence[Json], opened: _Opening, file: str) -> _Found:
-    """A problem of the depth of some images: of none a pixel lies within the range."""
+    """Return a problem of the depth of some images, such as no pixel within the range."""
     from mmdet.registry import TRANSFORMS
 
     load = TRANSFORMS.build(opened.depth)
@@ -503,7 +503,7 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def _local_datasets(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every data set that training reads from a local disk, with its config key."""
+    """Yield every data set that training reads from a local disk, with its config key."""
     for loader in ("train_dataloader", "val_dataloader"):
         options = cfg.get(loader)
         if isinstance(options, Mapping) and "dataset" in options:
@@ -515,11 +515,11 @@ def _local_datasets(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, 
 
 
 def open_datasets(key: str, dataset: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every data set that a data set's config names, wrappers opened, with its config key.
+    """Yield every data set that a data set's config names, wrappers opened, with its config key.
 
     Args:
         key: Config key of the data set.
-        dataset: Config of the data set; one that is built already has none.
+        dataset: Config of the data set; a built data set yields nothing.
     """
     if not isinstance(dataset, Mapping):
         return

@@ -2,7 +2,7 @@
 
 MMEngine reads ``package::config`` for a fixed list of packages, and refuses two bases with the same
 key, as a framework's config and a method both have an ``optim_wrapper``. Here the package joins the
-list, and methods among the bases are laid over the others as ``mtl-train --mtl`` does it.
+list, and methods among the bases are laid over the others as by ``mtl-train --mtl``.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def enter_configs() -> None:
             folder = Path(filename).parent
             others = [base if "::" in base else str(folder / base) for base in path.others]
             return _Layers.of(others, path.methods), None
-        # No scope: types are those of the config that inherits, as in any config of its own.
+        # No scope: types are looked up in the scope of the config that inherits.
         return (_find(path), None) if path.startswith(PREFIX) else cfg_path(path, filename)
 
     def read(filename: str, *args: Any, **kwargs: Any) -> tuple[dict, str, dict]:
@@ -103,7 +103,7 @@ def _find(base: str) -> str:
     """Return the path of a config of this package.
 
     Raises:
-        FileNotFoundError: The package has none of that name; the message has the nearest ones.
+        FileNotFoundError: The package has no config of that name; the message has similar ones.
     """
     folder = mtl_plugins.configs()
     path = folder / base.removeprefix(PREFIX)

@@ -1,4 +1,4 @@
-"""A function in place of a method of one object, which copies of the object do not have."""
+"""Function in place of a method of one object; copies of the object keep the method."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 class Replacement:
-    """Stands in for a method of one object, while a copy or a pickle of the object has the method.
+    """Stand-in for a method of one object; a copy or a pickle of the object has the method.
 
     Args:
-        method: The bound method.
-        function: What to call in its place.
+        method: Bound method.
+        function: Function to call in place of the method.
 
     Examples:
         >>> model.parse_losses = Replacement(model.parse_losses, listen)

@@ -1,4 +1,4 @@
-"""What a run needs besides the optimizer wrapper: for every ``Runner``, whoever starts it."""
+"""Parts of a run besides the optimizer wrapper, for every ``Runner``, whoever starts it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mtl_plugins.mm.hooks import MTLCheckpointHook
 from mtl_plugins.mm.optim import MTLOptimWrapper
 from mtl_plugins.mm.samplers import ISTABatchSampler
 
-# What launchers other than PyTorch's call RANK, WORLD_SIZE and LOCAL_RANK.
+# Names that launchers other than PyTorch's give to RANK, WORLD_SIZE and LOCAL_RANK.
 RANKS = {
     "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
     "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
@@ -29,7 +29,7 @@ RANKS = {
 
 
 def is_mtl(optim_wrapper: Any) -> bool:
-    """Tells whether an optimizer wrapper, built or as a config, is one of this package."""
+    """Tell whether an optimizer wrapper, built or as a config, is one of this package."""
     if isinstance(optim_wrapper, Mapping) and "type" not in optim_wrapper:
         return any(map(is_mtl, optim_wrapper.values()))
     if isinstance(optim_wrapper, Mapping):
@@ -38,14 +38,14 @@ def is_mtl(optim_wrapper: Any) -> bool:
 
 
 def prepare(run: MutableMapping[str, Any]) -> None:
-    """Completes the arguments of a ``Runner``.
+    """Complete the arguments of a ``Runner``.
 
     With an optimizer wrapper of this package, checkpoints are written by ``MTLCheckpointHook``, and
-    a batch sampler that allocates tasks gets those of ``optim_wrapper.tasks``. Several processes on
-    CPUs communicate by gloo.
+    a batch sampler that allocates tasks gets the names in ``optim_wrapper.tasks``. Several
+    processes on CPUs communicate by gloo.
 
     Args:
-        run: The arguments by name, as the keys of a config; values are replaced, not changed.
+        run: Arguments by name, as the keys of a config; values are replaced, not changed.
     """
     wrapper = run.get("optim_wrapper")
     if is_mtl(wrapper):
@@ -63,7 +63,7 @@ def prepare(run: MutableMapping[str, Any]) -> None:
 
 
 def _is_class(kind: Any, base: type, registry: Any) -> bool:
-    """Tells whether the ``type`` of a config is a class or a subclass."""
+    """Tell whether the ``type`` of a config is a class or a subclass."""
     cls = registry.get(kind) if isinstance(kind, str) else kind
     return isinstance(cls, type) and issubclass(cls, base)
 
@@ -79,11 +79,11 @@ def _with_our_checkpoints(hooks: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _on_gloo(launcher: str, cfg: Any) -> Config:
-    """Starts the process group on CPUs, and has MMEngine's DDP wrapper ask for no CUDA device.
+    """Start the process group on CPUs, and have MMEngine's DDP wrapper ask for no CUDA device.
 
     Args:
-        launcher: Has set the environment.
-        cfg: The whole config.
+        launcher: Launcher that has set the environment.
+        cfg: Whole config; None for an empty one.
     """
     if not torch.distributed.is_initialized():
         init_gloo(launcher)
@@ -99,7 +99,7 @@ def _on_gloo(launcher: str, cfg: Any) -> Config:
 
 
 def init_gloo(launcher: str) -> None:
-    """Starts the process group on CPUs, from the environment that ``launcher`` sets.
+    """Start the process group on CPUs, from the environment that ``launcher`` sets.
 
     MMEngine reads the same variables, but selects a CUDA device; it keeps a group that is there.
     """
@@ -114,7 +114,7 @@ def init_gloo(launcher: str) -> None:
 
 
 def enter_runner() -> None:
-    """Has every ``Runner`` begin with :func:`prepare`; repeated calls do nothing."""
+    """Have every ``Runner`` begin with :func:`prepare`; repeated calls do nothing."""
     if not getattr(Runner, "is_prepared", False):
         Runner.is_prepared = True
         Runner.__init__ = _prepared(Runner.__init__)
@@ -146,7 +146,7 @@ def _checked(train: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class DataCheckHook(Hook):
-    """Checks data and model against each other, once both are built."""
+    """Hook that checks data and model against each other, once both are built."""
 
     priority = "VERY_HIGH"
 

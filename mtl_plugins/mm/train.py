@@ -1,4 +1,4 @@
-"""Trains from a config, with MMDetection's own arguments and ``--mtl``."""
+"""Train from a config, with MMDetection's own arguments and ``--mtl``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mtl_plugins.registry import suggest
 
 METHODS = mtl_plugins.configs() / "_base_" / "mtl"
 PARTS = ("aggregator", "weighting", "regularizer")
-# Errors that begin so are about the config, and say all that is to be known.
+# Errors that begin with one of these keys are about the config, and need no traceback.
 _KEYS = re.compile(
     r"(optim_wrapper|train_dataloader|val_dataloader|model|model_wrapper_cfg|custom_hooks"
     r"|TaskInterferenceHook|resume)\b"
@@ -37,6 +37,7 @@ class _List(argparse.Action):
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line, and set ``LOCAL_RANK`` if the launcher has not."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="path of a config, or one of a package: mmdet::folder/name")
     parser.add_argument("--work-dir", help="the directory to save logs and models")
@@ -72,11 +73,11 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def lay_over(cfg: Config, names: str) -> Config:
-    """Merges the configs of methods over ``cfg``, keeping the custom hooks and imports of all.
+    """Merge the configs of methods over ``cfg``, keeping the custom hooks and imports of all.
 
     Args:
-        cfg: A whole config; is changed.
-        names: Of the methods, joined by ``+``.
+        cfg: Whole config; changed in place.
+        names: Names of the methods, joined by ``+``.
 
     Raises:
         SystemExit: There is no such method, or two exclude each other.
@@ -116,7 +117,7 @@ def lay_over(cfg: Config, names: str) -> Config:
                 *imports,
                 *(i for i in method.custom_imports.imports if i not in imports),
             ]
-        for part in parts:  # the arguments before are another method's
+        for part in parts:  # the earlier arguments are another method's
             cfg.optim_wrapper.pop(part, None)
         if allocation and cfg.train_dataloader.get("batch_sampler"):
             allocation.batch_sampler = cfg.train_dataloader.pop("batch_sampler")
@@ -125,13 +126,13 @@ def lay_over(cfg: Config, names: str) -> Config:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trains.
+    """Train as the command line says.
 
     Args:
-        arguments: Of the command line; by default those of this process.
+        arguments: Arguments of the command line; by default those of this process.
 
     Raises:
-        SystemExit: What is wrong with the command line, the config or the data.
+        SystemExit: The command line, the config or the data is at fault; the message says how.
     """
     args = parse_args(arguments)
     if "::" not in args.config and not Path(args.config).is_file():
@@ -143,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
 
-    # --work-dir, else that of the config, else after the config's name
+    # --work-dir, else the config's work_dir, else a folder with the config's name
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get("work_dir") is None:

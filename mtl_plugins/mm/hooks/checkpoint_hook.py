@@ -44,10 +44,11 @@ class MTLCheckpointHook(CheckpointHook):
       removed after the newest was written, not before.
     * The states of the random generators (Python, NumPy, PyTorch, the device) of every rank travel
       along, and validation leaves them as they were: a resumed run draws what the uninterrupted one
-      would have drawn. Workers of a data loader start theirs anew; ``num_workers=0`` has none.
+      would have drawn. Workers of a data loader start their generators anew; with
+      ``num_workers=0`` there are no workers.
 
     Args:
-        args: Those of ``CheckpointHook``.
+        args: Arguments of ``CheckpointHook``, also by name.
 
     Examples:
         >>> # In a config:
@@ -75,7 +76,7 @@ class MTLCheckpointHook(CheckpointHook):
             return
         if isinstance(runner.train_loop, IterBasedTrainLoop):
             # The first iteration made the iterator of the data loader, with a draw for its seed.
-            # The resumed run makes another, which must not draw again.
+            # The resumed run makes another iterator, which must not draw again.
             runner.train_dataloader.generator = torch.Generator()
         set_random_states(states[get_rank()])
 

@@ -1,4 +1,4 @@
-"""Logs how the tasks get on with each other."""
+"""Log how the tasks get on with each other."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from mtl_plugins.recorder import Recorder
 
 @HOOKS.register_module()
 class TaskInterferenceHook(Hook):
-    """Writes how the gradients of the tasks get on, and their losses and weights.
+    """Hook that writes how the gradients of the tasks get on, and their losses and weights.
 
     The scalars are ``mtl/loss/<task>`` and ``mtl/weight/<task>``, ``mtl/penalty`` with a
     regulariser, ``mtl/fallbacks`` once a solver has not converged, and the monitors that are asked
     for. Every visualizer backend gets them; with MMEngine's ``LocalVisBackend`` they are lines of
-    ``vis_data/scalars.json``. What the method has computed is reused. What it has not costs up to
+    ``vis_data/scalars.json``. Results that the method has computed are reused. Others cost up to
     one backward pass a task on the iterations that are logged, and the parameters are trained
     unchanged. (With activation checkpointing, batch norms in a checkpoint count once more.)
 
     A task that had no loss, or no gradient, for a whole epoch is warned of, once.
 
     Args:
-        interval: Iterations between two records. With accumulation, the record is of the first
-            update after that; its Gramian is that of the last micro-batch if the method itself
-            takes no task gradients.
-        monitors: ``"gds"`` and ``"gms"``, similarity of the gradients' directions and magnitudes:
-            ``mtl/gds``, ``mtl/gms``; ``"angles"``, in degrees: ``mtl/angle/<task>|<task>``;
-            ``"fd"``, feature disentanglement: ``mtl/fd``.
-        representation: For ``"fd"``, the path of the module whose output the tasks share, such as
-            ``'neck'``; at the feature level it is that of the optimizer wrapper.
+        interval: Iterations between two records. With accumulation, the first update after the
+            interval is recorded; its Gramian is the last micro-batch's if the method itself takes
+            no task gradients.
+        monitors: Names of measures: ``"gds"`` and ``"gms"``, similarity of the gradients'
+            directions and magnitudes: ``mtl/gds``, ``mtl/gms``; ``"angles"``, in degrees:
+            ``mtl/angle/<task>|<task>``; ``"fd"``, feature disentanglement: ``mtl/fd``.
+        representation: Path of the module whose output the tasks share, such as ``'neck'``, for
+            ``"fd"``; at the feature level, by default the optimizer wrapper's.
 
     Attributes:
-        recorder: Decides when to measure, and keeps the tasks that took part.
+        recorder: Recorder, which decides when to measure and keeps the tasks that took part.
 
     Raises:
-        TypeError, ValueError: An argument is not valid; when training begins, that there is no
-            ``MTLOptimWrapper`` or that ``"fd"`` lacks its representation.
+        TypeError, ValueError: An argument is not valid; or, when training begins, there is no
+            ``MTLOptimWrapper`` or ``"fd"`` lacks its representation.
     """
 
     priority = "NORMAL"

@@ -1,4 +1,4 @@
-"""The losses behind the scalar that a training step wants trained."""
+"""Losses behind the scalar that a training step wants trained."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class _Call:
     """One call of ``parse_losses``.
 
     Attributes:
-        total: The loss that it returned.
-        terms: The losses by name, each a scalar, or a number for a constant.
-        raw: All that the model returned.
-        operations: The operations by which total and terms were made, in this order.
+        total: Loss that the call returned.
+        terms: Losses by name, each a scalar, or a number for a constant.
+        raw: Everything that the model returned, by name.
+        operations: Operations that made total and terms, in this order.
     """
 
     total: Any
@@ -36,7 +36,7 @@ class _Call:
         return self.raw.keys() - self.terms.keys()
 
     def parts(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields the tensors that carry gradients to the model, with the names of their losses."""
+        """Yield the tensors that carry gradients to the model, with the names of their losses."""
         for name, value in (*self.terms.items(), *self.raw.items()):
             for part in tree_leaves(value):
                 if isinstance(part, Tensor) and part.requires_grad:
@@ -44,13 +44,13 @@ class _Call:
 
 
 class ParsedLosses(Replacement):
-    """Stands in for ``parse_losses`` of a model, and remembers the losses of each call.
+    """Stand-in for ``parse_losses`` of a model, which remembers the losses of each call.
 
     Args:
-        model: The model that has the method.
+        model: Model that has the method.
 
     Attributes:
-        sums: Whether the method is MMEngine's, which sums what has ``"loss"`` in its name.
+        sums: True if the method is MMEngine's, which sums all that has ``"loss"`` in its name.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -62,7 +62,7 @@ class ParsedLosses(Replacement):
 
     @classmethod
     def of(cls, model: nn.Module) -> ParsedLosses:
-        """Returns the stand-in of a model, which all optimizer wrappers of the model share.
+        """Return the stand-in of a model, which all optimizer wrappers of the model share.
 
         Raises:
             TypeError: The model has no ``parse_losses``.
@@ -87,15 +87,15 @@ class ParsedLosses(Replacement):
         return total, log_vars
 
     def behind(self, loss: Any, optimizer: Optimizer) -> tuple[dict[str, Any], set[str]]:
-        """Finds the losses that ``loss`` trains.
+        """Find the losses that ``loss`` trains.
 
         Args:
-            loss: A scalar, made from what ``parse_losses`` returned since the last step.
-            optimizer: The optimizer of the parameters to train.
+            loss: Scalar, made from what ``parse_losses`` returned since the last step.
+            optimizer: Optimizer of the parameters to train.
 
         Returns:
-            The scalar losses by name, times what each counts in ``loss``, 0.0 for a loss that is
-            not trained; and the names of what else the model returned.
+            Scalar losses by name, each times its factor in ``loss``, 0.0 for a loss that is not
+            trained; and the names of all else that the model returned.
 
         Raises:
             RuntimeError: ``loss`` does not come from ``parse_losses``, or not from it alone.
@@ -114,7 +114,7 @@ class ParsedLosses(Replacement):
         return self._take_apart(loss, optimizer), untrained
 
     def is_sum(self, loss: Any) -> bool:
-        """Tells whether ``loss`` is the sum of the losses, as MMEngine's method returned it."""
+        """Tell whether ``loss`` is the sum of the losses, as MMEngine's method returned it."""
         return self._call_of(loss) is not None
 
     def _call_of(self, loss: Any) -> _Call | None:
@@ -142,13 +142,13 @@ class ParsedLosses(Replacement):
                 losses[name] = losses.get(name, 0.0) + (factor * part).sum()
         self._refuse(made.besides, optimizer, names)
         for leaf, gradient, weighs in made.besides:
-            if weighs:  # 0, with the gradient that a learned weight has past the losses
+            if weighs:  # adds 0, with the gradient that a learned weight has past the losses
                 own = (gradient * (leaf - leaf.detach())).sum()
                 losses[names[weighs[0]]] = losses[names[weighs[0]]] + own
         return losses
 
     def _refuse(self, found: list[Besides], optimizer: Optimizer, losses: list[str]) -> None:
-        """Raises an error if a parameter to train belongs to no loss."""
+        """Raise an error if a parameter to train belongs to no loss."""
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         names = {id(p): name for name, p in self._model.named_parameters()}
         lost = [

@@ -1,4 +1,4 @@
-"""What the optimizer wrapper asks of a model besides its losses."""
+"""Parts of a model that the optimizer wrapper needs besides the losses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtl_plugins.ops.roi_align import exchange_roi_aligns
 
 
 def differentiate_twice(model: nn.Module) -> None:
-    """Exchanges mmcv's RoIAlign, which has one derivative, for ours, which has all of them."""
+    """Exchange mmcv's RoIAlign, which has one derivative, for ours, which has all of them."""
     if "mmcv.ops" in sys.modules:
         from mmcv.ops import RoIAlign
 
@@ -22,10 +22,10 @@ def differentiate_twice(model: nn.Module) -> None:
 
 
 def late_losses(model: nn.Module) -> list[str]:
-    """Names of losses that a model has and does not compute yet.
+    """Return the names of losses that a model has and does not compute yet.
 
-    A module with ``loss_x`` and a switch ``use_x`` that is off has one, such as YOLOX's head: a
-    hook turns on its ``loss_l1`` for the last epochs.
+    A module with ``loss_x`` and a switch ``use_x`` that is off has such a loss; in YOLOX's
+    head, a hook turns on ``loss_l1`` for the last epochs.
     """
     return [
         f"loss_{flag.removeprefix('use_')}"
@@ -37,16 +37,16 @@ def late_losses(model: nn.Module) -> list[str]:
 
 
 class Replay(replay.Replay):
-    """Of a model whose ``forward(mode='loss')`` returns the losses."""
+    """Replay of a model whose ``forward(mode='loss')`` returns the losses."""
 
     def counts(self, kwargs: Mapping[str, Any]) -> bool:
         return kwargs.get("mode") == "loss"
 
     def losses(self) -> list[dict[str, Tensor]]:
-        """The loss terms of each call since this was asked last."""
+        """Return the loss terms, as of now, of each call of the model since the last query."""
         return [self._terms(losses) for losses in self.outputs()]
 
     def _terms(self, losses: Mapping[str, Any]) -> dict[str, Tensor]:
-        # That of the class: the optimizer wrapper listens to the instance's.
+        # The method of the class: the optimizer wrapper listens to the instance's.
         _, terms = type(self._model).parse_losses(self._model, losses)
         return {name: term for name, term in terms.items() if "loss" in name and name in losses}

@@ -34,11 +34,11 @@ from mtl_plugins.weighting import build_weighting
 RESUME = Resume("resume", "load_from", "MTLOptimWrapper")
 _OPTIONS = inspect.signature(MultiTaskBackward).parameters.keys() - {"params"}
 _KEYS = (*_OPTIONS, "optional_losses")
-"""Keys of the config by which errors of the core begin."""
+"""Keys of the config with which errors of the core begin."""
 
 
 class _ToMMEngine(logging.Handler):
-    """Passes on what the core logs to MMEngine's logger, and so to the log file of the run."""
+    """Handler that passes the core's log on to MMEngine's logger, and so to the run's log file."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print_log(record.getMessage(), logger="current", level=record.levelno)
@@ -49,22 +49,23 @@ logging.getLogger("mtl_plugins").addHandler(_ToMMEngine())
 
 @OPTIM_WRAPPERS.register_module()
 class MTLOptimWrapper(OptimWrapper):
-    """An ``OptimWrapper`` that aggregates the gradients of several tasks.
+    """``OptimWrapper`` that aggregates the gradients of several tasks.
 
-    It works with every model whose ``forward(mode='loss')`` returns a dict of losses, with any
-    optimizer wrapper constructor (``paramwise_cfg``, layer decay), gradient clipping and
-    accumulation. It meets the model when the runner calls :meth:`initialize_count_status`, or at
-    the first :meth:`optim_context`, and listens to the terms that ``model.parse_losses`` finds.
+    The wrapper works with every model whose ``forward(mode='loss')`` returns a dict of losses, with
+    any optimizer wrapper constructor (``paramwise_cfg``, layer decay), gradient clipping and
+    accumulation. The wrapper meets the model when the runner calls
+    :meth:`initialize_count_status`, or at the first :meth:`optim_context`, and listens to the terms
+    that ``model.parse_losses`` finds.
 
     Args:
-        tasks: For each task, the names of its losses, shell patterns allowed. None makes every loss
-            a task of its own.
+        tasks: Names of the losses of each task, shell patterns allowed. None makes every loss a
+            task of its own.
         aggregator: Name or ``dict(type=name, ...)``, see :mod:`mtl_plugins.aggregation`.
         weighting: Name or ``dict(type=name, ...)``, see :mod:`mtl_plugins.weighting`; or None.
         regularizer: Name or ``dict(type=name, ...)``, see :mod:`mtl_plugins.regularization`; or
             None.
-        representation: With ``level='feature'``, the path of the module whose output the tasks
-            share, such as ``'neck'``.
+        representation: Path of the module whose output the tasks share, such as ``'neck'``, for
+            ``level='feature'``.
         optional_losses: Patterns of losses that come on some batches only, or late in the run, and
             that the first batch may lack; besides those in ``model.optional_losses``.
         **kwargs: Other options of :class:`~mtl_plugins.MultiTaskBackward` (``level``, ``sync``,
@@ -72,7 +73,7 @@ class MTLOptimWrapper(OptimWrapper):
             MMEngine's ``OptimWrapper``.
 
     Attributes:
-        multitask: The :class:`~mtl_plugins.MultiTaskBackward`; None until the model is known.
+        multitask: Object of :class:`~mtl_plugins.MultiTaskBackward`; None until the model is known.
 
     Examples:
         >>> # In a config:
@@ -116,7 +117,7 @@ class MTLOptimWrapper(OptimWrapper):
         self._replay: Replay | None = None  # for a weighting that wants the losses once more
 
     def _check_options(self, options: Mapping[str, Any]) -> None:
-        """Refuses what MMEngine's wrapper would, in terms of the config."""
+        """Refuse options that MMEngine's wrapper would, in terms of the config."""
         known = [
             parameter.name
             for cls in type(self).__mro__
@@ -138,7 +139,7 @@ class MTLOptimWrapper(OptimWrapper):
             _check_clipping(clip)
 
     def attach(self, model: nn.Module) -> None:
-        """Meets the model: finds the representation and listens to ``parse_losses``.
+        """Meet the model: find the representation and listen to ``parse_losses``.
 
         Raises:
             ValueError: The representation is not a module of the model.
@@ -209,10 +210,11 @@ class MTLOptimWrapper(OptimWrapper):
         self.multitask.total_steps = math.ceil(max_counts / calls)
 
     def watch(self, model: nn.Module, path: str) -> None:
-        """Chooses the module that feature disentanglement is about.
+        """Choose the module that feature disentanglement is about.
 
         Args:
-            path: Of the module in the model, such as ``'neck'``.
+            model: Model, also in a wrapper for several processes.
+            path: Path of the module in the model, such as ``'neck'``.
         """
         self.attach(model)
         assert self.multitask is not None
@@ -236,13 +238,13 @@ class MTLOptimWrapper(OptimWrapper):
         return scaled
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        """Takes the task gradients of the losses that ``loss`` is made of.
+        """Take the task gradients of the losses that ``loss`` is made of.
 
         Args:
-            loss: What ``parse_losses`` returned, or a scalar made from that: the losses count in it
-                as they would for ``loss.backward()``. A weight of the losses that is learned is
+            loss: Scalar that ``parse_losses`` returned, or one made from that: the losses count in
+                it as they would for ``loss.backward()``. A weight of the losses that is learned is
                 trained as well.
-            kwargs: Not supported; MMEngine passes none.
+            kwargs: Options, not supported; MMEngine passes none.
 
         Raises:
             RuntimeError: ``loss`` did not come from the ``parse_losses`` of the model.
@@ -274,7 +276,7 @@ class MTLOptimWrapper(OptimWrapper):
         self._has_gradients = True
 
     def step(self, **kwargs: Any) -> None:
-        """Makes the step, and shows a weighting that asks for it what that did to the losses.
+        """Make the step, then give the new losses to a weighting that asks for them.
 
         Raises:
             RuntimeError: There was no :meth:`backward` since the last step.
@@ -290,19 +292,19 @@ class MTLOptimWrapper(OptimWrapper):
         if self._replay is not None and self.multitask is not None:
             tasks: dict[str, Tensor] = {}
             calls = self._replay.losses()
-            for terms in calls:  # of a step, each counts as much as the others
+            for terms in calls:  # all calls of a step count alike
                 for task, loss in self.groups(terms).items():
                     tasks[task] = tasks.get(task, 0.0) + loss / len(calls)
             self.multitask.after_step(tasks)
 
     def _steps_per_epoch(self) -> int | None:
-        """Of the optimizer; None in a run that counts iterations."""
+        """Return the optimizer steps in an epoch; None in a run that counts iterations."""
         hub = MessageHub.get_current_instance()
         epochs, iters = hub.get_info("max_epochs", 1), hub.get_info("max_iters", 0)
         return iters // epochs // self._accumulative_counts if epochs > 1 else None
 
     def gradient_scale(self) -> Tensor | None:
-        """What the gradients are multiplied by against underflow, if they are."""
+        """Return the factor on the gradients against underflow; None without one."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
@@ -313,7 +315,7 @@ class MTLOptimWrapper(OptimWrapper):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores optimizer and method.
+        """Restore optimizer and method.
 
         Raises:
             ValueError: The checkpoint was written by another method, or without one.
@@ -328,7 +330,7 @@ class MTLOptimWrapper(OptimWrapper):
 
 
 def _check_clipping(clip: Any) -> None:
-    """Refuses arguments by which MMEngine would not clip, or not before the first step."""
+    """Refuse arguments by which MMEngine would not clip, or not before the first step."""
     functions = {"norm": nn.utils.clip_grad_norm_, "value": nn.utils.clip_grad_value_}
     example = "such as dict(max_norm=35) or dict(type='value', clip_value=1.0)"
     if not isinstance(clip, Mapping):
@@ -346,7 +348,7 @@ def _check_clipping(clip: Any) -> None:
 
 
 class _AnyDeviceAmpOptimWrapper(AmpOptimWrapper):
-    """MMEngine's, which refuses to start on a CPU, with bfloat16 and no loss scaling there."""
+    """MMEngine's wrapper, on a CPU too, which it refuses: with bfloat16, without loss scaling."""
 
     def __init__(
         self,
@@ -368,9 +370,9 @@ class _AnyDeviceAmpOptimWrapper(AmpOptimWrapper):
 class AmpMTLOptimWrapper(MTLOptimWrapper, _AnyDeviceAmpOptimWrapper):
     """:class:`MTLOptimWrapper` in mixed precision, with the arguments of ``AmpOptimWrapper`` too.
 
-    The aggregator sees the gradients unscaled. They stay scaled in ``.grad``, where the loss scaler
-    expects them: a gradient that overflowed skips the step and lowers the scale as usual, and the
-    log names its task. On a CPU it trains in bfloat16, without a scaler.
+    The aggregator sees the gradients unscaled. In ``.grad`` the gradients stay scaled, as the loss
+    scaler expects them: a gradient that overflowed skips the step and lowers the scale as usual,
+    and the log names its task. On a CPU, training is in bfloat16, without a scaler.
     """
 
     def gradient_scale(self) -> Tensor | None:
