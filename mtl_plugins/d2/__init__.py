@@ -1,11 +1,11 @@
-"""The Detectron2 adapter: a config node, and trainers that do what it says.
+"""Detectron2 adapter: a config node, and trainers that do what the node says.
 
 Examples:
     >>> cfg = get_cfg()
     >>> add_mtl_config(cfg)
     >>> cfg.merge_from_file(config_file("mask_rcnn_R_50_FPN_1x.yaml"))
     >>> merge_options(cfg, ["MTL.AGGREGATOR.NAME", "PCGrad"])
-    >>> cfg.MTL.AGGREGATOR.NAME  # which MTLTrainer(cfg) trains with
+    >>> cfg.MTL.AGGREGATOR.NAME  # the method that MTLTrainer(cfg) trains with
     'PCGrad'
 """
 

@@ -1,4 +1,4 @@
-"""STA and ISTA: batches whose images have tasks, and heads that train on those of their task."""
+"""STA and ISTA: batches whose images have tasks, and heads that train on images of one task."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ logger = logging.getLogger("detectron2.mtl_plugins")
 class AllocatedLoader:
     """Batches of a train loader in the order of STA or ISTA (paper B, section 3).
 
-    Each image gets the key ``tasks`` with their names, for :class:`AllocationGates` to see. For its
-    later turns ISTA keeps a batch as it was loaded, augmentation and all, and so loads as many
-    times fewer; up to ``gap`` batches wait for theirs.
+    Each image gets the key ``tasks`` with the names of its tasks, for :class:`AllocationGates` to
+    see. ISTA keeps a batch as it was loaded, augmentation and all, for the later turns of the
+    batch, and so loads as many times fewer; up to ``gap`` batches wait for a later turn.
 
     Args:
-        batches: Lists of dicts, those of this rank, without end: a :class:`TrainLoader`, or what
-            ``build_detection_train_loader`` returns. Only the former can begin later.
+        batches: Batches of this rank, lists of dicts, without end: a :class:`TrainLoader`, or what
+            ``build_detection_train_loader`` returns. Only a :class:`TrainLoader` can begin later.
         allocation: The policy.
 
     Attributes:
-        start: Number of the first step. After ``--resume`` within the turns of a batch it is loaded
-            again for the others, with an augmentation of its own.
+        start: Number of the first step. After ``--resume`` within the turns of a batch, the batch
+            is loaded again for its other turns, with a new augmentation.
 
     Examples:
         >>> loader = AllocatedLoader(cfg, TrainLoader(cfg))
@@ -88,14 +88,14 @@ class AllocatedLoader:
 
 
 def _with_key(text: str) -> str:
-    """Names the config key of an option that a message of :class:`TaskAllocation` begins with."""
+    """Name the config key of an option that a message of :class:`TaskAllocation` begins with."""
     option, _, rest = text.partition(":")
     key = "MTL.TASKS" if option == "tasks" else f"MTL.ALLOCATION.{option.upper()}"
     return f"{key}:{rest}"
 
 
 GATES = GateTable()
-"""Where a head of your own joins, see :class:`~mtl_plugins.gates.GateTable`."""
+"""Table that a head of your own joins, see :class:`~mtl_plugins.gates.GateTable`."""
 
 
 class AllocationGates(gating.AllocationGates):
@@ -105,8 +105,8 @@ class AllocationGates(gating.AllocationGates):
     RPN proposes for all images.
 
     Args:
-        model: Methods of its modules are replaced.
-        groups: Which losses make which task.
+        model: Model; methods of its modules are replaced.
+        groups: Losses of each task.
     """
 
     table = GATES
@@ -122,9 +122,9 @@ class AllocationGates(gating.AllocationGates):
 
 
 def _no_regions(kind: str) -> Callable[[Arguments], Arguments]:
-    """Makes a branch run on no regions, rather than not at all where no image has its task.
+    """Make a branch run on no regions, rather than not at all where no image has its task.
 
-    Other ranks may have some, and a head with SyncBN wait for this one.
+    Other ranks may have such images, and a head with SyncBN waits for all ranks.
     """
 
     def nobody(given: Arguments) -> Arguments:
@@ -156,7 +156,7 @@ def _takes_predicted_boxes(roi_heads: StandardROIHeads) -> str | None:
 
 
 RPN_LOSSES = ("loss_rpn_cls", "loss_rpn_loc")
-# Labels of the chosen images only, and so gated as the losses that they are for.
+# Only the chosen images need labels, so labelling is gated like the losses.
 GATES.register(
     RPN,
     "label_and_sample_anchors",

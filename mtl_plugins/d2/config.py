@@ -1,4 +1,4 @@
-"""The ``MTL`` node of a config, and what is built from it."""
+"""Node ``MTL`` of a config, and the objects that are built from the node."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ _KEYS = (*OPTIONS, *_METHODS, "TASKS", "OPTIONAL_LOSSES", "REPRESENTATION")
 
 
 def add_mtl_config(cfg: CfgNode) -> None:
-    """Adds the node ``MTL``, with which the trainers do what Detectron2's do.
+    """Add the node ``MTL``, with which the trainers do what Detectron2's do.
 
     Arguments of a method are keys beside its name, in upper case: ``MTL.AGGREGATOR.NAME CAGrad
-    MTL.AGGREGATOR.C 0.5``. None, which all have at first, leaves the method's default. A method
-    that is registered before this is called has its keys, too.
+    MTL.AGGREGATOR.C 0.5``. None, the first value of every key, leaves the method's default. A
+    method that is registered before this function is called has its keys, too.
 
-    yacs knows no dicts as values; where one is due, it is text as in a YAML file, such as
-    ``MTL.WEIGHTING.WEIGHTS "{detection: 1.0, mask: 0.5}"``, and a whole method can be one as well:
+    yacs knows no dicts as values; a dict is written as text as in a YAML file, such as
+    ``MTL.WEIGHTING.WEIGHTS "{detection: 1.0, mask: 0.5}"``, and a whole method can be a dict, too:
     ``MTL.AGGREGATOR.NAME "{type: MCLGS, base: {type: CAGrad, c: 0.4}}"``. On a command line
     :func:`merge_options` takes ``MTL.TASKS`` in the same way.
 
     Args:
-        cfg: A config of Detectron2, not frozen.
+        cfg: Config of Detectron2, not frozen.
     """
     cfg.MTL = mtl = CfgNode()
     # Names of the losses of each task, shell patterns allowed: {mask: [loss_mask], ...}. Without
-    # any, every loss is a task. An empty list takes a task of the base config away.
+    # tasks here, every loss is a task. An empty list takes a task of the base config away.
     mtl.TASKS = CfgNode(new_allowed=True)
-    # Losses that the model has on some batches only, shell patterns allowed, beside those of the
-    # model's own attribute ``optional_losses``.
+    # Losses that the model has on some batches only, shell patterns allowed, beside the losses in
+    # the model's own attribute ``optional_losses``.
     mtl.OPTIONAL_LOSSES = []
     mtl.AGGREGATOR = _method(AGGREGATORS, "Sum")
     mtl.WEIGHTING = _method(WEIGHTINGS)
@@ -60,23 +60,23 @@ def add_mtl_config(cfg: CfgNode) -> None:
     mtl.WEIGHTS_EVERY = 1
     mtl.ON_NONFINITE = "skip"
     mtl.MAX_SKIPS = 20
-    # Which image trains which task: "" (every one all of them), "STA" or "ISTA".
+    # Policy by which an image trains tasks: "" (every image trains all tasks), "STA" or "ISTA".
     mtl.ALLOCATION = CfgNode({"NAME": "", "TASKS_PER_SAMPLE": 1, "GAP": 1})
-    # What is logged, and every how many iterations; 0 for never. "fd" is of the representation.
+    # Measures that are logged, every INTERVAL iterations; 0 for never. "fd" is of REPRESENTATION.
     mtl.MONITOR = CfgNode({"INTERVAL": 20, "MEASURES": ["gds", "gms", "angles"]})
 
 
 def config_file(name: str) -> str:
     """Return the path of a YAML config that comes with the package, for ``merge_from_file``.
 
-    In the list of bases of a YAML file of one's own, the tag of PyYAML calls it:
+    In the list of bases of a YAML file of one's own, a tag of PyYAML calls this function:
     ``!!python/object/apply:mtl_plugins.d2.config_file ["mtl/pcgrad.yaml"]``.
 
     Args:
         name: Path in the package's ``detectron2`` configs, such as ``"mtl/pcgrad.yaml"``.
 
     Raises:
-        FileNotFoundError: There is none of that name; the message has the nearest ones.
+        FileNotFoundError: No config has that name; the message has the nearest names.
     """
     folder = configs() / "detectron2"
     if not (folder / name).is_file():
@@ -86,7 +86,7 @@ def config_file(name: str) -> str:
 
 
 def _method(registry: Mapping[str, type], name: str = "") -> CfgNode:
-    """Returns the node for one of some methods, with a key for each argument that one takes."""
+    """Return the node of the registry, with a key for each argument that some method takes."""
     # A wrong key in a file is to come as far as the method, whose error names the right ones.
     node = CfgNode({"NAME": name}, new_allowed=True)
     for cls in registry.values():
@@ -97,12 +97,12 @@ def _method(registry: Mapping[str, type], name: str = "") -> CfgNode:
 
 
 def tasks_of(cfg: CfgNode) -> dict[str, Any]:
-    """Returns the losses of each task; a task whose list is empty is taken away."""
+    """Return the losses of each task, without tasks whose list is empty."""
     return {task: losses for task, losses in cfg.MTL.TASKS.items() if losses}
 
 
 def build_groups(cfg: CfgNode) -> TaskGroups:
-    """Builds what says which losses make which task."""
+    """Build the groups that say which losses make which task."""
     with naming_keys():
         return TaskGroups(tasks_of(cfg) or None, cfg.MTL.OPTIONAL_LOSSES)
 
@@ -113,16 +113,16 @@ def build_multitask(
     params: Sequence[nn.Parameter] | torch.optim.Optimizer,
     groups: TaskGroups,
 ) -> MultiTaskBackward:
-    """Builds what takes the place of ``losses.backward()``.
+    """Build the object that takes the place of ``losses.backward()``.
 
     Args:
         cfg: Config with the node that :func:`add_mtl_config` adds.
-        model: Has the representation.
-        params: The parameters to train, or their optimizer.
-        groups: Which losses make which task.
+        model: Model that has the representation.
+        params: Parameters to train, or their optimizer.
+        groups: Losses of each task.
 
     Raises:
-        KeyError, TypeError, ValueError: What is wrong with the config, in its terms.
+        KeyError, TypeError, ValueError: The config is wrong; the message names its key.
     """
     mtl = cfg.MTL
     options: dict[str, Any] = {key.lower(): mtl[key] for key in OPTIONS}
@@ -147,7 +147,7 @@ def build_multitask(
 
 
 def _arguments(mtl: CfgNode, method: str) -> dict[str, Any] | None:
-    """Returns ``dict(type=name, ...)`` of the node of a method; None if it names none."""
+    """Return ``dict(type=name, ...)`` of the node of a method; None if the node names no method."""
     given = {}
     for key, value in mtl[method].items():
         path = f"MTL.{method}.{key}"
@@ -164,7 +164,7 @@ def _arguments(mtl: CfgNode, method: str) -> dict[str, Any] | None:
 
 
 def _value(key: str, value: Any) -> Any:
-    """Reads a dict, which is written as text since yacs has none."""
+    """Return the dict that a text in braces is in YAML, as yacs has no dicts; else the value."""
     if not (isinstance(value, str) and value.lstrip().startswith("{")):
         return value
     try:
@@ -175,7 +175,7 @@ def _value(key: str, value: Any) -> Any:
 
 @contextmanager
 def naming_keys() -> Iterator[None]:
-    """Has an error of the core, which names one of its options, name the key of the config."""
+    """Make an error of the core, which names an option, name the key of the config instead."""
     try:
         yield
     except (KeyError, TypeError, ValueError) as error:
@@ -190,10 +190,10 @@ def naming_keys() -> Iterator[None]:
 
 
 def merge_options(cfg: CfgNode, options: Sequence[Any]) -> None:
-    """Merges keys and values of a command line, as ``cfg.merge_from_list`` does, new tasks too.
+    """Merge keys and values of a command line, as ``cfg.merge_from_list`` does, new tasks too.
 
     ``MTL.TASKS "{box: [loss_cls, loss_box_reg], mask: loss_mask}"`` takes the place of the tasks
-    of the config; ``MTL.TASKS.mask "[loss_mask]"`` adds or exchanges one of them.
+    of the config; ``MTL.TASKS.mask "[loss_mask]"`` adds or exchanges one task.
 
     Args:
         cfg: Config with the node that :func:`add_mtl_config` adds, not frozen.
@@ -227,7 +227,7 @@ def _parsed(key: str, value: Any) -> Any:
 
 
 def _unknown(cfg: CfgNode, key: str) -> str | None:
-    """Says of a key that the config does not have how far it is known."""
+    """Return how far the config knows a key that is not in it; None if the key is in it."""
     node, known = cfg, ""
     for part in key.split("."):
         if not isinstance(node, CfgNode) or part not in node:

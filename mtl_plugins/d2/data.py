@@ -1,4 +1,4 @@
-"""Train loaders that a resumed run continues, and what is wrong with the data of a config."""
+"""Train loaders that a resumed run continues, and checks of the data of a config."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 
 from mtl_plugins.registry import suggest
 
-# By meta architecture: key of a number of classes, and which metadata of a data set counts them.
+# Key of a number of classes, and the metadata of a data set that counts them, by meta architecture.
 _THINGS = ("MODEL.ROI_HEADS.NUM_CLASSES", "thing_classes")
 _STUFF = ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "stuff_classes")
 CLASS_COUNTS = {
@@ -26,25 +26,25 @@ CLASS_COUNTS = {
     "RetinaNet": (("MODEL.RETINANET.NUM_CLASSES", "thing_classes"),),
     "SemanticSegmentor": (_STUFF,),
 }
-# Ends of the names of a data set's metadata that are paths.
+# Endings of names of metadata of a data set whose values are paths.
 PATHS = ("_root", "_dir", "_file", "_json", "dirname")
 
 
 class TrainLoader:
-    """The batches of ``build_detection_train_loader``, from the first one or from a later one.
+    """Batches of ``build_detection_train_loader``, from the first batch or from a later one.
 
-    What comes before is not loaded. A later start finds the same images if the sampler has the same
-    seed, which it has with ``SEED`` set, and with ``DATALOADER.NUM_WORKERS`` 0: workers take the
-    images in another order than the sampler's. Augmentations are drawn anew for images that were
-    loaded and still waited for others of their orientation, and by workers.
+    Earlier batches are not loaded. A later start finds the same images if the sampler has the same
+    seed, which ``SEED`` sets, and with ``DATALOADER.NUM_WORKERS`` 0: workers take the images in
+    another order than the sampler's. Augmentations are drawn anew for images that were loaded and
+    still waited for others of their orientation, and by workers.
 
     Args:
-        cfg: Of Detectron2.
-        mapper: From an entry of the data set to what the model takes; by default
+        cfg: Config of Detectron2.
+        mapper: Function from an entry of the data set to the model's input; by default
             ``DatasetMapper(cfg)``.
 
     Attributes:
-        start: Number of the first batch, of this rank.
+        start: Number of the first batch of this rank.
 
     Raises:
         ValueError: The classes of data sets and model differ, see :func:`class_problem`.
@@ -59,7 +59,7 @@ class TrainLoader:
         if problem := class_problem(cfg, loaded if isinstance(loaded, list) else ()):
             raise ValueError(problem)
         if isinstance(loaded, list):
-            # Serialised, as Detectron2 would keep it: a large list of dicts is several times that.
+            # Serialise as Detectron2 would: a large list of dicts takes several times the memory.
             self._options["dataset"] = DatasetFromList(loaded, copy=False)
         self.start = 0
 
@@ -69,18 +69,18 @@ class TrainLoader:
             return
         options = self._options | {"sampler": _Rest(self._options, self.start)}
         batches = build_detection_train_loader(**options)
-        # Its first draw, a seed for its workers, was made by the interrupted run.
+        # Draw the seed of the workers apart: the interrupted run has drawn one from the global state.
         loader = batches.dataset if options["aspect_ratio_grouping"] else batches
         loader.generator = torch.Generator().manual_seed(torch.initial_seed() + self.start)
         yield from batches
 
 
 class _Rest(Sampler):
-    """The indices of a sampler, without those of the first batches.
+    """Indices of a sampler, without the indices of the first batches.
 
     Args:
-        options: Of the train loader.
-        batches: How many.
+        options: Options of the train loader.
+        batches: Number of batches to leave out.
     """
 
     def __init__(self, options: dict[str, Any], batches: int) -> None:
@@ -110,14 +110,14 @@ class _Rest(Sampler):
 
 
 def missing_data(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> str | None:
-    """Looks for data sets that are not there, before anything is built.
+    """Look for data sets that are not there, before anything is built.
 
     Args:
-        cfg: Of Detectron2.
+        cfg: Config of Detectron2.
         splits: Keys of ``DATASETS`` that are needed.
 
     Returns:
-        The first problem: config key, what was found, what would be valid; None if there is none.
+        First problem: config key, value found, valid values; None if all data sets are there.
     """
     for split in splits:
         for name in cfg.DATASETS[split]:
@@ -138,24 +138,24 @@ def missing_data(cfg: CfgNode, splits: Sequence[str] = ("TRAIN", "TEST")) -> str
 
 
 def class_problem(cfg: CfgNode, train: Sequence[dict[str, Any]] = ()) -> str | None:
-    """Compares the classes of the data sets with each other and with the model's numbers.
+    """Compare the classes of the data sets with each other and with the model's numbers.
 
-    Data sets of ``DATASETS.TEST`` are loaded for it, if they are there. Models of another
-    ``META_ARCHITECTURE`` than Detectron2's own are not looked at.
+    Data sets of ``DATASETS.TEST`` are loaded for the comparison, if they are there. Models of
+    another ``META_ARCHITECTURE`` than Detectron2's own are not looked at.
 
     Args:
         cfg: Config of Detectron2.
         train: Entries of ``DATASETS.TRAIN``, loaded.
 
     Returns:
-        The first problem, as for :func:`missing_data`.
+        First problem, in the words of :func:`missing_data`; None if the classes agree.
     """
     names = {split: cfg.DATASETS[split] for split in ("TRAIN", "TEST")}
     if missing_data(cfg, ("TEST",)):
         names["TEST"] = ()
     for name in names["TEST"]:
         try:
-            DatasetCatalog.get(name)  # Fills its metadata.
+            DatasetCatalog.get(name)  # fills the metadata
         except AssertionError as error:
             return f"DATASETS.TEST: {error}"
     largest = max((o["category_id"] for d in train for o in d.get("annotations", ())), default=-1)

@@ -25,18 +25,18 @@ logger = logging.getLogger(__name__)
 
 
 class MTLTrainer(DefaultTrainer):
-    """A ``DefaultTrainer`` that does what the node ``MTL`` of its config says.
+    """``DefaultTrainer`` that does what the node ``MTL`` of its config says.
 
     A checkpoint holds optimizer, method and random generators, so that a resumed run continues as
-    the uninterrupted one would have. In several processes it works without CUDA, too. What a
-    subclass overrides of ``DefaultTrainer`` it may override here.
+    the uninterrupted one would have. The trainer works in several processes without CUDA, too. A
+    subclass may override whatever a subclass of ``DefaultTrainer`` may.
 
     Args:
-        cfg: Of Detectron2, with the node that :func:`~mtl_plugins.d2.add_mtl_config` adds.
+        cfg: Config of Detectron2, with the node that :func:`~mtl_plugins.d2.add_mtl_config` adds.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        # DefaultTrainer's own makes its own trainer, and puts no CPU model into DDP.
+        # DefaultTrainer's constructor makes its own trainer, and puts no CPU model into DDP.
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
@@ -68,7 +68,7 @@ class MTLTrainer(DefaultTrainer):
 
     @property
     def multitask(self) -> MultiTaskBackward:
-        """Takes the place of ``losses.backward()``."""
+        """Object that takes the place of ``losses.backward()``."""
         return self._trainer.multitask
 
     @classmethod
@@ -76,7 +76,7 @@ class MTLTrainer(DefaultTrainer):
         return TrainLoader(cfg)
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Returns Detectron2's hooks, and ours after the timer and before the writers."""
+        """Return Detectron2's hooks, and ours after the timer and before the writers."""
         timer, *others = super().build_hooks()
         mtl = self.cfg.MTL
         ours: list[HookBase] = [RandomStates(self.cfg.SOLVER.CHECKPOINT_PERIOD)]
@@ -86,10 +86,10 @@ class MTLTrainer(DefaultTrainer):
         return [timer, *ours, *others]
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Loads the last checkpoint, or the weights of the config.
+        """Load the last checkpoint, or the weights of the config.
 
         Args:
-            resume: Whether there may be a checkpoint to go on from.
+            resume: Whether the last checkpoint is loaded, if there is one.
 
         Raises:
             KeyError, ValueError: The checkpoint was written by another method, or without one.
@@ -114,7 +114,7 @@ class MTLTrainer(DefaultTrainer):
         with naming_keys():
             super().run_step()
 
-    # In version 0.6, DefaultTrainer's own leave the inner trainer out.
+    # In version 0.6, DefaultTrainer's methods leave the state of the inner trainer out.
     def state_dict(self) -> dict[str, Any]:
         return TrainerBase.state_dict(self) | {"_trainer": self._trainer.state_dict()}
 

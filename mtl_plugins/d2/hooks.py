@@ -18,23 +18,23 @@ logger = logging.getLogger(__name__)
 
 
 class TaskInterferenceHook(HookBase):
-    """Writes how the gradients of the tasks get on, and their losses and weights.
+    """Hook that writes how the gradients of the tasks get on, and their losses and weights.
 
     The scalars go into the ``EventStorage``, under the names of the OpenMMLab adapter: ``mtl/gds``,
-    ``mtl/loss/<task>`` and so on. What the method has computed is reused. What it has not costs up
+    ``mtl/loss/<task>`` and so on. Gradients that the method has computed are reused. Others cost up
     to one backward pass a task on the iterations that are logged, and the parameters are trained
-    unchanged. Its trainer has a ``multitask``.
+    unchanged. The hook needs a trainer with a ``multitask``.
 
     Args:
-        interval: Iterations between two records. Detectron2's writers look every 20 iterations, at
-            what was recorded last.
-        measures: Of ``"gds"``, ``"gms"``, ``"angles"`` and ``"fd"``.
-        representation: For ``"fd"``, the path of the module whose output the tasks share; at the
-            feature level it is that of ``multitask``.
+        interval: Iterations between two records. Detectron2's writers write the last record every
+            20 iterations.
+        measures: Names of measures: ``"gds"``, ``"gms"``, ``"angles"`` and ``"fd"``.
+        representation: Path of the module whose output the tasks share, for ``"fd"``; at the
+            feature level the representation of ``multitask`` is taken.
         patience: Iterations without a loss or a gradient after which a task is warned of, once.
 
     Attributes:
-        recorder: Decides when to measure, and keeps the tasks that took part.
+        recorder: Recorder that decides when to measure, and keeps the tasks that took part.
 
     Raises:
         TypeError, ValueError: An argument is not valid.
@@ -72,7 +72,7 @@ class TaskInterferenceHook(HookBase):
 
 
 class RandomStates(HookBase):
-    """Has a checkpoint hold the random generators of all ranks, for a resumed run to go on with.
+    """Hook that puts the random generators of all ranks into a checkpoint, for a resumed run.
 
     Args:
         period: Iterations between two checkpoints.
@@ -80,11 +80,11 @@ class RandomStates(HookBase):
 
     def __init__(self, period: int) -> None:
         self.period = period
-        self._here: dict[str, Any] | None = None  # what the next iteration starts with
+        self._here: dict[str, Any] | None = None  # for the next iteration to start with
         self._everywhere: list[dict[str, Any]] = []
 
     def before_step(self) -> None:
-        # Whatever came in between, such as an evaluation, does so in one of two runs only.
+        # Draws between two steps, such as in an evaluation, happen in only one of two runs.
         if self._here is not None:
             set_random_states(self._here)
             self._here = None
@@ -99,6 +99,6 @@ class RandomStates(HookBase):
         return {"ranks": self._everywhere}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores those of this rank; with another number of ranks, they start anew."""
+        """Restore the generators of this rank; with another number of ranks, they start anew."""
         if len(state["ranks"]) == comm.get_world_size():
             self._here = state["ranks"][comm.get_rank()]

@@ -24,13 +24,18 @@ def launch(
     args: tuple[Any, ...] = (),
     timeout: timedelta = TIMEOUT,
 ) -> None:
-    """Starts ``main_func(*args)`` in all processes of this machine, as Detectron2's own does.
+    """Start ``main_func(*args)`` in all processes of this machine, as Detectron2's ``launch`` does.
 
-    Where there is no GPU, ``num_gpus_per_machine`` counts processes, which run on gloo. Version 0.6
-    does not do that.
+    Where there is no GPU, the processes run on gloo, unlike in version 0.6 of Detectron2.
 
     Args:
-        main_func: See ``detectron2.engine.launch``, as for the other arguments.
+        main_func: Function to run in each process.
+        num_gpus_per_machine: Number of GPUs of each machine; without a GPU, of processes.
+        num_machines: Number of machines.
+        machine_rank: Number of this machine, from 0.
+        dist_url: Address at which the processes meet; ``"auto"`` on one machine takes a free port.
+        args: Arguments of ``main_func``.
+        timeout: Time after which a collective operation fails.
     """
     world_size = num_machines * num_gpus_per_machine
     if torch.cuda.is_available() or world_size == 1:

@@ -25,18 +25,18 @@ RESUME = Resume("--resume", "MODEL.WEIGHTS", "one of mtl_plugins' trainers")
 
 
 class MTLSimpleTrainer(SimpleTrainer):
-    """A ``SimpleTrainer`` that aggregates the gradients of several tasks.
+    """``SimpleTrainer`` that aggregates the gradients of several tasks.
 
-    It works with every model that returns a dict of losses, and with any optimizer, such as those
-    of ``build_optimizer`` that clip gradients. Losses that the model has on some batches only it
-    may name in an attribute ``optional_losses``.
+    Any model works that returns a dict of losses, and any optimizer, such as those of
+    ``build_optimizer`` that clip gradients. A model may name losses that it has on some batches
+    only in an attribute ``optional_losses``.
 
     Args:
-        model: The model; in several processes, in its DDP wrapper.
-        data_loader: The batches, as for ``SimpleTrainer``.
-        optimizer: The optimizer. After a step that ``multitask`` skips it is not called.
-        multitask: Takes the place of ``losses.backward()``.
-        groups: Which losses make which task; by default, every loss is a task.
+        model: Model; in several processes, in its DDP wrapper.
+        data_loader: Batches, as for ``SimpleTrainer``.
+        optimizer: Optimizer, which is not called after a step that ``multitask`` skips.
+        multitask: Object that takes the place of ``losses.backward()``.
+        groups: Losses of each task; by default, every loss is a task.
         zero_grad_before_forward: Whether gradients are zeroed before the forward pass.
         **kwargs: Other arguments that the ``SimpleTrainer`` of this version of Detectron2 has.
 
@@ -58,7 +58,7 @@ class MTLSimpleTrainer(SimpleTrainer):
     ) -> None:
         super().__init__(model, data_loader, optimizer, **kwargs)
         self.zero_grad_before_forward = zero_grad_before_forward
-        # AMPTrainer takes it and forgets it; version 0.6 does not take it.
+        # AMPTrainer takes this option and forgets it; version 0.6 does not take it.
         self.async_write_metrics = kwargs.get("async_write_metrics", False)
         multitask.protect(model)
         self.multitask = multitask
@@ -67,12 +67,12 @@ class MTLSimpleTrainer(SimpleTrainer):
         self.groups.optional = [*self.groups.optional, *getattr(bare, "optional_losses", ())]
         if multitask.regularizer is not None:
             exchange_roi_aligns(bare, (m for m in bare.modules() if isinstance(m, ROIAlign)))
-        # For a weighting that wants the losses once more.
+        # Some weightings want the losses once more, after the step.
         again = multitask.weighting is not None and multitask.weighting.needs_new_losses
         self._replay = Replay(bare) if again else None
 
     def run_step(self) -> None:
-        """As in ``SimpleTrainer``, with the step in the middle exchanged.
+        """Run an iteration as ``SimpleTrainer`` does, with the backward pass exchanged.
 
         Raises:
             KeyError: The losses do not fit the tasks.
@@ -108,7 +108,7 @@ class MTLSimpleTrainer(SimpleTrainer):
             self.multitask.after_step(self.groups(terms))
 
     def _record(self, terms: dict[str, Tensor], data_time: float) -> None:
-        """Has the losses written, by a thread of Detectron2's if the trainer is to do so."""
+        """Write the losses, in a thread of Detectron2's if ``async_write_metrics`` is set."""
         if self.async_write_metrics:
             write = self._write_metrics
             self.concurrent_executor.submit(write, terms, data_time, iter=self.iter)
@@ -116,18 +116,18 @@ class MTLSimpleTrainer(SimpleTrainer):
             self._write_metrics(terms, data_time)
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Returns the context in which the model is called."""
+        """Return the context in which the model is called."""
         return nullcontext()
 
     def gradient_scale(self) -> Tensor | None:
-        """Returns what the gradients are multiplied by against underflow, if they are."""
+        """Return the factor of the gradients against underflow, a scalar; None without one."""
         return None
 
     def log_scale(self) -> None:
-        """Writes the loss scale, if there is one and it is asked for."""
+        """Write the loss scale, if there is one and the trainer is to log it."""
 
     def step_optimizer(self) -> None:
-        """Makes the step."""
+        """Make the step of the optimizer."""
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class MTLSimpleTrainer(SimpleTrainer):
         return super().state_dict() | ours
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores optimizer and method.
+        """Restore optimizer and method.
 
         Raises:
             ValueError: The checkpoint was written by another method, or without one.
@@ -150,9 +150,9 @@ class MTLSimpleTrainer(SimpleTrainer):
 class MTLAMPTrainer(MTLSimpleTrainer, AMPTrainer):
     """:class:`MTLSimpleTrainer` in mixed precision, with the arguments of ``AMPTrainer`` too.
 
-    The aggregator sees the gradients unscaled. They stay scaled in ``.grad``, where the loss scaler
+    The aggregator sees the gradients unscaled; in ``.grad`` they stay scaled, as the loss scaler
     expects them: a gradient that overflowed skips the step and lowers the scale as usual, and the
-    log names its task. On a CPU it trains in bfloat16, without a scaler.
+    log names its task. On a CPU the model trains in bfloat16, without a scaler.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Trains or evaluates from a config, with Detectron2's own arguments and ``--import``.
+"""Train or evaluate from a config, with Detectron2's own arguments and ``--import``.
 
 mtl-train-net --import my_data --config-file mine.yaml MTL.AGGREGATOR.NAME PCGrad
 """
@@ -41,7 +41,7 @@ logger = logging.getLogger("detectron2.train_net")
 
 
 class Trainer(MTLTrainer):
-    """Evaluates each of Detectron2's own data sets as it is usual there."""
+    """Trainer that evaluates each of Detectron2's own data sets as Detectron2 does."""
 
     @classmethod
     def build_evaluator(
@@ -75,7 +75,7 @@ class Trainer(MTLTrainer):
 
     @classmethod
     def test_with_tta(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-        """With test-time augmentation, for some R-CNN models."""
+        """Evaluate with test-time augmentation, for some R-CNN models."""
         names = cfg.DATASETS.TEST
         evaluators = [cls.build_evaluator(cfg, name, "inference_TTA") for name in names]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
@@ -83,10 +83,10 @@ class Trainer(MTLTrainer):
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """The config of a command line, and the logs.
+    """Return the config of a command line, and set the logs up.
 
     Raises:
-        SystemExit: What is wrong with the command line.
+        SystemExit: The command line is wrong.
     """
     for name in getattr(args, "modules", ()):
         try:
@@ -109,7 +109,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's arguments, and modules of the user's."""
+    """Return the parser of Detectron2's arguments, and of modules of the user's."""
     parser = default_argument_parser()
     parser.add_argument(
         "--import",
@@ -123,7 +123,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> Any:
-    """Trains or evaluates, in one of the processes."""
+    """Train or evaluate, in one of the processes."""
     cfg = setup(args)
     if problem := missing_data(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST")):
         raise SystemExit(problem)
@@ -145,9 +145,9 @@ def run(args: argparse.Namespace) -> Any:
 
 
 def main() -> None:
-    """Runs the command line, in as many processes as it says."""
+    """Run the command line, in as many processes as it says."""
     arguments = argument_parser().parse_args()
-    sys.path.insert(0, os.getcwd())  # as python SCRIPT has the folder of the script
+    sys.path.insert(0, os.getcwd())  # as ``python SCRIPT`` adds the folder of the script
     launch(
         run,
         arguments.num_gpus,

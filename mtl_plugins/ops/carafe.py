@@ -8,7 +8,7 @@ from torch.nn.functional import unfold
 
 
 def carafe(features: Tensor, masks: Tensor, size: int, groups: int, scale: int) -> Tensor:
-    """Weighs the neighbourhood that each output cell has in ``features`` by its kernel.
+    """Weigh the neighbourhood that each output cell has in ``features`` by the kernel of the cell.
 
     Args:
         features: Feature maps (N, C, H, W), zero outside.

@@ -17,7 +17,7 @@ Pair = tuple[int, int]
 
 
 class Geometry(NamedTuple):
-    """How the kernel moves.
+    """Options that say how the kernel moves.
 
     Attributes:
         stride: Step of the kernel in cells, vertically and horizontally.
@@ -45,14 +45,14 @@ class Operands(NamedTuple):
 
 
 def forward(operands: Operands, geometry: Geometry) -> Tensor:
-    """Convolves, outside autograd: (N, C', H', W')."""
+    """Return the convolution (N, C', H', W'), outside autograd."""
     tensors, options = _arguments(operands, geometry)
     output: Tensor = torch.ops.torchvision.deform_conv2d(*tensors, *options)
     return output.to(operands.input.dtype)
 
 
 def backward(grad: Tensor, operands: Operands, geometry: Geometry) -> tuple[Tensor, ...]:
-    """Derivatives of ``(forward(operands) * grad).sum()`` in the order of the operands."""
+    """Return the derivatives of ``(forward(operands) * grad).sum()``, in the operands' order."""
     tensors, options = _arguments(operands, geometry)
     grads = torch.ops.torchvision._deform_conv2d_backward(
         grad.to(tensors[0].dtype), *tensors, *options

@@ -1,7 +1,7 @@
-"""Stand-in for ``detectron2._C``: Mask R-CNN and its like need nothing of it.
+"""Stand-in for ``detectron2._C``, of which Mask R-CNN and similar models need nothing.
 
-``tools/install_detectron2.py`` installs a copy of this file under that name. RoIAlign and
-non-maximum suppression are torchvision's in such models.
+``tools/install_detectron2.py`` installs a copy of this file under that name. In such
+models, RoIAlign and non-maximum suppression are torchvision's.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ def __getattr__(name: str) -> NoReturn:
 
 
 def get_compiler_version() -> str:
-    """Returns text for environment reports."""
+    """Return text for environment reports."""
     return "not compiled (stand-in of mtl_plugins)"
 
 
 def get_cuda_version() -> str:
-    """Returns text for environment reports."""
+    """Return text for environment reports."""
     return "not available"
 
 
 def has_cuda() -> bool:
-    """Returns whether it was compiled with CUDA, for environment reports."""
+    """Return whether the extension was compiled with CUDA, for environment reports."""
     return False
 
 
-# Detectron2 looks this one up among torch's operators.
+# Detectron2 looks this operator up among torch's.
 @torch.library.custom_op("detectron2::nms_rotated", mutates_args=())
 def _nms_rotated(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     raise NotImplementedError(_MISSING.format("nms_rotated"))

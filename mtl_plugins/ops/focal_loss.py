@@ -16,10 +16,10 @@ from torch.nn.functional import logsigmoid
 def sigmoid_loss(
     logits: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float
 ) -> Tensor:
-    """Binary focal loss per class: (N, C) from logits (N, C).
+    """Return the binary focal loss per class (N, C), from logits (N, C).
 
-    Logarithms are taken of the logits, so that saturated rows keep their exact loss where mmcv's
-    kernel, which takes them of probabilities, clamps it.
+    The loss is computed from the logits, so that saturated rows keep their exact loss where mmcv's
+    kernel, which takes logarithms of probabilities, clamps the loss.
     """
     _, margin, scale = _margins(logits, target, weight, alpha)
     return -scale * torch.sigmoid(-margin) ** gamma * logsigmoid(margin)
@@ -28,7 +28,7 @@ def sigmoid_loss(
 def sigmoid_grad(
     logits: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float
 ) -> Tensor:
-    """Derivative of :func:`sigmoid_loss` with respect to the logits: (N, C)."""
+    """Return the derivative (N, C) of :func:`sigmoid_loss` in the logits."""
     is_class, margin, scale = _margins(logits, target, weight, alpha)
     miss = torch.sigmoid(-margin)
     slope = scale * miss**gamma * (gamma * (1 - miss) * logsigmoid(margin) - miss)
@@ -38,7 +38,7 @@ def sigmoid_grad(
 def softmax_loss(
     prob: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float
 ) -> Tensor:
-    """Focal loss per row: (N,) from softmax probabilities (N, C); 0 for targets of no class."""
+    """Return the focal loss per row (N,), from softmax probabilities (N, C); 0 without a class."""
     hit, scale = _hits(prob, target, weight, alpha)
     return -scale * (1 - hit) ** gamma * hit.log()
 
@@ -46,7 +46,7 @@ def softmax_loss(
 def softmax_grad(
     prob: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float
 ) -> Tensor:
-    """Derivative of :func:`softmax_loss` with respect to the logits of ``prob``: (N, C)."""
+    """Return the derivative (N, C) of :func:`softmax_loss` in the logits of ``prob``."""
     hit, scale = _hits(prob, target, weight, alpha)
     # Where the hit is certain, 0 ** (gamma - 1) would be infinite for gamma < 1.
     miss = (1 - hit).clamp_min(torch.finfo(prob.dtype).tiny)
@@ -57,7 +57,7 @@ def softmax_grad(
 def _margins(
     logits: Tensor, target: Tensor, weight: Tensor, alpha: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Whether a column is the target, the logit in favour of that truth, and its scale: (N, C).
+    """Return whether a column is the target, the logit for that truth and the loss scale: (N, C).
 
     The two branches of the binary loss are one function of the margin.
     """
@@ -68,7 +68,7 @@ def _margins(
 
 
 def _hits(prob: Tensor, target: Tensor, weight: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Probability of the target class, kept off zero, and the scale of its loss: (N,)."""
+    """Return the probability of the target class, kept off zero, and the loss scale: (N,)."""
     has_class = _is_class(prob, target)
     hit = torch.where(has_class, prob, 0).sum(1)
     scale = alpha * has_class.any(1).to(prob.dtype)

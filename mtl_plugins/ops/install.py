@@ -1,4 +1,4 @@
-"""Makes mmcv importable where it came without its compiled extension."""
+"""Import finder that makes mmcv importable where its compiled extension is missing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class _StandIn(NamedTuple):
     """Import finder that answers one module with a file of this folder.
 
     Attributes:
-        module: Its full name.
+        module: Full name of the module.
         file: Name of the file.
     """
 
@@ -30,16 +30,16 @@ class _StandIn(NamedTuple):
         return spec_from_file_location(fullname, Path(__file__).with_name(self.file))
 
     def install(self) -> None:
-        """Asks it last, once."""
+        """Put the finder last in ``sys.meta_path``, once."""
         if self not in sys.meta_path:
             sys.meta_path.append(self)
 
 
 def install_mmcv_ops() -> None:
-    """Lets ``mmcv._ext`` fall back on torch and torchvision; call it before ``import mmcv.ops``.
+    """Let ``mmcv._ext`` fall back on torch and torchvision, if called before ``import mmcv.ops``.
 
     The fallback is an import finder placed last, so a compiled ``mmcv._ext`` always wins, nothing
     is imported before mmcv asks for it, and a missing mmcv stays missing. Repeated calls do
-    nothing. Operators without a stand-in raise ``NotImplementedError`` when they are called.
+    nothing. Operators without a stand-in raise ``NotImplementedError`` when called.
     """
     _StandIn("mmcv._ext", "mmcv_ext.py").install()

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 def columns_at(
     input: Tensor, y: Tensor, x: Tensor, kernel: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    """Neighbourhoods of the output cells ``y``, ``x`` (M,): (C * kh * kw, M) from (1, C, H, W)."""
+    """Return the neighbourhoods (C * kh * kw, M) in (1, C, H, W) of the output cells y, x (M,)."""
     (height, width), (top, left) = kernel, padding
     padded = pad(input[0], (left, left, top, top))
     rows = y + torch.arange(height, device=y.device)[:, None, None]

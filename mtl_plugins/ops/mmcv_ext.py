@@ -23,7 +23,7 @@ from mtl_plugins.ops.nms import nms, nms_match, soft_nms
 from mtl_plugins.ops.psa_mask import psa_mask
 from mtl_plugins.ops.roi_align import Sampling, adjoint, pool
 
-__all__ = ["nms", "nms_match"]  # already have mmcv's signature
+__all__ = ["nms", "nms_match"]  # operators that already have mmcv's signature
 
 logging.getLogger("mtl_plugins.ops").info(
     "mmcv has no compiled extension: torchvision stands in for some of its operators"
@@ -47,24 +47,24 @@ def _raise_missing(operator: str, /, *_: object, **__: object) -> NoReturn:
 
 
 def get_compiler_version() -> str:
-    """Text for environment reports."""
+    """Return text for environment reports."""
     return "not compiled (torchvision stand-in of mtl_plugins)"
 
 
 def get_compiling_cuda_version() -> str:
-    """Text for environment reports, worded like a compiled mmcv without CUDA."""
+    """Return text for environment reports, worded like a compiled mmcv without CUDA."""
     return "not available"
 
 
 def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, **options: Any) -> Tensor:
-    """Fills the head of ``dets`` with the kept rows and returns their indices."""
+    """Fill the head of ``dets`` with the kept rows and return the indices of the rows."""
     kept, keep = soft_nms(boxes, scores, **options)
     dets[: len(keep)] = kept
     return keep
 
 
 def _filling_last(compute: Callable[..., Tensor]) -> Callable[..., None]:
-    """Gives ``compute`` mmcv's form: three inputs, any scratch space, the output to fill."""
+    """Give ``compute`` mmcv's form: three inputs, any scratch space, the output to fill."""
 
     def operator(*tensors: Tensor, **options: float) -> None:
         tensors[-1].copy_(compute(*tensors[:3], **options))
@@ -81,7 +81,7 @@ softmax_focal_loss_backward = _filling_last(focal_loss.softmax_grad)
 def roi_align_forward(
     input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor, **options: Any
 ) -> None:
-    """Fills ``output``; the ``argmax`` tensors serve max pooling and stay untouched."""
+    """Fill ``output``; the ``argmax`` tensors serve max pooling and stay untouched."""
     output.copy_(pool(input, rois, _sampling(**options)))
 
 
@@ -93,7 +93,7 @@ def roi_align_backward(
     grad_input: Tensor,
     **options: Any,
 ) -> None:
-    """Fills ``grad_input``."""
+    """Fill ``grad_input``."""
     grad_input.copy_(adjoint(grad, rois, grad_input.shape, _sampling(**options)))
 
 
@@ -113,7 +113,7 @@ def _sampling(
 def deform_conv_forward(
     input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, *_: Tensor, **options: int
 ) -> None:
-    """Fills ``output``."""
+    """Fill ``output``."""
     output.copy_(deform_conv.forward(Operands(input, weight, offset), _plain(**options)))
 
 
@@ -127,7 +127,7 @@ def deform_conv_backward_input(
     *_: Tensor,
     **options: int,
 ) -> None:
-    """Fills ``grad_input`` and ``grad_offset``."""
+    """Fill ``grad_input`` and ``grad_offset``."""
     found = deform_conv.backward(grad, Operands(input, weight, offset), _plain(**options))
     _fill((grad_input, grad_offset), (found[0], found[2]))
 
@@ -135,7 +135,7 @@ def deform_conv_backward_input(
 def deform_conv_backward_parameters(
     input: Tensor, offset: Tensor, grad: Tensor, grad_weight: Tensor, *_: Tensor, **options: int
 ) -> None:
-    """Fills ``grad_weight``, whose values do not depend on those of the weight."""
+    """Fill ``grad_weight``, whose values do not depend on the values of the weight."""
     found = deform_conv.backward(grad, Operands(input, grad_weight, offset), _plain(**options))
     grad_weight.copy_(found[1])
 
@@ -168,7 +168,7 @@ def modulated_deform_conv_forward(
     with_bias: bool,
     **options: int,
 ) -> None:
-    """Fills ``output``."""
+    """Fill ``output``."""
     offset, mask = _planes(offset, output), _planes(mask, output)
     operands = Operands(input, weight, offset, mask, bias if with_bias else None)
     output.copy_(deform_conv.forward(operands, _modulated(**options)))
@@ -192,7 +192,7 @@ def modulated_deform_conv_backward(
     with_bias: bool,
     **options: int,
 ) -> None:
-    """Fills the gradients; without a bias, ``grad_bias`` is empty and stays so."""
+    """Fill the gradients; without a bias, ``grad_bias`` is empty and stays so."""
     offset, mask = _planes(offset, grad), _planes(mask, grad)
     operands = Operands(input, weight, offset, mask, bias if with_bias else None)
     found = deform_conv.backward(grad, operands, _modulated(**options))
@@ -203,10 +203,10 @@ def modulated_deform_conv_backward(
 
 
 def _planes(values: Tensor, output: Tensor) -> Tensor:
-    """Views the first cells of each image as planes of the size of ``output``.
+    """Return the first cells of each image as planes of the size of ``output``.
 
-    The compiled operator reads offsets and masks like that, whatever size they have, and DyHead
-    hands it those of the next larger level. Where they have too few, torchvision has its error.
+    The compiled operator reads offsets and masks of any size like that, and DyHead hands over the
+    offsets and masks of the next larger level. With too few cells, torchvision raises its error.
     """
     channels, (height, width) = values.shape[1], output.shape[2:]
     cells = values.flatten(1)[:, : channels * height * width]
@@ -233,8 +233,8 @@ def _modulated(
 def ms_deform_attn_forward(
     value: Tensor, shapes: Tensor, starts: Tensor, places: Tensor, weights: Tensor, **_: int
 ) -> Tensor:
-    """Runs mmcv's own version in PyTorch, which mmcv itself takes on the CPU only."""
-    # mmcv.ops imports this module.
+    """Run mmcv's own version in PyTorch, which mmcv itself takes on the CPU only."""
+    # mmcv.ops imports this module, so an import at the top would be circular.
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
     # Sampling has no kernel for low precision on every device.
@@ -254,7 +254,7 @@ def ms_deform_attn_backward(
     *grads: Tensor,
     **_: int,
 ) -> None:
-    """Fills the gradients of ``value``, ``places`` and ``weights``."""
+    """Fill the gradients of ``value``, ``places`` and ``weights``."""
 
     def attend(value: Tensor, places: Tensor, weights: Tensor) -> Tensor:
         return ms_deform_attn_forward(value, shapes, starts, places, weights)
@@ -274,7 +274,7 @@ def carafe_forward(
     group_size: int,
     scale_factor: int,
 ) -> None:
-    """Fills ``output``, and ``kept_features`` with what the backward pass is handed."""
+    """Fill ``output``, and ``kept_features`` with the features for the backward pass."""
     kept_features.copy_(features)
     output.copy_(carafe(features, masks, kernel_size, group_size, scale_factor))
 
@@ -288,7 +288,7 @@ def carafe_backward(
     group_size: int,
     scale_factor: int,
 ) -> None:
-    """Fills the last two, the gradients of ``features`` and ``masks``."""
+    """Fill the last two tensors, the gradients of ``features`` and ``masks``."""
 
     def upsample(features: Tensor, masks: Tensor) -> Tensor:
         return carafe(features, masks, kernel_size, group_size, scale_factor)
@@ -299,14 +299,14 @@ def carafe_backward(
 def psamask_forward(
     relative: Tensor, output: Tensor, *, psa_type: int, h_mask: int, w_mask: int, **_: int
 ) -> None:
-    """Fills ``output``; type 1 distributes, type 0 collects."""
+    """Fill ``output``; type 1 distributes, type 0 collects."""
     output.copy_(psa_mask(relative, (h_mask, w_mask), psa_type == 1))
 
 
 def psamask_backward(
     grad: Tensor, grad_relative: Tensor, *, psa_type: int, h_mask: int, w_mask: int, **_: int
 ) -> None:
-    """Fills ``grad_relative``; the operator is linear, so the place does not matter."""
+    """Fill ``grad_relative``; the operator is linear, so any point serves for the derivative."""
 
     def place(relative: Tensor) -> Tensor:
         return psa_mask(relative, (h_mask, w_mask), psa_type == 1)
@@ -337,19 +337,19 @@ def masked_im2col_forward(
     pad_h: int,
     pad_w: int,
 ) -> None:
-    """Fills ``columns``."""
+    """Fill ``columns``."""
     columns.copy_(columns_at(input, y, x, (kernel_h, kernel_w), (pad_h, pad_w)))
 
 
 def masked_col2im_forward(columns: Tensor, y: Tensor, x: Tensor, output: Tensor, **_: int) -> None:
-    """Writes ``columns`` (C, M) to the places ``y``, ``x`` of ``output`` (1, C, H, W)."""
+    """Write ``columns`` (C, M) to the places ``y``, ``x`` of ``output`` (1, C, H, W)."""
     output[0, :, y, x] = columns
 
 
 def bbox_overlaps(
     boxes1: Tensor, boxes2: Tensor, output: Tensor, *, mode: int, aligned: bool, offset: int
 ) -> None:
-    """Fills ``output`` by mmcv's own version in PyTorch.
+    """Fill ``output`` by mmcv's own version in PyTorch.
 
     Mode 0 divides by the union, mode 1 by the area of the first box.
     """

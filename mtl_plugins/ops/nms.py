@@ -14,7 +14,7 @@ from torchvision import ops
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Drops every box that overlaps a better one by more than ``iou_threshold``.
+    """Drop every box that overlaps a better one by more than ``iou_threshold``.
 
     Returns:
         Indices of the kept boxes by descending score, on the device of ``boxes``.
@@ -35,14 +35,20 @@ def soft_nms(
     method: int,
     offset: int,
 ) -> tuple[Tensor, Tensor]:
-    """Lowers scores by the overlap with better boxes instead of dropping boxes outright.
+    """Lower scores by the overlap with better boxes instead of dropping boxes outright.
 
-    The best box so far is taken, the others' scores are decayed and those below ``min_score``
-    dropped, until none is left. Meant for CPU tensors: each step reads a value.
+    The best box left is taken, the scores of the others are decayed and boxes below ``min_score``
+    dropped, until no box is left. Meant for CPU tensors: each step reads a value.
 
     Args:
+        boxes: Boxes (N, 4) in pixels.
+        scores: Scores (N,).
+        iou_threshold: IoU from which methods 0 and 1 decay scores.
+        sigma: Width of the decay of method 2.
+        min_score: Score below which a box is dropped.
         method: Decay by IoU ``u``: 0 drops at ``u >= iou_threshold``, 1 multiplies by ``1 - u``
             there, 2 multiplies by ``exp(-u^2 / sigma)`` everywhere.
+        offset: Pixels, 0 or 1, added to width and height of the boxes.
 
     Returns:
         Kept boxes with their decayed scores (M, 5), in the order taken, and their indices (M,).
@@ -66,15 +72,16 @@ def soft_nms(
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Groups boxes with the better one that they overlap by ``iou_threshold`` or more.
+    """Group boxes with the better box that they overlap by ``iou_threshold`` or more.
 
     Meant for CPU tensors: each group reads values.
 
     Args:
-        dets: Boxes with their scores (N, 5).
+        dets: Boxes in pixels with their scores (N, 5).
+        iou_threshold: IoU from which a box belongs to a better one.
 
     Returns:
-        Indices of each kept box and of those that it suppresses, both by descending score.
+        Indices of each kept box and of the boxes that it suppresses, both by descending score.
     """
     boxes = dets[:, :4]
     left = dets[:, 4].argsort(descending=True)
@@ -97,6 +104,6 @@ def _decay(overlap: Tensor, iou_threshold: float, sigma: float, method: int) -> 
 
 
 def _extents(boxes: Tensor, offset: int) -> Tensor:
-    """Boxes whose plain width and height count ``offset``; at least float32 for torchvision."""
+    """Return boxes with ``offset`` in width and height; at least float32, for torchvision."""
     boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
     return torch.cat([boxes[:, :2], boxes[:, 2:] + offset], dim=1)

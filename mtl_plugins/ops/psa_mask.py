@@ -1,4 +1,4 @@
-"""Attention masks of PSANet (Zhao et al. 2018), from those relative to a cell to absolute ones."""
+"""Attention masks of PSANet (Zhao et al. 2018), from masks relative to a cell to absolute ones."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def psa_mask(relative: Tensor, mask_size: tuple[int, int], distribute: bool) -> Tensor:
-    """Gives each pair of cells its attention; 0 where the second lies outside the first's mask.
+    """Return the attention of each cell to every cell; 0 outside the mask of the first cell.
 
     Args:
-        relative: Attention (N, h * w, H, W) of the cell at y, x to the one at
+        relative: Attention (N, h * w, H, W) of the cell at y, x to the cell at
             y + i - (h - 1) // 2, x + j - (w - 1) // 2, in channel i * w + j.
         mask_size: Height h and width w of the masks in cells.
         distribute: Whether the second dimension of the result is the cell that has the mask;
@@ -22,7 +22,7 @@ def psa_mask(relative: Tensor, mask_size: tuple[int, int], distribute: bool) -> 
     n, _, height, width = relative.shape
     y, inside_y = _steps(height, mask_size[0], relative.device)
     x, inside_x = _steps(width, mask_size[1], relative.device)
-    # Indexed by other y, other x, own y, own x.
+    # Dimensions: y and x of the other cell, y and x of the cell that has the mask.
     channel = y[:, None, :, None] * mask_size[1] + x[:, None, :]
     inside = inside_y[:, None, :, None] & inside_x[:, None, :]
     flat = (height * width, height, width)
@@ -32,7 +32,7 @@ def psa_mask(relative: Tensor, mask_size: tuple[int, int], distribute: bool) -> 
 
 
 def _steps(cells: int, mask: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Place of cell i in the mask of cell j, kept inside, and if it is inside: (cells, cells)."""
+    """Return the place of cell i in the mask of cell j, clamped, and if inside: (cells, cells)."""
     cell = torch.arange(cells, device=device)
     place = cell[:, None] - cell + (mask - 1) // 2
     return place.clamp(0, mask - 1), (place >= 0) & (place < mask)

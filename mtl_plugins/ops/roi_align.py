@@ -17,7 +17,7 @@ from torch.autograd import Function
 
 
 class Sampling(NamedTuple):
-    """How regions are sampled.
+    """Options that say how regions are sampled.
 
     Attributes:
         spatial_scale: Input cells per image pixel.
@@ -43,13 +43,18 @@ def roi_align(
     sampling_ratio: int = 0,
     aligned: bool = True,
 ) -> Tensor:
-    """Pools regions bilinearly, with gradients of every order in ``input`` and none in ``rois``.
+    """Pool regions bilinearly, with gradients of every order in ``input`` and none in ``rois``.
 
     Args:
+        input: Feature maps (N, C, H, W).
+        rois: Regions (K, 5) as image index, x1, y1, x2, y2 in pixels of the image.
         output_size: Bins per region as (height, width), or one number for both.
+        spatial_scale: Input cells per image pixel.
+        sampling_ratio: Samples per bin along each side; 0 takes ceil(region size / bins).
+        aligned: Whether cell centres lie at half-integers, see :class:`Sampling`.
 
     Raises:
-        RuntimeError: If ``rois`` is not (K, 5).
+        RuntimeError: ``rois`` is not (K, 5).
     """
     height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
     sampling = Sampling(spatial_scale, height, width, sampling_ratio, aligned)
@@ -58,7 +63,7 @@ def roi_align(
 
 
 def pool(input: Tensor, rois: Tensor, sampling: Sampling) -> Tensor:
-    """RoIAlign of ``input``, outside autograd: (K, C, height, width)."""
+    """Return the RoIAlign (K, C, height, width) of ``input``, outside autograd."""
     scale, height, width, ratio, aligned = sampling
     dtype = _kernel_dtype(input)
     output: Tensor = torch.ops.torchvision.roi_align(
@@ -68,7 +73,7 @@ def pool(input: Tensor, rois: Tensor, sampling: Sampling) -> Tensor:
 
 
 def adjoint(grad: Tensor, rois: Tensor, input_shape: Sequence[int], sampling: Sampling) -> Tensor:
-    """Spreads ``grad`` (K, C, height, width) back over ``input_shape``, outside autograd."""
+    """Spread ``grad`` (K, C, height, width) back over ``input_shape``, outside autograd."""
     scale, height, width, ratio, aligned = sampling
     dtype = _kernel_dtype(grad)
     spread: Tensor = torch.ops.torchvision._roi_align_backward(
@@ -83,7 +88,7 @@ def _kernel_dtype(values: Tensor) -> torch.dtype:
 
 
 class _RoIAlign(Function):
-    """``pool``, or its adjoint if ``spread``; each is the derivative of the other."""
+    """``pool`` for autograd, or ``adjoint`` if ``spread``; either is the other's derivative."""
 
     @staticmethod
     def forward(
@@ -107,10 +112,10 @@ class _RoIAlign(Function):
 
 
 class TwiceDifferentiableRoIAlign(nn.Module):
-    """A framework's RoIAlign layer with gradients of every order.
+    """RoIAlign layer of a framework, with gradients of every order.
 
     Args:
-        layer: One with average pooling, whose options it takes over.
+        layer: RoIAlign layer with average pooling, whose options are taken over.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -127,7 +132,7 @@ class TwiceDifferentiableRoIAlign(nn.Module):
 
 
 def exchange_roi_aligns(model: nn.Module, layers: Iterable[nn.Module]) -> None:
-    """Puts a :class:`TwiceDifferentiableRoIAlign` in the place of each of these layers."""
+    """Put a :class:`TwiceDifferentiableRoIAlign` in the place of each of ``layers``."""
     found = set(layers)
     for parent in list(model.modules()):
         for name, child in parent.named_children():
