@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -135,6 +136,30 @@ def test_frozen_trunk_leaves_each_head_its_own_gradient(weighting):
     model.zero_grad()
     backward(model(X))
     assert model.stem.weight.grad.any()
+
+
+def test_task_that_comes_later_and_goes_around_is_an_error():
+    model = Layers()
+    backward = MultiTaskBackward(
+        model.parameters(), "MGDA", level="feature", representation=model.neck
+    )
+    backward(model(X))
+    late = {"late": model.stem(X).square().mean()}
+    with pytest.raises(ValueError, match="representation: the loss of task 'late' reaches"):
+        backward(model(X) | late)
+
+
+def test_monitored_rows_are_not_kept():
+    model = Layers()
+    width = sum(
+        p.numel() for part in (model.stem, model.block, model.neck) for p in part.parameters()
+    )
+    backward = MultiTaskBackward(model.parameters())
+    backward.monitor = True
+    backward(model(X))
+    assert backward.last.gramian.shape == (2, 2)
+    alive = [o.shape for o in gc.get_objects() if type(o) is torch.Tensor]
+    assert (2, width) not in alive
 
 
 def test_module_inside_of_reentrant_checkpointing_is_an_error():
