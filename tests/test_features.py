@@ -149,17 +149,21 @@ def test_task_that_comes_later_and_goes_around_is_an_error():
         backward(model(X) | late)
 
 
-def test_monitored_rows_are_not_kept():
+@pytest.mark.parametrize("name", ["Sum", "PCGrad"])
+def test_nothing_that_was_measured_for_hooks_is_kept(name):
     model = Layers()
-    width = sum(
-        p.numel() for part in (model.stem, model.block, model.neck) for p in part.parameters()
-    )
-    backward = MultiTaskBackward(model.parameters())
-    backward.monitor = True
-    backward(model(X))
+    trunk = (model.stem, model.block, model.neck)
+    width = sum(p.numel() for part in trunk for p in part.parameters())
+    backward = MultiTaskBackward(model.parameters(), name)
+    backward.watch(model.neck)
+    for _ in range(2):
+        backward.monitor = backward.monitor_features = True
+        backward(model(X))
     assert backward.last.gramian.shape == (2, 2)
+    assert backward.last.disentanglement is not None
     alive = [o.shape for o in gc.get_objects() if type(o) is torch.Tensor]
-    assert (2, width) not in alive
+    # The buffer of the method, and no features or their gradients.
+    assert [alive.count((2, width)), alive.count((5, 4))] == [name != "Sum", 0]
 
 
 def test_module_inside_of_reentrant_checkpointing_is_an_error():
