@@ -251,10 +251,7 @@ class MultiTaskBackward:
     def _open(self) -> Window:
         """Prepare for what is aggregated next."""
         self._teaching.begin()
-        if self._optimizer is not None:
-            known = set(map(id, self.params))
-            self.params += [p for p in _params_of(self._optimizer) if id(p) not in known]
-        self._ownership.open_window()
+        self._take_in()
         if self._penalty is not None:
             self._penalty.clear()
         if self.aggregator.needs_gradients or self.monitor:
@@ -268,6 +265,13 @@ class MultiTaskBackward:
         by_rows = self.aggregator.needs_gradients and self._cut is None
         scaled = not self.aggregator.needs_gradients and self.aggregator.scale == "mean"
         return Window(self.params, self.tasks, hold=by_rows or scaled)
+
+    def _take_in(self) -> None:
+        """Take in what joined the optimizer."""
+        if self._optimizer is not None:
+            known = set(map(id, self.params))
+            self.params += [p for p in _params_of(self._optimizer) if id(p) not in known]
+        self._ownership.open_window()
 
     @contextmanager
     def _passes(self) -> Iterator[None]:
@@ -354,6 +358,7 @@ class MultiTaskBackward:
             raise ValueError(
                 f"tasks: the checkpoint has {state['tasks']}, this run has {self.tasks}"
             )
+        self._take_in()
         self._ownership.load_state_dict(state)  # refuses another model's state
         self.tasks[:] = state["tasks"]
         self._chooser.load_state_dict(state)

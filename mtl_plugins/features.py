@@ -100,10 +100,14 @@ class Features:
 class FeatureWatch(Features):
     """Collects the gradients that pass by the outputs of a module."""
 
+    def clear(self) -> None:
+        super().clear()
+        self._passed: dict[int, dict[int, Tensor]] = {}
+
     @contextmanager
     def collecting(self) -> Iterator[Callable[[int], None]]:
         """Give a function that says which task's gradients pass by next, see :meth:`rows`."""
-        self._passed: dict[int, dict[int, Tensor]] = {}
+        self._passed = {}
         passing: dict[int, Tensor] = {}
 
         def turn(task: int) -> None:

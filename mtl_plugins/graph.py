@@ -78,8 +78,8 @@ class LossGraph:
         """Whether nodes that several losses reach are shared, rather than just behind a common one.
 
         Losses that were stacked, or that one node returns (a compiled model, a hook, a checkpoint),
-        reach every head. Such losses meet where their gradients have few elements, or one of them
-        has nothing of its own.
+        reach every head. Such losses meet where their gradients have few elements, or at several
+        outputs of one node, or one of them has nothing of its own.
         """
         own = {t for node, t in self._owner.items() if is_leaf(node)}
         for t, root in enumerate(self._roots):
@@ -89,7 +89,10 @@ class LossGraph:
         for node, t in self._owner.items():
             if t != SEVERAL:
                 meet += [slot for slot in edges(node) if self._is_shared(slot[0])]
-        return all(is_leaf(slot[0]) or elements(slot) > _FEW for slot in meet)
+        slots = set(meet)
+        if len({node for node, _ in slots}) < len(slots):
+            return False
+        return all(is_leaf(slot[0]) or elements(slot) > _FEW for slot in slots)
 
     def share(self, leaves: Collection[Tensor]) -> None:
         """Make these leaves common property, whoever reaches them in this graph."""

@@ -52,17 +52,18 @@ class LockStep:
         self.gramian, self.apart = zero, dict.fromkeys(self.apart, zero)
         for t, (slot, seed) in enumerate(zip(self._roots, seeds, strict=True)):
             self._arrive(slot, t, seed)
-        alone = {node for node, t in self._owner.items() if t != SEVERAL}
+        # No sets: the order of additions, and with it the last bit, is to be the same in each run.
+        alone = dict.fromkeys(node for node, t in self._owner.items() if t != SEVERAL)
         roots = dict.fromkeys(node for node, _ in self._arrived)
         ready = [node for node in roots if self._is_shared(node) and not self._missing[node]]
         ready += [child for node in alone for child in self._children_in_turn(node)]
         self._descend(alone)
         while ready:
-            piece: set[Node] = set()
+            piece: dict[Node, None] = {}
             size = 0
             while ready and (not piece or size + _size(ready[-1]) <= self._largest):
                 node = ready.pop()
-                piece.add(node)
+                piece[node] = None
                 size += _size(node)
                 ready += self._children_in_turn(node)
             self._descend(piece)

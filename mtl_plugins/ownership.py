@@ -117,6 +117,22 @@ class Ownership:
             if t == SEVERAL and e != SEVERAL
         ]
 
+    def unsettled(self, tasks: Iterable[int]) -> list[int]:
+        """Find the tasks that may turn out to reach more of what is doubtful.
+
+        Args:
+            tasks: Numbers of tasks.
+
+        Returns:
+            All of them if the owner of something is not known yet, else those that own nothing.
+        """
+        doubtful = self.doubtful
+        if not doubtful:
+            return []
+        unknown = any(self._evident[i] == NOBODY and self._reached[i] for i in doubtful)
+        owners = {self.owner(i) for i in range(len(self._params))}
+        return [t for t in tasks if unknown or t not in owners]
+
     def owner(self, i: int) -> int:
         """Return the task that alone owns parameter ``i``, or :data:`SEVERAL` or :data:`NOBODY`."""
         return self._evident[i] if self._alone[i] == SEVERAL else self._alone[i]
@@ -152,6 +168,8 @@ class Ownership:
 def nonzero_tasks(views: Sequence[Sequence[Tensor]]) -> list[list[int]]:
     """Find which tasks have a gradient that is not zero, on any rank.
 
+    NaN and infinity are no evidence: zero times what overflowed in another task's head is NaN.
+
     Args:
         views: Gradients of each task at some parameters.
 
@@ -161,7 +179,7 @@ def nonzero_tasks(views: Sequence[Sequence[Tensor]]) -> list[list[int]]:
     if not views or not views[0]:
         return [[] for _ in (views[0] if views else ())]
     largest = torch.stack([torch.stack(torch._foreach_norm(list(row), torch.inf)) for row in views])
-    found = (largest != 0).to(torch.int32)  # NaN, too
+    found = (largest.isfinite() & (largest != 0)).to(torch.int32)
     if world_size() > 1:
         torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
     return [[t for t, flag in enumerate(column) if flag] for column in found.T.tolist()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -135,6 +136,34 @@ def test_frozen_trunk_leaves_each_head_its_own_gradient(weighting):
     model.zero_grad()
     backward(model(X))
     assert model.stem.weight.grad.any()
+
+
+def test_task_that_comes_later_and_goes_around_is_an_error():
+    model = Layers()
+    backward = MultiTaskBackward(
+        model.parameters(), "MGDA", level="feature", representation=model.neck
+    )
+    backward(model(X))
+    late = {"late": model.stem(X).square().mean()}
+    with pytest.raises(ValueError, match="representation: the loss of task 'late' reaches"):
+        backward(model(X) | late)
+
+
+@pytest.mark.parametrize("name", ["Sum", "PCGrad"])
+def test_nothing_that_was_measured_for_hooks_is_kept(name):
+    model = Layers()
+    trunk = (model.stem, model.block, model.neck)
+    width = sum(p.numel() for part in trunk for p in part.parameters())
+    backward = MultiTaskBackward(model.parameters(), name)
+    backward.watch(model.neck)
+    for _ in range(2):
+        backward.monitor = backward.monitor_features = True
+        backward(model(X))
+    assert backward.last.gramian.shape == (2, 2)
+    assert backward.last.disentanglement is not None
+    alive = [o.shape for o in gc.get_objects() if type(o) is torch.Tensor]
+    # The buffer of the method, and no features or their gradients.
+    assert [alive.count((2, width)), alive.count((5, 4))] == [name != "Sum", 0]
 
 
 def test_module_inside_of_reentrant_checkpointing_is_an_error():

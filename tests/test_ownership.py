@@ -177,6 +177,81 @@ def test_evidence_survives_a_restart(model, x):
     assert model.inner.heads["a"].weight.grad.any()
 
 
+@pytest.mark.parametrize("options", [{}, {"low_memory": True}, {"weights_every": 3}])
+@pytest.mark.parametrize("batches", [("abc", "ab", "bc", "c", "abc"), ("ab", "abc", "abc")])
+def test_heads_where_tasks_come_and_go(options, batches, model, x):
+    """Also with a head whose first gradient comes while weights that were found before hold."""
+    backward = MultiTaskBackward(model.parameters(), "MGDA", **options)
+    for names in batches:
+        backward(through(stacked, model, x, names))
+        total = sum(plain(model, x, names).values())
+        heads = [p for name in NAMES for p in model.inner.heads[name].parameters()]
+        expected = torch.autograd.grad(total, heads, allow_unused=True)
+        check_zeros_or(heads, expected)
+        model.zero_grad()
+
+
+@pytest.mark.parametrize("options", [{}, {"low_memory": True}])
+def test_a_batch_that_is_not_finite_is_no_evidence(options, model, x):
+    """Zero times NaN is NaN: every task seems to reach every head."""
+    params = list(model.parameters())
+    backward = MultiTaskBackward(params, "MGDA", **options)
+    backward(through(stacked, model, torch.full_like(x, torch.nan)))
+    assert backward.last.nonfinite
+    backward(through(stacked, model, x))
+    check_zeros_or(params, expected_grads(build_aggregator("MGDA"), plain(model, x), params))
+
+
+class Predictions(nn.Module):
+    """Two heads behind one node, whose losses are weighed by learned factors outside of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk = nn.Linear(6, 64)
+        self.heads = nn.ModuleList([nn.Linear(64, 40), nn.Linear(64, 40)])
+        self.variances = nn.ParameterList([torch.zeros(()), torch.zeros(())])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        z = torch.tanh(self.trunk(x))
+        return tuple(head(z) for head in self.heads)
+
+    def losses(self, predictions: Sequence[Tensor]) -> dict[str, Tensor]:
+        a, b = (
+            (prediction - i).square().mean() * torch.exp(-variance) + variance
+            for i, (prediction, variance) in enumerate(
+                zip(predictions, self.variances, strict=True)
+            )
+        )
+        return {"a": a, "b": b}
+
+
+@pytest.mark.parametrize("funnel", [hooked, compiled], ids=lambda f: f.__name__)
+def test_large_predictions_of_one_node(funnel, x):
+    model = Predictions().double()
+    params = list(model.parameters())
+    MultiTaskBackward(params, "MGDA")(model.losses(funnel(model, x.clone())))
+    expected = expected_grads(build_aggregator("MGDA"), model.losses(model(x)), params)
+    check_grads(params, expected)
+
+
+def test_resume_with_parameters_that_joined(model, x):
+    def begin() -> tuple[torch.optim.Optimizer, MultiTaskBackward]:
+        optimizer = torch.optim.SGD(model.inner.trunk.parameters(), lr=0.1)
+        backward = MultiTaskBackward(optimizer, "MGDA")
+        optimizer.add_param_group({"params": list(model.inner.heads_ab.parameters())})
+        return optimizer, backward
+
+    _, first = begin()
+    first(plain(model, x))
+    optimizer, second = begin()
+    second.load_state_dict(first.state_dict())
+    model.zero_grad()
+    second(plain(model, x))
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    check_grads(params, expected_grads(build_aggregator("MGDA"), plain(model, x), params))
+
+
 def test_gradnorm_takes_the_trunk_for_the_last_layer(model, x):
     found = []
     for losses in (plain, lambda model, x: through(stacked, model, x)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,8 @@ class Route(ABC):
                 rows = self.fill_features(self.parts.representation, batch, retain_graph=True)
             else:
                 rows = self._fill_shared(batch)
-        self.monitored = self.measured(rows, len(rows.leaves), batch, [batch.report])
+        measured = self.measured(rows, len(rows.leaves), batch, [batch.report])
+        self.monitored = replace(measured, rows=None, features=())  # not to be kept in memory
 
     def _fill_shared(self, batch: Batch) -> TaskRows:
         """Take the gradients of what the tasks share in this batch, on all ranks together."""

@@ -25,12 +25,12 @@ class FeatureLevel(Route):
         super().__init__(parts)
         self._cut = representation
         self._rows = TaskRows(parts.device)
-        self._checked = False
+        self._checked: set[str] = set()  # tasks that reach the trunk through the cut alone
 
     def measure(self, batch: Batch) -> Measured | None:
-        if not self._checked and self._cut.tensors:
+        if self._cut.tensors and not batch.raw.keys() <= self._checked:
             self._check(batch)
-            self._checked = True
+            self._checked |= batch.raw.keys()
         self._rows = self.fill_features(self._cut, batch)
         return self.measured(self._rows, len(self._rows.leaves), batch, [batch.report])
 

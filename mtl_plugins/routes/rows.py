@@ -67,9 +67,11 @@ class ParameterLevel(Route):
         for k, i in enumerate(self._doubtful, start=len(self._shared)):
             if ownership.reached(i):
                 owner = ownership.owner(i)
-                # Without an owner all rows are zero here, and any will do.
-                found = self._rows.views[max(owner, 0)][k]
-                params[i].grad = found * own[owner] if owner >= 0 else found.clone()
+                found = [row[k] for row in self._rows.views]
+                # Without an owner the rows are zero, or not finite.
+                params[i].grad = (
+                    found[owner] * own[owner] if owner >= 0 else torch.stack(found).sum(dim=0)
+                )
         averaged = set(self._shared) if self.parts.options.sync == "exact" else set()
         average_grads(
             [p for i, p in enumerate(params) if ownership.reached(i) and i not in averaged]

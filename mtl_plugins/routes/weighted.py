@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtl_plugins.distributed import average, average_grads, world_size
-from mtl_plugins.gradients import grads_set_aside
+from mtl_plugins.gradients import TaskRows, grads_set_aside
 from mtl_plugins.nodes import SEVERAL
 from mtl_plugins.ownership import nonzero_tasks
 from mtl_plugins.routes.base import Route
@@ -38,7 +38,7 @@ class WeightedPass(Route):
             before = {i: self.parts.params[i].grad for i in owned}
             for i in owned:
                 self.parts.params[i].grad = None
-            lost = {t for t in owned.values() if t >= 0 and not weights[self.parts.tasks[t]]}
+            lost = {t for t in owned.values() if t >= 0 and not weights.get(self.parts.tasks[t])}
             rescued = self._rescue(batch, owned, lost)
             batch.graph.weighted_backward(
                 batch.seeds,
@@ -59,7 +59,7 @@ class WeightedPass(Route):
     def _rescue(
         self, batch: Batch, owned: dict[int, int], lost: set[int]
     ) -> dict[int, Tensor | None]:
-        """Take the own gradients of tasks whose weight is zero."""
+        """Take the own gradients of tasks whose weight is zero; absent ones have none."""
         found: dict[int, Tensor | None] = {}
         for task, loss in dict(batch.turns()).items() if lost else ():
             if task in lost:
@@ -117,8 +117,22 @@ class KnownWeights(WeightedPass):
 
     def measure(self, batch: Batch) -> Measured | None:
         self.prepare(batch)
+        self._take_evidence(batch)
         if self.parts.options.low_memory and self.parts.watching.wants_gramian(batch):
             self.monitored = self._frugal.gramian_alone(batch)
         else:
             self.monitor(batch)
         return Measured(batch.window.reports)
+
+    def _take_evidence(self, batch: Batch) -> None:
+        """Look at gradients while it is not known who reaches what; not in the steps after that."""
+        params, tasks, ownership = self.parts.params, self.parts.tasks, self.parts.ownership
+        unsettled = ownership.unsettled(tasks.index(name) for name in batch.report.losses)
+        if unsettled:
+            doubtful = ownership.doubtful
+            rows = TaskRows(self.parts.device)
+            rows.arrange([params[i] for i in doubtful], len(tasks))
+            turns = [(t, loss) for t, loss in batch.turns() if t in unsettled]
+            with grads_set_aside(params):
+                rows.fill(turns, lambda task: None, retain_graph=True)
+            ownership.take_evidence(dict(zip(doubtful, nonzero_tasks(rows.views), strict=True)))
