@@ -23,7 +23,7 @@ _NEEDED = {
 
 
 class AmodalCOCO(COCO):
-    """A COCO file with UOAIS's keys, all of which are looked for before anything is used.
+    """COCO file with UOAIS's keys, all of which are checked before anything is used.
 
     Args:
         annotation_file: Path of the file.
@@ -37,7 +37,7 @@ class AmodalCOCO(COCO):
         super().__init__(annotation_file)
 
     def createIndex(self) -> None:
-        """Checks the records, which this is the first to read."""
+        """Check the records, then index them as ``COCO`` does."""
         for kind in _NEEDED:
             if kind not in self.dataset:
                 raise _error(self.annotation_file, f"there is no {kind!r}", self.dataset)
@@ -46,7 +46,7 @@ class AmodalCOCO(COCO):
 
 
 def _check(file: str, kind: str, records: list[Json]) -> None:
-    """Raises a ValueError for a record that lacks a key."""
+    """Raise a ValueError for a record that lacks a key."""
     for position, record in enumerate(records):
         for key in _NEEDED[kind]:
             if key not in record:
@@ -63,18 +63,18 @@ def _error(file: str, what: str, record: Json) -> ValueError:
 
 @DATASETS.register_module()
 class MetaGraspNetDataset(CocoDataset):
-    """`MetaGraspNet <https://github.com/maximiliangilles/MetaGraspNet>`_ in the files of
-    ``tools/dataset_converters/metagraspnet.py``: one class, UOAIS's keys.
+    """`MetaGraspNet <https://github.com/maximiliangilles/MetaGraspNet>`_ with UOAIS's keys.
 
-    What an image has: ``img_path``; ``depth_path``, of an npz; ``instances``, each with the amodal
-    ``bbox``, the amodal ``mask``, the ``visible_mask`` and the ``occluded_rate`` (0 to 1).
+    The files are those of ``tools/dataset_converters/metagraspnet.py``, with one class. An image
+    has ``img_path``; ``depth_path``, of an npz; ``instances``, each with the amodal ``bbox``, the
+    amodal ``mask``, the ``visible_mask`` and the ``occluded_rate`` (0 to 1).
 
-    Of the converter's own files the objects are read when their image is asked for, so that the
-    whole of MetaGraspNet needs little memory; other files with these keys are read at once.
+    From the converter's files, the objects of an image are read when the image is loaded, so that
+    the whole of MetaGraspNet needs little memory; other files with these keys are read at once.
 
     Args:
-        data_prefix: Folders to which the file's names are relative: ``img``, and ``depth`` if that
-            is another one.
+        data_prefix: Folders to which the file's names are relative: ``img``, and ``depth`` if the
+            depth is in another folder.
         **kwargs: Other arguments of ``CocoDataset``.
 
     Raises:
@@ -89,7 +89,7 @@ class MetaGraspNetDataset(CocoDataset):
         super().__init__(*args, data_prefix=folders, **kwargs)
 
     def load_data_list(self) -> list[Json]:
-        """Reads the file, or all but its objects."""
+        """Read the file; of a converter's file, all but the objects."""
         self._lazy = LazyObjects.of(self.ann_file) if os.path.isfile(self.ann_file) else None
         images = super().load_data_list() if self._lazy is None else self._images(self._lazy.head)
         if not self.cat_ids:
@@ -100,19 +100,19 @@ class MetaGraspNetDataset(CocoDataset):
         return images
 
     def _images(self, head: Json) -> list[Json]:
-        """The images as they stand in the file."""
+        """Return the images as they stand in the file."""
         for kind in ("images", "categories"):
             _check(self.ann_file, kind, head[kind])
         names = self.metainfo["classes"]
         self.cat_ids = [one["id"] for one in head["categories"] if one["name"] in names]
         self.cat2label = {category: label for label, category in enumerate(self.cat_ids)}
-        # There is one category.
+        # With one category, any image with objects has objects of this category.
         labelled = [image["id"] for image in head["images"] if image[AT][1]]
         self.cat_img_map = dict.fromkeys(self.cat_ids, labelled)
         return [{**image, "img_id": image["id"]} for image in head["images"]]
 
     def get_data_info(self, idx: int) -> Json:
-        """What is known of an image, its objects among it."""
+        """Return the data of an image, including the objects."""
         info = super().get_data_info(idx)
         if self._lazy is None:
             return info
@@ -122,8 +122,8 @@ class MetaGraspNetDataset(CocoDataset):
         return {**parsed, "sample_idx": info["sample_idx"]}
 
     def parse_data_info(self, raw_data_info: Json) -> Json:
-        """Adds depth and the second mask to what ``CocoDataset`` finds out of an image."""
-        # CocoDataset hands on whatever is the segmentation of the annotations that it keeps.
+        """Add depth and the visible mask to the image data of ``CocoDataset``."""
+        # CocoDataset hands on any segmentation unchanged, so the other keys travel in there.
         annotations = [
             {**annotation, "segmentation": {key: annotation[key] for key in _MASKS}}
             for annotation in raw_data_info["raw_ann_info"]

@@ -10,16 +10,17 @@ from typing import Any, NamedTuple
 Json = dict[str, Any]
 
 AT = "annotations_at"
-"""Of an image: first byte and number of bytes of its annotations in the file."""
+"""Key of an image: first byte and number of bytes of the image's annotations in the file."""
 _OBJECTS = b', "annotations": ['
 _IMAGES = b'\n], "images": '
 _HEAD = 1 << 16
-"""Bytes in which the annotations begin."""
+"""Number of bytes at the file's start within which the annotations begin."""
 
 
 class LazyObjects(NamedTuple):
-    """A file of ``tools/dataset_converters/metagraspnet.py``: COCO JSON whose images know where
-    their annotations stand.
+    """COCO JSON that states in which bytes the annotations of each image stand.
+
+    ``tools/dataset_converters/metagraspnet.py`` writes such files.
 
     Attributes:
         path: Path of the file.
@@ -31,7 +32,7 @@ class LazyObjects(NamedTuple):
 
     @classmethod
     def of(cls, path: str | Path) -> LazyObjects | None:
-        """Reads all but the annotations; None if the file is another JSON, to be read whole."""
+        """Read all but the annotations; None for any other JSON, which has to be read whole."""
         with open(path, "rb") as file:
             try:
                 view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -51,7 +52,7 @@ class LazyObjects(NamedTuple):
         return cls(str(path), {**head, "images": images})
 
     def read(self, image: Json) -> list[Json]:
-        """The annotations of an image.
+        """Return the annotations of an image.
 
         Args:
             image: Record of ``head["images"]``.

@@ -29,17 +29,18 @@ BOXES = (
 
 @DATASETS.register_module()
 class PartialDataset(CocoDataset):
-    """Images in a COCO file, each with boxes, a semantic map, both, or those of a teacher.
+    """Images in a COCO file, with boxes or semantic maps or both, as labels or from a teacher.
 
-    One data set is one source: all its images are labelled for the same tasks. Join several with
+    All images of one data set are labelled for the same tasks. Join several data sets with
     ``ConcatDataset``.
 
     Args:
-        boxes: Whether the annotations in ``ann_file`` are labels; otherwise that file says only
-            which images there are.
+        boxes: Whether the annotations in ``ann_file`` are labels; otherwise ``ann_file`` only lists
+            the images.
         pseudo_ann_file: COCO file with a teacher's boxes for the same images, or None.
-        data_prefix: Folders: ``img``; ``seg`` of the labels, PNGs with the class of each pixel and
-            255 for none; ``pseudo_seg`` of a teacher's. What is not given, the images do not have.
+        data_prefix: Folders: ``img``, the images; ``seg``, the labels' maps, PNGs with the class of
+            each pixel and 255 for none; ``pseudo_seg``, a teacher's maps. Without a folder of maps,
+            the images have no such maps.
         **kwargs: Other arguments of ``CocoDataset``.
 
     Examples:
@@ -63,7 +64,7 @@ class PartialDataset(CocoDataset):
         super().__init__(*args, data_prefix=dict(data_prefix), **kwargs)
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """Reads the COCO files.
+        """Read the COCO files.
 
         Raises:
             ValueError: The teacher's file was written for other images.
@@ -86,7 +87,7 @@ class PartialDataset(CocoDataset):
         return images
 
     def parse_data_info(self, raw_data_info: dict[str, Any]) -> dict[str, Any]:
-        """Adds the path of the teacher's map to what ``CocoDataset`` finds out of an image."""
+        """Add the path of the teacher's map to the image data of ``CocoDataset``."""
         info = super().parse_data_info(raw_data_info)
         if folder := self.data_prefix.get("pseudo_seg"):
             name = Path(raw_data_info["raw_img_info"]["file_name"])
@@ -94,13 +95,13 @@ class PartialDataset(CocoDataset):
         return info
 
     def filter_data(self) -> list[dict[str, Any]]:
-        """Filters as ``CocoDataset`` does; without labels for boxes no image counts as empty."""
+        """Filter as ``CocoDataset`` does; without labels for boxes no image counts as empty."""
         if self.filter_cfg and not self.boxes:
             self.filter_cfg = {**self.filter_cfg, "filter_empty_gt": False}
         return super().filter_data()
 
     def _teachers_boxes(self) -> dict[str, list[dict[str, Any]]]:
-        """The instances of each image, by its path."""
+        """Return the teacher's instances by path of the image."""
         labels, self.ann_file = self.ann_file, str(Path(self.data_root, self.pseudo_ann_file))
         try:
             return {image["img_path"]: image["instances"] for image in super().load_data_list()}
@@ -110,9 +111,11 @@ class PartialDataset(CocoDataset):
 
 @DATASETS.register_module()
 class BDD100KDataset(PartialDataset):
-    """`BDD100K <https://arxiv.org/abs/1805.04687>`_: boxes of ten classes on some images, semantic
-    maps of Cityscapes' nineteen on others. The COCO files are those of
-    ``tools/dataset_converters/bdd100k.py``."""
+    """`BDD100K <https://arxiv.org/abs/1805.04687>`_, with boxes or semantic maps on each image.
+
+    The boxes have ten classes, the maps the nineteen of Cityscapes. The COCO files are those of
+    ``tools/dataset_converters/bdd100k.py``.
+    """
 
     METAINFO = {
         "classes": BOXES,

@@ -1,4 +1,4 @@
-"""Boxes, visible masks, amodal masks and occlusion of the same predictions."""
+"""Metric of the boxes, visible masks, amodal masks and occlusion of the same predictions."""
 
 from __future__ import annotations
 
@@ -29,39 +29,39 @@ _COLUMNS = {
     "amodal_mAP": "segm_mAP",
     "amodal_mAR": "segm_AR@100",
 }
-"""The columns of paper C's table 1, and how :class:`CocoMetric` calls them."""
+"""Columns of paper C's table 1, and the names in ``CocoMetric``."""
 
 
 @METRICS.register_module()
 class AmodalMetric(BaseMetric):
-    """What paper C's table 1 reports of an amodal detector, and its occlusion labels.
+    """Measures of an amodal detector in paper C's table 1, and of the occlusion labels.
 
     - ``bbox``, ``visible`` and ``amodal``, each with ``_mAP`` and ``_mAR``: COCO's AP and AR (100
-      per image) over IoU 0.5 to 0.95. Boxes are amodal. The visible ones are scored as in UOAIS
+      per image) over IoU 0.5 to 0.95. Boxes are amodal. Visible masks are scored as in UOAIS
       (``adet/evaluation/amodalvisible_evaluation.py``): ``visible_mask`` in place of
       ``segmentation``.
     - ``occlusion_accuracy``: share of right labels, occluded or not, among the predictions that
-      match an object: one to one, by the IoU of the amodal masks. UOAIS has it too; its script
+      match an object: one to one, by the IoU of the amodal masks. UOAIS's script for this measure
       (``eval/eval_utils.py``) pairs by F-measure and has no ``iou_thr``.
-    - ``occlusion_F1``: of the label *occluded*. A prediction so labelled that matches nothing is a
-      false one, an occluded object that nothing matches a missed one. UOAIS's script counts right
-      labels of both kinds instead, over all predictions and all objects, which is a measure of
-      detection rather than of occlusion.
-    - ``amodal_IoU_occluded`` and ``visible_IoU_occluded``: mean IoU with the amodal mask of an
-      occluded object, of the amodal and of the visible mask that is predicted for it: what the
-      amodal head adds to the visible one. Predictions are paired with objects by their *visible*
-      masks here. By the amodal ones, only objects would count whose amodal mask is good.
+    - ``occlusion_F1``: F1 of the label *occluded*. A prediction with this label that matches no
+      object is a false positive, an occluded object without a match a false negative. UOAIS's
+      script instead counts right labels of both kinds, over all predictions and all objects, which
+      measures detection rather than occlusion.
+    - ``amodal_IoU_occluded`` and ``visible_IoU_occluded``: mean IoU of the predicted amodal or
+      visible mask with the amodal mask of an occluded object. The difference is the gain by the
+      amodal head. Predictions are paired with objects by *visible* masks here; by amodal masks,
+      only objects with a good amodal mask would count.
 
-    The last four look at predictions with a score of at least ``score_thr``. Where there is nothing
-    to measure on, no match, or no occluded object and none predicted, they are nan.
+    The last four look at predictions with a score of at least ``score_thr``. ``occlusion_F1`` is
+    nan if no object is occluded and none predicted so, the others if there is no match to measure.
 
     Args:
         ann_file: File that ``tools/dataset_converters/metagraspnet.py`` wrote.
-        score_thr: Least score of a prediction that occlusion is measured on.
+        score_thr: Least score (0 to 1) of the predictions on which occlusion is measured.
         iou_thr: Least IoU of a match.
-        occluded_threshold: Hidden share of the amodal mask from which on an object is occluded; as
+        occluded_threshold: Least hidden share (0 to 1) of the amodal mask of an occluded object, as
             in ``PackAmodalInputs``.
-        backend_args: For reading ``ann_file``, as in ``CocoMetric``.
+        backend_args: File backend that reads ``ann_file``, as in ``CocoMetric``.
         **kwargs: Arguments of ``BaseMetric``.
 
     Raises:
@@ -93,7 +93,7 @@ class AmodalMetric(BaseMetric):
 
     @property
     def dataset_meta(self) -> Mapping[str, Any] | None:
-        """What the data set says of itself."""
+        """Return the metadata of the data set."""
         return self._dataset_meta
 
     @dataset_meta.setter
@@ -101,7 +101,7 @@ class AmodalMetric(BaseMetric):
         self._dataset_meta = self._amodal.dataset_meta = self._visible.dataset_meta = meta
 
     def process(self, data_batch: Mapping[str, Any], data_samples: Sequence[dict]) -> None:
-        """Takes in the predictions for a batch; masks are kept as RLE."""
+        """Collect the predictions for a batch; masks are kept as RLE."""
         visible_samples = []
         for sample in data_samples:
             predicted = sample["pred_instances"]
@@ -118,9 +118,9 @@ class AmodalMetric(BaseMetric):
         self._visible.results.clear()
 
     def compute_metrics(self, results: list[tuple[Any, Any, np.ndarray]]) -> dict[str, float]:
-        """Measures all that :meth:`process` took in, on any rank."""
+        """Compute the metrics of all predictions that :meth:`process` collected, on any rank."""
         amodal, visible, _ = zip(*results, strict=True)
-        # CocoMetric reports nothing if nothing at all was predicted.
+        # Zeros, since CocoMetric reports nothing if nothing at all was predicted.
         found = dict.fromkeys(_COLUMNS.values(), 0.0)
         found.update(self._amodal.compute_metrics(amodal))
         of_visible = self._visible.compute_metrics(visible)
@@ -131,7 +131,7 @@ class AmodalMetric(BaseMetric):
         return metrics
 
     def _occlusion(self, results: list[tuple[Any, Any, np.ndarray]]) -> dict[str, float]:
-        """Measures the labels of objects, and the masks of the occluded ones."""
+        """Measure the labels of objects, and the masks of occluded objects."""
         found: dict[str, list[np.ndarray]] = defaultdict(list)
         for (_, amodal), (_, visible), labels in results:
             confident = np.flatnonzero(amodal["scores"] >= self.score_thr)
@@ -169,7 +169,7 @@ class AmodalMetric(BaseMetric):
 
 
 def _visible_masks(truth: COCO) -> COCO:
-    """The same objects with their visible mask as ``segmentation``."""
+    """Return the objects with the visible mask as ``segmentation``."""
     visible = COCO()
     annotations = []
     for annotation in truth.dataset["annotations"]:
@@ -186,13 +186,13 @@ def _rle(truth: COCO, annotation: Json, key: str) -> Json:
 
 
 def _ious(masks: Sequence[Json], others: Sequence[Json]) -> np.ndarray:
-    """``[n, m]``"""
+    """Return the IoU of each of ``n`` masks with each of ``m`` others, ``[n, m]``."""
     ious = coco_mask.iou(list(masks), list(others), [0] * len(others))
     return np.array(ious).reshape(len(masks), len(others))
 
 
 def _match(ious: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the pairs of at least that IoU whose sum of IoUs is the largest."""
+    """Return rows and columns of the pairs with IoU ``least`` or more and the largest sum."""
     rows, columns = linear_sum_assignment(np.where(ious >= least, ious, 0), maximize=True)
     matched = ious[rows, columns] >= least
     return rows[matched], columns[matched]

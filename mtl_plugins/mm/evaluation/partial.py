@@ -11,27 +11,27 @@ from mmdet.registry import METRICS
 
 @METRICS.register_module()
 class PartialCocoMetric(CocoMetric):
-    """MMDetection's ``CocoMetric`` on the images that have boxes.
+    """``CocoMetric`` of MMDetection on the images that have boxes.
 
     Over several processes the sampler must repeat no image: ``round_up=False``.
     """
 
     def process(self, data_batch: Mapping[str, Any], data_samples: Sequence[dict]) -> None:
-        """Takes in the predictions for a batch."""
+        """Collect the predictions for a batch."""
         super().process(data_batch, [s for s in data_samples if "gt_instances" in s])
 
 
 @METRICS.register_module()
 class PartialSemSegMetric(SemSegMetric):
-    """MMDetection's ``SemSegMetric`` on the images that have a semantic map.
+    """``SemSegMetric`` of MMDetection on the images that have a semantic map.
 
-    Its classes are the data set's ``seg_classes``, since ``classes`` are those of the boxes. Over
+    The classes are the data set's ``seg_classes``, since ``classes`` belong to the boxes. Over
     several processes the sampler must repeat no image: ``round_up=False``.
     """
 
     @property
     def dataset_meta(self) -> Mapping[str, Any] | None:
-        """What the data set says of itself."""
+        """Return the metadata of the data set."""
         return self._dataset_meta
 
     @dataset_meta.setter
@@ -39,11 +39,11 @@ class PartialSemSegMetric(SemSegMetric):
         self._dataset_meta = {**meta, "classes": meta.get("seg_classes", meta["classes"])}
 
     def process(self, data_batch: Mapping[str, Any], data_samples: Sequence[dict]) -> None:
-        """Takes in the predictions for a batch."""
+        """Collect the predictions for a batch."""
         super().process(data_batch, [s for s in data_samples if "gt_sem_seg" in s])
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
-        """As MMDetection's, but ``aAcc`` is of all pixels: there it is the mean over classes."""
+        """Compute MMDetection's metrics, with ``aAcc`` over pixels, not a mean over classes."""
         metrics = super().compute_metrics(results)
         if "aAcc" in metrics:
             right, labelled = (

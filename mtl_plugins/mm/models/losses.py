@@ -11,10 +11,10 @@ from torch import Tensor
 
 @MODELS.register_module()
 class PartialDiceLoss(DiceLoss):
-    """MMSegmentation's dice loss of softmax probabilities, over the labelled pixels alone.
+    """Dice loss of MMSegmentation on softmax probabilities, over the labelled pixels alone.
 
-    There a pixel without label asks for a probability of 0 in every class. Labels that a teacher
-    gives only where it is sure have many such pixels.
+    In MMSegmentation's loss, a pixel without a label asks for a probability of 0 in every class.
+    A teacher's labels have many such pixels, where the teacher is not confident.
 
     Args:
         **kwargs: Arguments of ``mmseg.DiceLoss``, such as ``loss_weight``.
@@ -26,6 +26,6 @@ class PartialDiceLoss(DiceLoss):
     def forward(
         self, pred: Tensor, target: Tensor, ignore_index: int = 255, **kwargs: Any
     ) -> Tensor:
-        """The loss of logits ``[N, C, H, W]`` and labels ``[N, H, W]``."""
+        """Return the loss of logits ``[N, C, H, W]`` and labels ``[N, H, W]``."""
         labelled = (target != ignore_index).unsqueeze(1)
         return super().forward(pred.softmax(1) * labelled, target, **kwargs)

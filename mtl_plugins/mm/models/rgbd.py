@@ -1,4 +1,4 @@
-"""Images with a depth channel: their preprocessing, and two ResNets that meet at every stage."""
+"""Preprocessing of images with a depth channel, and two ResNets that meet at every stage."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from torch import Tensor
 
 @MODELS.register_module()
 class RGBDDataPreprocessor(DetDataPreprocessor):
-    """Normalises images of four channels, and pads the visible masks beside the amodal ones.
+    """Normalise images of four channels, and pad the visible masks beside the amodal ones.
 
     Args:
-        mean: Of the channels as the network sees them: red, green, blue and depth with
-            ``bgr_to_rgb``, else blue first.
-        std: The same.
+        mean: Mean of each channel (0 to 255), in the order that the network sees: red, green, blue
+            and depth with ``bgr_to_rgb``, else blue first.
+        std: Standard deviation of each channel, in the order of ``mean``.
         bgr_to_rgb: Whether the images are BGR and depth, and the network shall see RGB and depth.
         **kwargs: Other arguments of ``DetDataPreprocessor``.
 
@@ -45,13 +45,13 @@ class RGBDDataPreprocessor(DetDataPreprocessor):
                     f"model.data_preprocessor.{key}: expected four values, of red, green, blue and "
                     f"depth, got {list(values)}"
                 )
-            # In the order that the images have, which MMEngine's code normalises.
+            # Reordered, since MMEngine normalises before the channels are swapped.
             channels = torch.tensor(values)[self.order].view(-1, 1, 1)
             self.register_buffer(key, channels, persistent=False)
         self._enable_normalize = True
 
     def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
-        """As ``DetDataPreprocessor``, on images ``[4, H, W]``.
+        """Preprocess images ``[4, H, W]`` as ``DetDataPreprocessor`` does.
 
         Raises:
             ValueError: An image has no depth.
@@ -66,7 +66,7 @@ class RGBDDataPreprocessor(DetDataPreprocessor):
         return {**data, "inputs": data["inputs"][:, self.order]}
 
     def pad_gt_masks(self, batch_data_samples: Sequence[DetDataSample]) -> None:
-        """Pads ``masks`` and ``visible_masks`` at the right and at the bottom."""
+        """Pad ``masks`` and ``visible_masks`` at the right and at the bottom."""
         super().pad_gt_masks(batch_data_samples)
         for sample in batch_data_samples:
             objects = sample.gt_instances
@@ -80,17 +80,16 @@ class RGBDDataPreprocessor(DetDataPreprocessor):
 class RGBDResNet(BaseModule):
     """Two ResNets, for colour and for depth, fused at every stage (paper C, section 3).
 
-    The outputs of a stage are concatenated, and a convolution with a norm makes one of them. Depth
-    is shown to its ResNet three times, as a grey image, so that both can start from the same
-    weights.
+    The outputs of a stage are concatenated and joined by a convolution with a norm. The ResNet for
+    depth sees the depth three times, as a grey image, so that both can start from the same weights.
 
     Args:
         fusion_norm_cfg: Norm of the fused features; by default batch norm.
-        depth_frozen_stages: ``frozen_stages`` of the one for depth. By default, all of it trains,
-            as in UOAIS (``adet/modeling/backbone/resnet_depth.py``).
-        depth_cfg: Arguments that the one for depth has otherwise, such as ``dict(init_cfg=None)``
-            if only the other is pretrained; with frozen norms it needs ``zero_init_residual=False``
-            then.
+        depth_frozen_stages: ``frozen_stages`` of the ResNet for depth. By default every stage
+            trains, as in UOAIS (``adet/modeling/backbone/resnet_depth.py``).
+        depth_cfg: Arguments of the ResNet for depth alone, such as ``dict(init_cfg=None)`` if only
+            the ResNet for colour is pretrained; frozen norms then need
+            ``zero_init_residual=False``.
         **kwargs: Arguments of MMDetection's ``ResNet``, for both: with ``init_cfg=dict(
             type='Pretrained', ...)`` both are pretrained.
     """
@@ -116,7 +115,7 @@ class RGBDResNet(BaseModule):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Fused features of each stage, ``[N, C_l, H_l, W_l]``, of images ``[N, 4, H, W]``."""
+        """Return fused features by stage, ``[N, C_l, H_l, W_l]``, of images ``[N, 4, H, W]``."""
         colour, depth = self.rgb(x[:, :3]), self.depth(x[:, 3:].expand(-1, 3, -1, -1))
         stages = zip(self.fusions, colour, depth, strict=True)
         return tuple(fuse(torch.cat([c, d], dim=1)) for fuse, c, d in stages)

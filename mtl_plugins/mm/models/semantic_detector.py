@@ -23,48 +23,50 @@ from mtl_plugins.mm.allocation import scaled, select
 from mtl_plugins.registry import suggest
 
 SOURCES = ("gt", "pseudo")
-"""Where a label may come from; ``<source>_instances`` and ``<source>_sem_seg`` of a data sample."""
+"""Sources of labels: ``<source>_instances`` and ``<source>_sem_seg`` of a data sample."""
 
 IGNORED = 255
-"""The label of a pixel that has none."""
+"""Class number that marks a pixel without a label."""
 
 PASSING_OVER = ("FCOSHead", "NASFCOSHead", "RetinaHead", "RetinaSepBNHead", "ATSSHead", "GFLHead")
-"""Heads whose background can be told to pass over ignored boxes."""
+"""Heads whose loss of the background can leave out ignored boxes."""
 
 SURE_OF_BACKGROUND = -20.0
-"""A logit whose loss is 0 where nothing is."""
+"""Logit whose loss is 0 on the background."""
 
 
 @MODELS.register_module()
 class SemanticDetector(BaseDetector):
-    """A single-stage detector and a semantic segmentation head that share backbone and neck.
+    """Single-stage detector and semantic segmentation head that share backbone and neck.
 
     Each image is trained for the labels that its data sample has: ``gt_instances``, ``gt_sem_seg``,
     ``pseudo_instances`` and ``pseudo_sem_seg`` (a teacher's). A head goes over the images that have
-    any label for it, and each source of labels is a loss of its own, normalised over the images
-    that have it (paper A, eq. 9). What no image has is no loss. Of several processes, one whose
-    images lack a label that its weights ask for takes part with zeros, since heads may communicate.
+    labels for the head's task, and each source of labels has a separate loss, normalised over the
+    images with labels of that source (paper A, eq. 9). A label that no image has gives no loss. In
+    distributed training, a process whose images lack a label with a weight takes part with zeros,
+    since heads may communicate.
 
-    What ``ignored_instances`` cover, crowds among them, is no background: the heads of FCOS,
-    RetinaNet, ATSS and GFL learn nothing from the places whose centre is there and in no labelled
-    box. Other heads get it as MMDetection gives it to them, and a warning says so.
+    The area of ``ignored_instances``, crowds among them, is no background: the heads of FCOS,
+    RetinaNet, ATSS and GFL learn nothing from places with the centre in this area and in no
+    labelled box. Other heads get the ignored boxes as from MMDetection, and a warning says so.
 
     The losses are ``loss_<source>_<task>_<term>`` with the sources ``gt`` and ``pseudo``, the tasks
     ``det`` and ``seg`` and the terms of the heads, such as ``loss_pseudo_det_centerness``.
 
     Args:
-        backbone: Of MMDetection.
-        neck: Likewise; its outputs go to both heads.
-        bbox_head: A dense head of MMDetection, such as ``FCOSHead``; None for segmentation alone.
-        semantic_head: A decode head of MMSegmentation, such as ``mmseg.FPNHead``; None for
-            detection alone.
+        backbone: Config of a backbone of MMDetection.
+        neck: Config of a neck of MMDetection, the outputs of which go to both heads.
+        bbox_head: Config of a dense head of MMDetection, such as ``FCOSHead``; None for
+            segmentation alone.
+        semantic_head: Config of a decode head of MMSegmentation, such as ``mmseg.FPNHead``; None
+            for detection alone.
         source_weights: Factor of each source; labels of a source that is not named are not used.
-        task_weights: Factor of the losses of ``det`` and ``seg``; 1 for what is not named.
-        train_cfg: Of ``bbox_head``.
-        test_cfg: Likewise, and ``seg_threshold``: pixels whose most probable class has a lower
-            probability than that are predicted as 255, no class.
-        data_preprocessor: Such as :class:`PartialDataPreprocessor`.
-        init_cfg: As of any MMEngine module.
+        task_weights: Factor of the losses of ``det`` and ``seg``; 1 for a task that is not named.
+        train_cfg: Training settings of ``bbox_head``.
+        test_cfg: Test settings of ``bbox_head``, and ``seg_threshold``: pixels whose most probable
+            class has a probability below ``seg_threshold`` are predicted as 255, no class.
+        data_preprocessor: Config of a preprocessor, such as :class:`PartialDataPreprocessor`.
+        init_cfg: Config of the initial weights, as for any MMEngine module.
 
     Raises:
         ValueError: No head, or weights of an unknown source or task.
@@ -98,28 +100,28 @@ class SemanticDetector(BaseDetector):
         )
         self.semantic_head = semantic_head and MODELS.build(semantic_head)
         self.trains: Callable[[DetDataSample, str], bool] = lambda sample, loss: True
-        """Whether a sample trains the losses that begin so; for task allocation to restrict."""
+        """Tells whether a sample trains the losses with a prefix; task allocation replaces this."""
 
     @property
     def optional_losses(self) -> list[str]:
-        """Patterns of the losses that a batch may lack."""
+        """Return the patterns of the losses that a batch may lack."""
         heads = {"det": self.bbox_head, "seg": self.semantic_head}
         tasks = [task for task, head in heads.items() if head]
         return [f"loss_{source}_{task}_*" for task in tasks for source in self.source_weights]
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
-        """The neck's outputs, each ``[N, C, H_l, W_l]``, of images ``[N, 3, H, W]``."""
+        """Return the neck's outputs, each ``[N, C, H_l, W_l]``, of images ``[N, 3, H, W]``."""
         return self.neck(self.backbone(batch_inputs))
 
     def _forward(
         self, batch_inputs: Tensor, batch_data_samples: SampleList | None = None
     ) -> tuple[Any, ...]:
-        """The raw outputs of each head."""
+        """Return the raw outputs of each head."""
         x = self.extract_feat(batch_inputs)
         return tuple(head(x) for head in (self.bbox_head, self.semantic_head) if head)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """The losses of the labels that the images have.
+        """Return the losses of the labels that the images have.
 
         Args:
             batch_inputs: Images, ``[N, 3, H, W]``.
@@ -139,13 +141,13 @@ class SemanticDetector(BaseDetector):
     def _losses(
         self, x: Sequence[Tensor], samples: SampleList, task: str, kind: str
     ) -> dict[str, Tensor]:
-        """The losses of one head, by source.
+        """Return the losses of one head, by name.
 
         Args:
-            x: The neck's outputs.
-            samples: Of all images.
-            task: ``"det"`` or ``"seg"``.
-            kind: What its labels are called in a data sample, after the source.
+            x: Outputs of the neck, each ``[N, C, H_l, W_l]``.
+            samples: Data samples of all ``N`` images.
+            task: Name of the task, ``"det"`` or ``"seg"``.
+            kind: Name of the task's labels in a data sample, without the source.
         """
         head = self.bbox_head if task == "det" else self.semantic_head
         loss_of = self._det_loss if task == "det" else self._seg_loss
@@ -161,7 +163,7 @@ class SemanticDetector(BaseDetector):
         seen = sorted({i for chosen in labelled.values() for i in chosen}) or [0] * takes_part
         if not seen:
             return {}
-        # Once for all sources.
+        # The head runs once, since all sources share the outputs.
         outputs = head(_of(x, seen, len(samples)))
         losses = {}
         for source, chosen in labelled.items():
@@ -187,10 +189,11 @@ class SemanticDetector(BaseDetector):
 
     @staticmethod
     def _share(count: int, like: Tensor) -> Tensor:
-        """How many labelled images this process has, in terms of the mean of all processes.
+        """Return this process's number of labelled images, divided by the mean of all processes.
 
-        A decode head takes the mean over its own images. Times this, the mean of the processes is
-        the mean over all images, as for a dense head that counts over the processes itself.
+        A decode head takes the mean over the images of one process. Multiplied by this share, the
+        mean of the processes is the mean over all images, as for dense heads, which count over all
+        processes.
         """
         mine = like.new_tensor(float(count), dtype=torch.float)
         return mine / reduce_mean(mine).clamp(min=1 / get_world_size())
@@ -221,7 +224,7 @@ class SemanticDetector(BaseDetector):
     def predict(
         self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True
     ) -> SampleList:
-        """Predicts boxes and semantic maps.
+        """Predict boxes and semantic maps.
 
         Args:
             batch_inputs: Images, ``[N, 3, H, W]``.
@@ -243,7 +246,7 @@ class SemanticDetector(BaseDetector):
         return batch_data_samples
 
     def _classes(self, logits: Tensor, sample: DetDataSample, rescale: bool) -> Tensor:
-        """The class of each pixel, ``[1, H, W]``, of logits ``[1, C, h, w]``."""
+        """Return the class of each pixel, ``[1, H, W]``, of logits ``[1, C, h, w]``."""
         how = {"mode": "bilinear", "align_corners": self.semantic_head.align_corners}
         logits = F.interpolate(logits, size=sample.batch_input_shape, **how)
         height, width = sample.img_shape[:2]
@@ -259,13 +262,14 @@ class SemanticDetector(BaseDetector):
 
 @MODELS.register_module()
 class PartialDataPreprocessor(DetDataPreprocessor):
-    """Pads the semantic maps of each image that has some.
+    """Pad the semantic maps of each image that has some.
 
-    MMDetection's looks at the first image of a batch to tell whether the others have one.
+    MMDetection's preprocessor looks at the first image of a batch alone to tell whether all images
+    have a map.
 
     Args:
         pad_seg: Whether to pad the maps to the size of the batch.
-        seg_pad_value: With what.
+        seg_pad_value: Class number of the padded pixels.
         **kwargs: Other arguments of ``DetDataPreprocessor``.
     """
 
@@ -273,7 +277,7 @@ class PartialDataPreprocessor(DetDataPreprocessor):
         super().__init__(pad_seg=pad_seg, seg_pad_value=seg_pad_value, **kwargs)
 
     def pad_gt_sem_seg(self, batch_data_samples: Sequence[DetDataSample]) -> None:
-        """Pads ``gt_sem_seg`` and ``pseudo_sem_seg`` at the right and at the bottom."""
+        """Pad ``gt_sem_seg`` and ``pseudo_sem_seg`` at the right and at the bottom."""
         for sample in batch_data_samples:
             height, width = sample.batch_input_shape
             for name in (f"{source}_sem_seg" for source in SOURCES):
@@ -285,7 +289,7 @@ class PartialDataPreprocessor(DetDataPreprocessor):
 
 
 def _of(values: Any, chosen: Sequence[int], total: int) -> Any:
-    """The part of features or outputs that is about some of ``total`` images."""
+    """Return the part of features or outputs that belongs to the ``chosen`` of ``total`` images."""
     if list(chosen) == list(range(total)):
         return values
     return values[chosen] if isinstance(values, Tensor) else select(values, chosen)
@@ -297,13 +301,13 @@ def _pass_over(
     labels: Sequence[InstanceData],
     crowds: Sequence[InstanceData],
 ) -> Sequence[Tensor]:
-    """Scores that cost nothing where the background is a crowd, and teach nothing there.
+    """Return scores whose loss and gradient are 0 where the background is a crowd.
 
-    MMDetection's point heads do not look at ignored boxes, and of its assigners for anchors only
-    one does, if told to.
+    MMDetection's point heads do not look at ignored boxes, and only one of the assigners for
+    anchors does, if configured so.
 
     Args:
-        head: Dense head.
+        head: Dense head that gave the scores.
         scores: Logits of each level, ``[N, A * C, H_l, W_l]`` with ``A`` priors at a place.
         labels: Objects of the ``N`` images.
         crowds: Ignored boxes of the ``N`` images.
@@ -342,25 +346,25 @@ def _hidden(priors: Tensor, objects: Tensor, crowds: Tensor, least: float) -> Te
         priors: Points ``[n, 2]`` or anchors ``[n, 4]``.
         objects: Labelled boxes, ``[m, 4]``.
         crowds: Ignored boxes, ``[k, 4]``.
-        least: IoU from which on an anchor is assigned, wherever its centre is.
+        least: Least IoU of an anchor that is assigned, wherever the centre is.
     """
     centres = priors if priors.shape[1] == 2 else (priors[:, :2] + priors[:, 2:]) / 2
     hidden = _inside(centres, crowds) & ~_inside(centres, objects)
     if priors.shape[1] == 4 and len(objects):
         ious = bbox_overlaps(priors, objects)
-        # The best anchors of an object may be its own however bad they are.
+        # The best anchors of an object may be assigned to the object at any IoU.
         hidden &= ~((ious >= least) | (ious == ious.max(0).values)).any(1)
     return hidden
 
 
 def _inside(points: Tensor, boxes: Tensor) -> Tensor:
-    """Mark those of ``[n, 2]`` points that lie in any of ``[m, 4]`` boxes."""
+    """Mark the points ``[n, 2]`` that lie in any of the boxes ``[m, 4]``."""
     low, high = boxes[:, :2].to(points), boxes[:, 2:].to(points)
     return ((points[:, None] >= low) & (points[:, None] <= high)).all(2).any(1)
 
 
 def _no_labels(sample: DetDataSample, device: torch.device) -> dict[str, Any]:
-    """Labels of an image on which nothing is to be found, by kind."""
+    """Return the labels, by kind, of an image without any object or labelled pixel."""
     boxes = torch.zeros(0, 4, device=device)
     classes = torch.zeros(0, dtype=torch.long, device=device)
     unlabelled = torch.full((1, *sample.batch_input_shape), IGNORED, device=device)

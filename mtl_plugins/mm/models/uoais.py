@@ -1,4 +1,4 @@
-"""The RoI head of UOAIS-Net: visible mask, amodal mask and occlusion of each object.
+"""RoI head of UOAIS-Net: visible mask, amodal mask and occlusion of each object.
 
 `Unseen Object Amodal Instance Segmentation via Hierarchical Occlusion Modeling
 <https://arxiv.org/abs/2109.11103>`_, the system of paper C (section 3). ``n`` is the number of
@@ -24,18 +24,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ROI_SIZE = 14
-"""Height and width of what the mask and occlusion heads look at; the box head's is half of it."""
+"""Height and width of the mask and occlusion heads' input, twice those of the box head's."""
 
 HEADS = ("visible_mask_head", "mask_head", "occlusion_head")
-"""In the order of occlusion."""
+"""Names of the heads in the order of occlusion."""
 
 
 class Outputs(NamedTuple):
-    """What the three heads say of ``n`` regions.
+    """Outputs of the three heads for ``n`` regions.
 
     Attributes:
-        visible: Logits ``[n, 1, 28, 28]``.
-        amodal: Likewise.
+        visible: Logits of the visible mask, ``[n, 1, 28, 28]``.
+        amodal: Logits of the amodal mask, ``[n, 1, 28, 28]``.
         occlusion: Logits of not occluded and occluded, ``[n, 2]``.
     """
 
@@ -46,11 +46,11 @@ class Outputs(NamedTuple):
 
 @MODELS.register_module()
 class UOAISRoIHead(StandardRoIHead):
-    """A box head, and three heads that look at each other's features in the order of occlusion.
+    """Box head, and three heads that share features in the order of occlusion.
 
-    Visible mask, amodal mask, occlusion: each head gets the features of the region and those of all
-    heads before it (hierarchical occlusion modelling), and the first feature of the box head,
-    upsampled to their size (multi-level coding).
+    The order is visible mask, amodal mask, occlusion. Each head gets the features of the region and
+    of all earlier heads (hierarchical occlusion modelling), and the first feature of the box head,
+    upsampled to the same size (multi-level coding).
 
     The losses are ``loss_cls``, ``loss_bbox``, ``loss_visible_mask``, ``loss_amodal_mask`` and
     ``loss_occlusion``. Ground truth has ``masks`` (amodal), ``visible_masks`` and ``occluded``
@@ -58,11 +58,11 @@ class UOAISRoIHead(StandardRoIHead):
     ``occlusion_scores``, the probability of being occluded.
 
     Args:
-        mask_head: A :class:`HierarchicalMaskHead`, for the amodal mask.
-        visible_mask_head: Likewise.
-        occlusion_head: A :class:`HierarchicalOcclusionHead`.
+        mask_head: Config of a :class:`HierarchicalMaskHead` for the amodal mask.
+        visible_mask_head: Config of a :class:`HierarchicalMaskHead` for the visible mask.
+        occlusion_head: Config of a :class:`HierarchicalOcclusionHead`.
         **kwargs: Other arguments of ``StandardRoIHead``. The ``bbox_head`` is a ``ConvFCBBoxHead``
-            with ``num_shared_convs=4`` and no layer that is fully connected but the last.
+            with ``num_shared_convs=4`` and no fully connected layer but the last.
 
     Raises:
         ValueError: The heads do not fit together.
@@ -110,9 +110,9 @@ class UOAISRoIHead(StandardRoIHead):
             raise ValueError(f"model.roi_head.{problem}")
 
     def _mask_forward(self, x: Sequence[Tensor], rois: Tensor) -> dict[str, Any]:
-        """What the heads say of regions ``[n, 5]``, also for training on sampled ones."""
-        # The box head's first feature is taken anew, without its other convolutions: in a test, of
-        # the boxes that it found, as the region is, where UOAIS takes that of their proposals.
+        """Return the heads' outputs for regions ``[n, 5]``, in training and in a test."""
+        # The box head's first feature is computed anew, without the other convolutions. In a test,
+        # feature and region are of the boxes found; UOAIS takes the feature of the proposals.
         boxes = self.bbox_roi_extractor(x[: self.bbox_roi_extractor.num_inputs], rois)
         coding = self.coding(self.bbox_head.shared_convs[0](boxes))
         region = self.mask_roi_extractor(x[: self.mask_roi_extractor.num_inputs], rois)
@@ -128,7 +128,7 @@ class UOAISRoIHead(StandardRoIHead):
         bbox_feats: Tensor,
         batch_gt_instances: InstanceList,
     ) -> dict[str, Any]:
-        """The losses of the three heads, on the regions that were sampled as objects."""
+        """Return the losses of the three heads, on the regions that were sampled as objects."""
         rois = bbox2roi([sampled.pos_priors for sampled in sampling_results])
         results = self._mask_forward(x, rois)
         outputs = results["outputs"]
@@ -154,13 +154,13 @@ class UOAISRoIHead(StandardRoIHead):
         results_list: InstanceList,
         rescale: bool = False,
     ) -> InstanceList:
-        """Adds ``masks``, ``visible_masks``, ``occluded`` and ``occlusion_scores`` to boxes.
+        """Add ``masks``, ``visible_masks``, ``occluded`` and ``occlusion_scores`` to boxes.
 
         Masks are ``[n, H, W]``, of the size of the image's file with ``rescale``.
         """
         outputs = self._mask_forward(x, bbox2roi([r.bboxes for r in results_list]))["outputs"]
         counts = [len(results) for results in results_list]
-        # predict_by_feat scales the boxes in place, and shall do so once.
+        # Cloned, since predict_by_feat scales the boxes in place.
         seen = [InstanceData(bboxes=r.bboxes.clone(), labels=r.labels) for r in results_list]
         arguments = (batch_img_metas, self.test_cfg, rescale)
         seen = self.visible_mask_head.predict_by_feat(
@@ -178,7 +178,7 @@ class UOAISRoIHead(StandardRoIHead):
 
 
 def convolutions(channels: Sequence[int], **kwargs: Any) -> list[ConvModule]:
-    """3 × 3 convolutions with ReLU between numbers of channels."""
+    """Return 3 × 3 convolutions with ReLU between consecutive numbers of channels."""
     return [
         ConvModule(here, there, 3, padding=1, **kwargs)
         for here, there in zip(channels[:-1], channels[1:], strict=True)
@@ -186,14 +186,14 @@ def convolutions(channels: Sequence[int], **kwargs: Any) -> list[ConvModule]:
 
 
 class HierarchicalConvs(BaseModule):
-    """What the three heads have in common: from all features of a region to one.
+    """Trunk of each of the three heads, which joins all features of a region into one.
 
     Args:
-        position: How many heads come before.
-        in_channels: Of the region's features.
-        channels: Of what it and the heads before return, and of the coding.
-        num_convs: Between the features and the result; those that join features come on top.
-        stride: Of the second of them.
+        position: Number of earlier heads.
+        in_channels: Channels of the region's features.
+        channels: Channels of the result, of the earlier heads' features and of the coding.
+        num_convs: Number of convolutions, without the six that join features.
+        stride: Stride of the second of the ``num_convs`` convolutions.
     """
 
     def __init__(
@@ -210,11 +210,11 @@ class HierarchicalConvs(BaseModule):
         )
 
     def forward(self, features: Sequence[Tensor], coding: Tensor) -> Tensor:
-        """One feature, ``[n, channels, 14 / stride, 14 / stride]``.
+        """Return one feature, ``[n, channels, 14 / stride, 14 / stride]``.
 
         Args:
-            features: Of the region and of the heads before, each ``[n, C, 14, 14]``.
-            coding: Of the box head, ``[n, channels, 14, 14]``.
+            features: Features of the region and of the earlier heads, each ``[n, C, 14, 14]``.
+            coding: Upsampled feature of the box head, ``[n, channels, 14, 14]``.
         """
         x = self.first(self.guide(torch.cat(list(features), dim=1)))
         return self.rest(self.code(torch.cat([x, coding], dim=1)))
@@ -222,14 +222,14 @@ class HierarchicalConvs(BaseModule):
 
 @MODELS.register_module()
 class HierarchicalMaskHead(FCNMaskHead):
-    """A class-agnostic mask head for :class:`UOAISRoIHead`.
+    """Class-agnostic mask head for :class:`UOAISRoIHead`.
 
     Args:
-        position: How many heads come before; :class:`UOAISRoIHead` says so.
-        in_channels: Of the region's features.
-        conv_out_channels: Of what the heads return.
-        num_convs: See :class:`HierarchicalConvs`.
-        loss_mask: By default the binary cross entropy of ``FCNMaskHead``.
+        position: Number of earlier heads, which :class:`UOAISRoIHead` sets.
+        in_channels: Channels of the region's features.
+        conv_out_channels: Channels of the heads' features.
+        num_convs: Number of convolutions; see :class:`HierarchicalConvs`.
+        loss_mask: Config of the loss; by default the binary cross entropy of ``FCNMaskHead``.
     """
 
     def __init__(
@@ -251,16 +251,16 @@ class HierarchicalMaskHead(FCNMaskHead):
         self.trunk = HierarchicalConvs(position, in_channels, conv_out_channels, num_convs)
 
     def init_weights(self) -> None:
-        """As ``FCNMaskHead``, but both masks begin at a probability of one half, as in UOAIS."""
+        """Let both masks begin at a probability of one half, as in UOAIS."""
         super().init_weights()
         nn.init.normal_(self.conv_logits.weight, std=0.001)
 
     def forward(self, features: Sequence[Tensor], coding: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``[n, 1, 28, 28]``, and the feature ``[n, C, 14, 14]`` for the heads that follow.
+        """Return logits ``[n, 1, 28, 28]``, and the feature ``[n, C, 14, 14]`` for later heads.
 
         Args:
-            features: See :class:`HierarchicalConvs`.
-            coding: Likewise.
+            features: Features of the region and of the earlier heads, each ``[n, C, 14, 14]``.
+            coding: Upsampled feature of the box head, ``[n, C, 14, 14]``.
         """
         x = self.trunk(features, coding)
         return super().forward(x), x
@@ -268,14 +268,14 @@ class HierarchicalMaskHead(FCNMaskHead):
 
 @MODELS.register_module()
 class HierarchicalOcclusionHead(BaseModule):
-    """Tells objects that something hides, for :class:`UOAISRoIHead`.
+    """Classify objects as occluded or not, for :class:`UOAISRoIHead`.
 
     Args:
-        position: How many heads come before; :class:`UOAISRoIHead` says so.
-        in_channels: Of the region's features.
-        conv_out_channels: Of what the heads before return.
-        num_convs: See :class:`HierarchicalConvs`.
-        loss_weight: Of the loss.
+        position: Number of earlier heads, which :class:`UOAISRoIHead` sets.
+        in_channels: Channels of the region's features.
+        conv_out_channels: Channels of the heads' features.
+        num_convs: Number of convolutions; see :class:`HierarchicalConvs`.
+        loss_weight: Factor of the loss.
     """
 
     def __init__(
@@ -295,23 +295,23 @@ class HierarchicalOcclusionHead(BaseModule):
         self.classify = nn.Linear(conv_out_channels * (ROI_SIZE // 2) ** 2, 2)
 
     def forward(self, features: Sequence[Tensor], coding: Tensor) -> Tensor:
-        """Logits of not occluded and occluded, ``[n, 2]``.
+        """Return logits of not occluded and occluded, ``[n, 2]``.
 
         Args:
-            features: See :class:`HierarchicalConvs`.
-            coding: Likewise.
+            features: Features of the region and of the earlier heads, each ``[n, C, 14, 14]``.
+            coding: Upsampled feature of the box head, ``[n, C, 14, 14]``.
         """
         return self.classify(self.trunk(features, coding).flatten(1))
 
     def loss(self, logits: Tensor, occluded: Tensor) -> Tensor:
-        """Cross entropy in which both classes count alike, however few examples one has.
+        """Return the cross entropy with equal weight of both classes, whatever their frequency.
 
         Args:
-            logits: ``[n, 2]``.
-            occluded: ``[n]``, 0 or 1.
+            logits: Logits of not occluded and occluded, ``[n, 2]``.
+            occluded: Labels ``[n]``, 0 or 1.
 
         Returns:
-            A scalar; 0 without examples. With those of one class it is their mean.
+            Scalar; 0 without examples, and the mean over the examples if all are of one class.
         """
         if not len(logits):
             return logits.sum()

@@ -1,4 +1,4 @@
-"""Batch samplers: tasks allocated to examples, sources mixed in a ratio."""
+"""Batch samplers that allocate tasks to examples, or mix sources in a ratio."""
 
 from mtl_plugins.mm.samplers.allocation import ISTABatchSampler, STABatchSampler
 from mtl_plugins.mm.samplers.source_ratio import SourceRatioBatchSampler

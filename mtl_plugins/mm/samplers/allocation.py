@@ -1,4 +1,4 @@
-"""STA and ISTA as batch samplers, and the way of the tasks from there to the model."""
+"""Batch samplers for STA and ISTA, and the transport of the tasks to the data samples."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ KEY = "train_dataloader.batch_sampler"
 
 @DATA_SAMPLERS.register_module()
 class ISTABatchSampler(BatchSampler):
-    """Trains every example for some tasks at a time, until it has trained all (paper B, ISTA).
+    """Train every example for some tasks at a time, until all are trained (paper B, ISTA).
 
-    A batch comes back for its next turn ``gap`` steps later. An epoch is therefore as many times
-    longer as a batch has turns, in steps of the optimizer; ``len()`` counts those.
+    A batch comes back for the next turn ``gap`` steps later. With ``n`` turns a batch, an epoch
+    therefore has ``n`` times as many steps of the optimizer; ``len()`` counts these steps.
 
-    The tasks travel with the index of the example to the worker that loads it, and from there as
-    ``metainfo['tasks']`` of its data sample.
+    The tasks travel with the index of the example to the worker that loads the example, and then as
+    ``metainfo['tasks']`` of the data sample.
 
     Args:
         sampler: Any sampler with a ``dataset``.
-        batch_size: Examples a step on this rank.
-        tasks: Names of all tasks, those of ``optim_wrapper.tasks``; ``tools/train.py`` takes them
-            from there.
-        tasks_per_sample: How many an example trains at a time.
-        gap: Steps between two turns of a batch.
-        same_steps: Whether an epoch has as many steps as without allocation, and so goes over fewer
-            of the batches; schedules then stay as they are.
-        batch_sampler: The one that makes the batches, such as
+        batch_size: Number of examples a step on this rank.
+        tasks: Names of all tasks in ``optim_wrapper.tasks``, from where ``tools/train.py`` takes
+            them.
+        tasks_per_sample: Number of tasks that an example trains at a time.
+        gap: Number of steps between two turns of a batch.
+        same_steps: Whether an epoch has as many steps as without allocation, and thus goes over
+            fewer of the batches; schedules then need no change.
+        batch_sampler: Config of the sampler that makes the batches, such as
             ``dict(type='AspectRatioBatchSampler')``; by default PyTorch's.
-        drop_last: For the default one, whether an incomplete last batch is dropped.
-        seed: Of the allocation; by default that of the sampler.
+        drop_last: Whether the default ``batch_sampler`` drops an incomplete last batch.
+        seed: Random seed of the allocation; by default the sampler's seed.
 
     Examples:
         >>> # In a config:
@@ -69,7 +69,7 @@ class ISTABatchSampler(BatchSampler):
                 dict(batch_sampler), default_args={"sampler": sampler, "batch_size": batch_size}
             )
         )
-        # Where MMEngine looks for it, to tell it the epoch.
+        # Kept under this name, by which MMEngine finds the sampler to set the epoch.
         self.sampler = sampler
         self.batch_size = batch_size
         self.drop_last = drop_last
@@ -108,11 +108,11 @@ class ISTABatchSampler(BatchSampler):
 
 @DATA_SAMPLERS.register_module()
 class STABatchSampler(ISTABatchSampler):
-    """Trains every example for some tasks, drawn at random (paper B, STA).
+    """Train every example for some tasks, drawn at random (paper B, STA).
 
     Args:
-        *args: As for :class:`ISTABatchSampler`.
-        **kwargs: Likewise, without ``gap``.
+        *args: Positional arguments of :class:`ISTABatchSampler`.
+        **kwargs: Keyword arguments of :class:`ISTABatchSampler`, without ``gap``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -125,10 +125,10 @@ class STABatchSampler(ISTABatchSampler):
 
 
 class AllocatedIndex(int):
-    """Index of an example, with the tasks that it is to train.
+    """Index of an example, with the tasks that the example is to train.
 
     Attributes:
-        tasks: Their names.
+        tasks: Names of the tasks.
     """
 
     tasks: tuple[str, ...]
@@ -138,15 +138,15 @@ class AllocatedIndex(int):
         self.tasks = tasks
         return self
 
-    def __reduce__(self) -> tuple[Any, ...]:  # on its way to a worker
+    def __reduce__(self) -> tuple[Any, ...]:  # pickled for a worker
         return AllocatedIndex, (int(self), self.tasks)
 
 
 def carry_tasks(dataset: Dataset) -> None:
-    """Has a dataset put the tasks of an :class:`AllocatedIndex` into the data sample.
+    """Make a dataset put the tasks of an :class:`AllocatedIndex` into the data sample.
 
-    It becomes an instance of a subclass of its class, since it is the data loader, and no config of
-    ours, that asks it for examples.
+    The dataset becomes an instance of a subclass, since the data loader, and no config of ours,
+    asks the dataset for examples.
     """
     if not hasattr(dataset, "_without_tasks"):
         dataset.__class__ = _carrying(type(dataset))
@@ -167,11 +167,11 @@ def _carrying(cls: type) -> type:
     def get(self: Any, index: int) -> Any:
         return carry(index, cls.__getitem__(self, index))
 
-    # PyTorch asks a data set that has it for a batch at once.
+    # PyTorch asks a data set with ``__getitems__`` for a batch at once.
     def get_batch(self: Any, indices: Sequence[int]) -> list[Any]:
         return [carry(*each) for each in zip(indices, cls.__getitems__(self, indices), strict=True)]
 
-    def reduce(self: Any) -> tuple[Any, ...]:  # on its way to a worker
+    def reduce(self: Any) -> tuple[Any, ...]:  # pickled for a worker
         return _restored, (cls,), self.__dict__
 
     members = {"__getitem__": get, "__reduce__": reduce, "__module__": cls.__module__}

@@ -12,17 +12,17 @@ from torch.utils.data import BatchSampler, Sampler
 
 @DATA_SAMPLERS.register_module()
 class SourceRatioBatchSampler(BatchSampler):
-    """Mixes the data sets of a ``ConcatDataset`` in every batch.
+    """Mix the data sets of a ``ConcatDataset`` in every batch.
 
-    Each source is gone through in the order of the sampler, and again from its start once it is
-    used up. An epoch has as many batches as without the mixing, incomplete ones left out; of a
-    source that has more than its share it takes a part, another one in the next epoch.
+    Each source is gone through in the order of the sampler, and a source that is used up is
+    repeated from the start. An epoch has as many batches as without mixing, incomplete batches left
+    out; from a source with more examples than needed, each epoch takes another part.
 
     Args:
         sampler: Any sampler of a ``ConcatDataset``, finite or infinite.
-        batch_size: Examples a step on this rank.
-        ratio: How many examples of each source a batch has, up to a factor: ``[1, 1]`` and ``[2,
-            2]`` are the same, and with a batch size of 4 two of each.
+        batch_size: Number of examples a step on this rank.
+        ratio: Number of examples of each source in a batch, up to a factor: with a batch size of 4,
+            ``[1, 1]`` and ``[2, 2]`` both mean two of each.
 
     Raises:
         ValueError: The ratio does not fit the batch size or the sources, or this rank's share of
@@ -59,7 +59,7 @@ class SourceRatioBatchSampler(BatchSampler):
         self.counts = [part * batch_size // sum(ratio) for part in ratio]
 
     def __iter__(self) -> Iterator[list[int]]:
-        """The batches of one epoch, or of an infinite sampler without end."""
+        """Yield the batches of one epoch, or of an infinite sampler without end."""
         indices = iter(self.sampler)
         while epoch := list(islice(indices, len(self.sampler))):
             sources: list[list[int]] = [[] for _ in self.counts]

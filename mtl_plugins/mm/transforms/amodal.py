@@ -1,4 +1,4 @@
-"""Loads and packs depth, and objects with an amodal and a visible mask."""
+"""Transforms that load and pack depth, and objects with an amodal and a visible mask."""
 
 from __future__ import annotations
 
@@ -16,26 +16,30 @@ from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs
 from mmdet.registry import TRANSFORMS
 
 _CLASSES = 10_000
-"""More than any data set has. Between loading and packing, a label is ``2 * (number of the object *
-_CLASSES + class) + visible``, so that what a transform keeps is known by its label."""
+"""Bound on the number of classes of a data set.
+
+Between loading and packing, a label is ``2 * (number of the object * _CLASSES + class) + visible``,
+so that the labels tell which masks the transforms in between have kept.
+"""
 
 
 @TRANSFORMS.register_module()
 class LoadDepth(BaseTransform):
-    """Appends depth to the image as its fourth channel, so that every later transform moves both.
+    """Append depth to the image as a fourth channel, so that later transforms move both.
 
-    It lies between 0 and 255: a linear image of ``depth_range``, clipped at its ends. Where nothing
-    was measured it is 0. Both as in UOAIS (``adet/data/dataset_mapper.py``), which clips its zeros
-    to the near end.
+    The channel maps ``depth_range`` linearly to 0 to 255, clipped at both ends, and is 0 where
+    nothing was measured, as in UOAIS (``adet/data/dataset_mapper.py``), which clips zeros to the
+    near end.
 
     A file is an npz, or an npy with the depth alone. If no pixel of an image lies within
-    ``depth_range``, there is a warning, since nothing is told apart then: the unit may be another.
+    ``depth_range``, a warning is given, since the channel then holds no depth: the unit may be
+    wrong.
 
     Colour jitter belongs before this transform. MMDetection's ``Shear*`` and ``Translate*`` take
     images of three channels only.
 
     Args:
-        depth_range: Nearest and farthest depth that are told apart, in the unit of the files:
+        depth_range: Nearest and farthest depth of the channel, in the unit of the files:
             centimetres in MetaGraspNet.
         key: Name of the array in the npz.
 
@@ -57,7 +61,7 @@ class LoadDepth(BaseTransform):
         self.key = key
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Makes ``img`` float32 ``[H, W, 4]``: blue, green, red, depth.
+        """Make ``img`` float32 ``[H, W, 4]``: blue, green, red, depth.
 
         Raises:
             ValueError: There is no such array in the file, or it has another size than the image.
@@ -78,7 +82,7 @@ class LoadDepth(BaseTransform):
         return results
 
     def measured(self, path: str) -> np.ndarray:
-        """The depth in a file, ``[H, W]``, in its unit, NaN or 0 where nothing was measured.
+        """Return the depth in a file, ``[H, W]``, NaN or 0 where nothing was measured.
 
         Raises:
             ValueError: There is no such array in the file, or it cannot be read.
@@ -93,15 +97,15 @@ class LoadDepth(BaseTransform):
         raise ValueError(f"key: {path!r} has no {self.key!r}; found: {list(found)}")
 
     def tells_apart(self, depth: np.ndarray) -> bool:
-        """Tells whether some pixel lies within the range."""
+        """Tell whether some pixel lies within the range."""
         return bool(((depth > self.nearest) & (depth < self.farthest)).any())
 
     def out_of_range(self, path: str, depth: np.ndarray) -> str:
-        """Words for an image of which nothing lies within the range, with one that would do.
+        """Return a warning that no depth lies within the range, with a range that would fit.
 
         Args:
-            path: Path of the depth.
-            depth: Array that :meth:`measured` found there, ``[H, W]``.
+            path: Path of the depth file.
+            depth: Array that :meth:`measured` found in the file, ``[H, W]``.
         """
         found = depth[np.isfinite(depth) & (depth != 0)]
         if not found.size:
@@ -122,11 +126,11 @@ class LoadDepth(BaseTransform):
 
 @TRANSFORMS.register_module()
 class LoadAmodalAnnotations(LoadAnnotations):
-    """Loads the objects of an image of a ``MetaGraspNetDataset``.
+    """Load the objects of an image of a ``MetaGraspNetDataset``.
 
-    Each becomes two in ``gt_masks``, the whole of it and what is seen of it, with the same box, so
-    that any transform of MMDetection that knows ``gt_masks`` and mixes no images keeps them
-    aligned. :class:`PackAmodalInputs` joins them again.
+    Each object has two entries in ``gt_masks``, the amodal and the visible mask, with the same box,
+    so that any transform of MMDetection that knows ``gt_masks`` and mixes no images keeps both
+    masks aligned. :class:`PackAmodalInputs` joins the entries again.
 
     Args:
         **kwargs: Arguments of ``LoadAnnotations``.
@@ -136,7 +140,7 @@ class LoadAmodalAnnotations(LoadAnnotations):
         super().__init__(with_bbox=True, with_label=True, with_mask=True, **kwargs)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Adds ``gt_bboxes``, ``gt_bboxes_labels``, ``gt_ignore_flags`` and ``gt_masks``.
+        """Add ``gt_bboxes``, ``gt_bboxes_labels``, ``gt_ignore_flags`` and ``gt_masks``.
 
         Raises:
             ValueError: A mask has another size than the image.
@@ -160,16 +164,16 @@ class LoadAmodalAnnotations(LoadAnnotations):
 
 @TRANSFORMS.register_module()
 class PackAmodalInputs(PackDetInputs):
-    """Packs what :class:`LoadAmodalAnnotations` loaded.
+    """Pack the objects that :class:`LoadAmodalAnnotations` loaded.
 
     The ``gt_instances`` have ``bboxes`` and ``masks``, which are amodal, ``visible_masks``,
-    ``labels`` and ``occluded`` (int64, 0 or 1). What is hidden counts within the image as the
-    transforms left it. An object of which nothing is visible there is left out.
+    ``labels`` and ``occluded`` (int64, 0 or 1). Occlusion is measured on the masks after all
+    transforms. An object without a visible pixel after the transforms is left out.
 
     Args:
-        occluded_threshold: Hidden share of the amodal mask from which on an object is occluded. The
-            default is UOAIS's (``adet/data/detection_utils.py``).
-        meta_keys: As for ``PackDetInputs``.
+        occluded_threshold: Least hidden share (0 to 1) of the amodal mask of an occluded object.
+            The default is UOAIS's (``adet/data/detection_utils.py``).
+        meta_keys: Keys of ``metainfo``, as for ``PackDetInputs``.
     """
 
     def __init__(self, occluded_threshold: float = 0.05, **kwargs: Any) -> None:
@@ -177,7 +181,7 @@ class PackAmodalInputs(PackDetInputs):
         self.occluded_threshold = occluded_threshold
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """The image as ``inputs``, ``[4, H, W]``, and its objects as ``data_samples``.
+        """Return the image as ``inputs``, ``[4, H, W]``, and its objects as ``data_samples``.
 
         Raises:
             ValueError: A transform has mixed objects of several images.
@@ -193,7 +197,7 @@ class PackAmodalInputs(PackDetInputs):
                 "pipeline: two objects have the same number; transforms that mix images, such as "
                 "Mosaic, MixUp and CopyPaste, cannot follow LoadAmodalAnnotations"
             )
-        # A transform may have dropped one of the two.
+        # A transform may have dropped one of an object's two masks.
         _, first, second = np.intersect1d(
             objects[whole], objects[seen], assume_unique=True, return_indices=True
         )

@@ -1,4 +1,4 @@
-"""Loads and packs the labels that an image has, from one source or two."""
+"""Transforms that load and pack the labels of an image, from one source or two."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from mmdet.registry import TRANSFORMS
 from mmengine.structures import PixelData
 
 _PSEUDO = 10_000
-"""Added to the class of a teacher's box, so that all boxes are one list between loading and packing
-and every transform in between treats them alike."""
+"""Offset of the classes of a teacher's boxes between loading and packing.
+
+All boxes are one list there, so that every transform treats labels and teacher alike.
+"""
 
 
 @TRANSFORMS.register_module()
 class LoadPartialAnnotations(LoadAnnotations):
-    """Loads the boxes and semantic maps that an image of a ``PartialDataset`` has.
+    """Load the boxes and semantic maps that an image of a ``PartialDataset`` has.
 
-    The boxes of labels and teacher make one list, their maps one map, so that any transform of
-    MMDetection that knows ``gt_bboxes`` and ``gt_seg_map`` keeps them aligned.
-    :class:`PackPartialInputs` takes them apart.
+    The boxes of labels and teacher are joined in one list, the maps of both in one map, so that any
+    transform of MMDetection that knows ``gt_bboxes`` and ``gt_seg_map`` keeps all labels aligned.
+    :class:`PackPartialInputs` separates the sources again.
 
     Args:
         **kwargs: Arguments of ``LoadAnnotations``.
@@ -31,8 +33,10 @@ class LoadPartialAnnotations(LoadAnnotations):
         super().__init__(with_bbox=True, with_label=True, with_seg=True, **kwargs)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Adds ``gt_bboxes``, ``gt_bboxes_labels``, ``gt_ignore_flags`` and ``gt_seg_map`` (``[H,
-        W]``) where there are any, and the sources they have.
+        """Add the labels and the names of the sources that have some.
+
+        The keys are ``gt_bboxes``, ``gt_bboxes_labels`` and ``gt_ignore_flags`` if there are boxes,
+        ``gt_seg_map`` (``[H, W]``) if there is a map, ``box_sources`` and ``seg_sources``.
 
         Raises:
             ValueError: A map has another size than its image.
@@ -64,18 +68,18 @@ class LoadPartialAnnotations(LoadAnnotations):
 
 @TRANSFORMS.register_module()
 class PackPartialInputs(PackDetInputs):
-    """Packs what :class:`LoadPartialAnnotations` loaded.
+    """Pack the labels that :class:`LoadPartialAnnotations` loaded.
 
     The data sample has ``gt_instances``, ``pseudo_instances``, ``gt_sem_seg`` and
-    ``pseudo_sem_seg``, those of them that the image has. An image on which there is nothing to
-    detect has ``gt_instances`` of length 0; one that nobody labelled has none.
+    ``pseudo_sem_seg``, each only if the image has such labels. An image labelled as without objects
+    has ``gt_instances`` of length 0; an image without labels for boxes has no ``gt_instances``.
 
     Args:
-        meta_keys: As for ``PackDetInputs``.
+        meta_keys: Keys of ``metainfo``, as for ``PackDetInputs``.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """The image as ``inputs`` and its labels as ``data_samples``."""
+        """Return the image as ``inputs`` and the labels as ``data_samples``."""
         box_sources, seg_sources = results["box_sources"], results["seg_sources"]
         maps = results.pop("gt_seg_map", None)
         packed = super().transform(results)
@@ -101,15 +105,15 @@ class PackPartialInputs(PackDetInputs):
 
 
 def _join(labels: np.ndarray, pseudo: np.ndarray) -> np.ndarray:
-    """One map of two, in which 255, with which transforms fill, means 255 in both."""
+    """Join two maps in one; 255, with which transforms fill, means 255 in both."""
     return (255 - labels.astype(np.uint16)) * 256 + pseudo
 
 
 def _take_apart(both: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The two maps that :func:`_join` was given."""
+    """Return the two maps that :func:`_join` was given."""
     return (255 - both // 256).astype(np.uint8), (both % 256).astype(np.uint8)
 
 
 def _present(labels: Any, pseudo: Any) -> tuple[str, ...]:
-    """Which of the two sources there are."""
+    """Return the names of the sources that are not None."""
     return tuple(n for n, v in (("gt", labels), ("pseudo", pseudo)) if v is not None)

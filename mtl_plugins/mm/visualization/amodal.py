@@ -1,4 +1,4 @@
-"""Draws objects with their hidden part."""
+"""Visualizer that draws objects with the hidden part."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _COLOURS = [
 
 @VISUALIZERS.register_module()
 class AmodalVisualizer(DetLocalVisualizer):
-    """One colour an object: its visible mask filled, its amodal mask outlined.
+    """Draw each object in one colour, with a filled visible mask and an outlined amodal mask.
 
-    An occluded object has a dashed outline, and a label with the probability that it is occluded,
-    where there is one. Truth and predictions have to be in the size of the image: in the pipeline
+    An occluded object has a dashed outline, and a label with the probability of occlusion if one is
+    predicted. Truth and predictions have to be in the size of the image: in the pipeline
     of a data set to be drawn, annotations are loaded after ``Resize``, as MMDetection's are.
 
     Args:
-        name: Of the instance.
-        alpha: How much the masks cover the image, 0 to 1.
+        name: Name of the visualizer's instance.
+        alpha: Opacity of the masks, 0 to 1.
         **kwargs: Other arguments of ``DetLocalVisualizer``.
     """
 
@@ -45,9 +45,9 @@ class AmodalVisualizer(DetLocalVisualizer):
         out_file: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """As MMDetection's; the folder of the image becomes part of the name of its drawing.
+        """Draw a sample; the folder of the image becomes part of the name of the drawing.
 
-        MetaGraspNet's images have the same names in every scene.
+        MetaGraspNet's images have the same names in every scene, so drawings would be overwritten.
         """
         if out_file is not None and data_sample is not None and "img_path" in data_sample:
             path = Path(out_file)
@@ -68,7 +68,7 @@ class AmodalVisualizer(DetLocalVisualizer):
         colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(instances))]
         self.draw_binary_masks(visible, colors=colours, alphas=self.alpha)
         for i, (mask, colour) in enumerate(zip(amodal, colours, strict=True)):
-            # Through the middle of the pixels at its edge.
+            # Shifted, so that the outline runs through the middle of the pixels at the edge.
             outlines = [outline + 0.5 for outline in bitmap_to_polygon(mask)[0]]
             if not outlines:
                 continue
@@ -92,7 +92,7 @@ class AmodalVisualizer(DetLocalVisualizer):
         self.draw_texts(
             text,
             position,
-            # MMEngine's font fills an image of less than 300 pixels.
+            # Bounded, since MMEngine's font fills an image of less than 300 pixels.
             font_sizes=min(0.8 * self._default_font_size, self.width / 30),
             colors=self.text_color,
             horizontal_alignments="center",
@@ -102,5 +102,5 @@ class AmodalVisualizer(DetLocalVisualizer):
 
 
 def _bools(masks: Any) -> np.ndarray:
-    """bool ``[n, H, W]``"""
+    """Return masks as bool ``[n, H, W]``."""
     return np.asarray(masks.masks if isinstance(masks, BitmapMasks) else masks, bool)

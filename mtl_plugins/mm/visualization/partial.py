@@ -1,4 +1,4 @@
-"""Draws boxes and semantic maps that have classes of their own."""
+"""Visualizer that draws boxes, and semantic maps with separate classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmengine.structures import PixelData
 
 @VISUALIZERS.register_module()
 class PartialVisualizer(DetLocalVisualizer):
-    """MMDetection's, with the ``seg_classes`` and ``seg_palette`` of the data set for the maps."""
+    """Draw semantic maps with the ``seg_classes`` and ``seg_palette`` of the data set."""
 
     def _draw_sem_seg(
         self,
