@@ -156,7 +156,7 @@ def _takes_predicted_boxes(roi_heads: StandardROIHeads) -> str | None:
 
 
 RPN_LOSSES = ("loss_rpn_cls", "loss_rpn_loc")
-# Labels are needed of the chosen images only, so they are gated as the losses they are for.
+# Only the chosen images need labels, so labelling is gated like the losses.
 GATES.register(
     RPN,
     "label_and_sample_anchors",

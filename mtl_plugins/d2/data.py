@@ -69,7 +69,7 @@ class TrainLoader:
             return
         options = self._options | {"sampler": _Rest(self._options, self.start)}
         batches = build_detection_train_loader(**options)
-        # The loader draws a seed for its workers, as it already did in the interrupted run.
+        # Draw the seed of the workers apart: the interrupted run drew one from the global state.
         loader = batches.dataset if options["aspect_ratio_grouping"] else batches
         loader.generator = torch.Generator().manual_seed(torch.initial_seed() + self.start)
         yield from batches

@@ -84,7 +84,7 @@ class RandomStates(HookBase):
         self._everywhere: list[dict[str, Any]] = []
 
     def before_step(self) -> None:
-        # Draws between two steps, such as in an evaluation, differ between a run and a resumed one.
+        # Draws between two steps, such as in an evaluation, happen in only one of two runs.
         if self._here is not None:
             set_random_states(self._here)
             self._here = None
