@@ -69,7 +69,7 @@ class TrainLoader:
             return
         options = self._options | {"sampler": _Rest(self._options, self.start)}
         batches = build_detection_train_loader(**options)
-        # Draw the seed of the workers apart: the interrupted run has drawn one from the global state.
+        # Draw the seed of the workers apart: the interrupted run drew one from the global state.
         loader = batches.dataset if options["aspect_ratio_grouping"] else batches
         loader.generator = torch.Generator().manual_seed(torch.initial_seed() + self.start)
         yield from batches
