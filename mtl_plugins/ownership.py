@@ -165,21 +165,24 @@ class Ownership:
         self._agreed = None
 
 
-def nonzero_tasks(views: Sequence[Sequence[Tensor]]) -> list[list[int]]:
+def reach_of(views: Sequence[Sequence[Tensor]]) -> tuple[list[list[int]], set[int]]:
     """Find which tasks have a gradient that is not zero, on any rank.
 
     NaN and infinity are no evidence: zero times what overflowed in another task's head is NaN.
 
     Args:
-        views: Gradients of each task at some parameters.
+        views: For each task, its gradient at each of some parameters.
 
     Returns:
-        The tasks for each of the parameters. The host waits for the device once.
+        For each of the parameters, the tasks; and the tasks with a gradient that is not finite.
+        The host waits for the device once.
     """
     if not views or not views[0]:
-        return [[] for _ in (views[0] if views else ())]
+        return [[] for _ in (views[0] if views else ())], set()
     largest = torch.stack([torch.stack(torch._foreach_norm(list(row), torch.inf)) for row in views])
-    found = (largest.isfinite() & (largest != 0)).to(torch.int32)
+    found = (largest != 0).to(torch.int32) + ~largest.isfinite()  # 0, 1, or 2 if not finite
     if world_size() > 1:
         torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-    return [[t for t, flag in enumerate(column) if flag] for column in found.T.tolist()]
+    columns = found.T.tolist()
+    reach = [[t for t, flag in enumerate(column) if flag == 1] for column in columns]
+    return reach, {t for column in columns for t, flag in enumerate(column) if flag == 2}

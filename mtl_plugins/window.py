@@ -67,7 +67,7 @@ class Window:
             if not math.isfinite(loss + length)
         }
         self.nonfinite |= found
-        return bool(found)
+        return bool(self.nonfinite)
 
     def release(self) -> None:
         """Add the gradients from before to the gradients of the step."""

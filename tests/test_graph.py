@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import weakref
 
 import pytest
@@ -174,6 +175,14 @@ class TestWeightsEvery:
                 elif found:
                     assert_close(p.grad, found[0][1])
             grads_of(trunk)
+
+    def test_rows_are_not_kept_while_weights_hold(self, trunk, x):
+        width = sum(p.numel() for part in (trunk.trunk, trunk.heads_ab) for p in part.parameters())
+        backward = MultiTaskBackward(trunk.parameters(), "CAGrad", weights_every=2)
+        backward(trunk(x))
+        assert backward.last.gramian is not None
+        gc.collect()
+        assert (4, width) not in [o.shape for o in gc.get_objects() if type(o) is Tensor]
 
     @pytest.mark.parametrize("restart", [False, True])
     def test_own_factors_hold_too(self, restart, trunk, x):

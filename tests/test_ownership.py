@@ -202,6 +202,18 @@ def test_a_batch_that_is_not_finite_is_no_evidence(options, model, x):
     check_zeros_or(params, expected_grads(build_aggregator("MGDA"), plain(model, x), params))
 
 
+@pytest.mark.parametrize("options", [{}, {"low_memory": True}, {"sync": "gramian"}])
+def test_a_gradient_that_is_not_finite_is_noticed_before_there_is_evidence(options, model, x):
+    """The loss is 0, its gradient 0 · inf; the other task would own the trunk."""
+    losses = plain(model, x, "ac")
+    losses["a"] = (losses["a"] * 0.0).sqrt()
+    both = torch.stack(list(losses.values()))
+    backward = MultiTaskBackward(model.parameters(), "MGDA", **options)
+    backward({"a": both[0], "c": both[1]})
+    assert "a" in backward.last.nonfinite
+    assert all(p.grad is None for p in model.parameters())
+
+
 class Predictions(nn.Module):
     """Two heads behind one node, whose losses are weighed by learned factors outside of it."""
 

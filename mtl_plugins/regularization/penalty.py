@@ -60,10 +60,8 @@ class Penalty:
         finite = torch.ones_like(term)
         if len(batch.raw) > 1 and (cut.tensors if cut is not None else shared):
             try:
-                jacobian = self._jacobian(batch, shared, cut)
-                if cut is None and not batch.graph.tells_heads_apart:
-                    jacobian = _in_common(jacobian, shared)
-                term = self._regularizer(jacobian).to(dtype)
+                # Held by the graph alone, which lets go of it on the way back.
+                term = self._regularizer(self._jacobian(batch, shared, cut)).to(dtype)
                 if term.requires_grad:
                     finite = self._differentiate(term * batch.share, batch.scale, cut)
             except RuntimeError as error:
@@ -75,6 +73,11 @@ class Penalty:
     def _jacobian(
         self, batch: Batch, shared: Sequence[Tensor], cut: Representation | None
     ) -> Tensor:
+        rows = self._rows(batch, shared, cut)
+        one_node = cut is None and not batch.graph.tells_heads_apart
+        return _in_common(rows, shared) if one_node else rows
+
+    def _rows(self, batch: Batch, shared: Sequence[Tensor], cut: Representation | None) -> Tensor:
         losses = list(batch.scaled.values())
         tensors, edges = (shared, None) if cut is None else (cut.tensors, cut.edges)
         if batch.raw.keys() <= self._checked:

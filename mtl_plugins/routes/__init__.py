@@ -39,7 +39,6 @@ class Routes:
         if self._features is not None:
             return self._features
         if chooser.steps_left:
-            self._rows.drop_rows()
             return self._known
         return self._frugal if self._frugal.parts.options.low_memory else self._rows
 

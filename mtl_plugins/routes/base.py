@@ -14,7 +14,7 @@ from mtl_plugins.features import Representation
 from mtl_plugins.gradients import TaskRows, grads_set_aside, gramian_over_ranks
 from mtl_plugins.nodes import HIDDEN, SEVERAL, common_owner
 from mtl_plugins.options import Options
-from mtl_plugins.ownership import Ownership, nonzero_tasks
+from mtl_plugins.ownership import Ownership, reach_of
 from mtl_plugins.regularization import Penalty
 from mtl_plugins.report import Report
 from mtl_plugins.step import Batch, Choice, Measured
@@ -109,7 +109,7 @@ class Route(ABC):
         rows.arrange([p for p, t in pairs if t == SEVERAL], len(self.parts.tasks))
         self.fill(rows, batch, retain_graph=True)
         if any(doubts) or HIDDEN in found:
-            reach = nonzero_tasks(rows.views)
+            reach, _ = reach_of(rows.views)
             shared = TaskRows(self.parts.device)
             leaves = [p for p, tasks in zip(rows.leaves, reach, strict=True) if len(tasks) > 1]
             shared.arrange(leaves, len(self.parts.tasks))

@@ -6,7 +6,7 @@ import torch
 
 from mtl_plugins.distributed import average_grads
 from mtl_plugins.gradients import TaskRows, combine
-from mtl_plugins.ownership import nonzero_tasks
+from mtl_plugins.ownership import reach_of
 from mtl_plugins.routes.base import Parts, Route
 from mtl_plugins.step import Batch, Choice, Measured
 
@@ -25,10 +25,6 @@ class ParameterLevel(Route):
         self._doubtful: list[int] = []
         self._by_graph: list[int] = []  # owners when the rows were filled last
 
-    def drop_rows(self) -> None:
-        """Free the buffer until a later step needs it."""
-        self._rows = TaskRows(self.parts.device)
-
     def measure(self, batch: Batch) -> Measured | None:
         self._lay_out(filled=len(batch.window.reports) > 1)
         self.fill(self._rows, batch)
@@ -42,8 +38,9 @@ class ParameterLevel(Route):
             self._by_graph = ownership.by_graph()
         if self._doubtful:
             views = [row[len(self._shared) :] for row in self._rows.views]
-            reach = dict(zip(self._doubtful, nonzero_tasks(views), strict=True))
-            if ownership.take_evidence(reach):
+            reach, broken = reach_of(views)
+            batch.window.nonfinite |= {self.parts.tasks[t] for t in broken}
+            if ownership.take_evidence(dict(zip(self._doubtful, reach, strict=True))):
                 self._lay_out(filled=True)
         return self.measured(self._rows, len(self._shared), batch, reports)
 
@@ -76,6 +73,8 @@ class ParameterLevel(Route):
         average_grads(
             [p for i, p in enumerate(params) if ownership.reached(i) and i not in averaged]
         )
+        if self.parts.options.weights_every > 1:  # it is not needed in the steps that follow
+            self._rows = TaskRows(self.parts.device)
 
     def _lay_out(self, filled: bool) -> None:
         """Make the buffer hold the shared parameters, and behind them the doubtful ones.

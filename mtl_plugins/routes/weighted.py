@@ -8,7 +8,7 @@ from torch import Tensor
 from mtl_plugins.distributed import average, average_grads, world_size
 from mtl_plugins.gradients import TaskRows, grads_set_aside
 from mtl_plugins.nodes import SEVERAL
-from mtl_plugins.ownership import nonzero_tasks
+from mtl_plugins.ownership import reach_of
 from mtl_plugins.routes.base import Route
 from mtl_plugins.step import Batch, Choice, Measured
 
@@ -94,7 +94,9 @@ class LowMemory(WeightedPass):
                 everyone[here[:, None], here] = some
         if doubtful:
             lengths = [[g[t, t] for g in apart] for t in range(count)]
-            ownership.take_evidence(dict(zip(doubtful, nonzero_tasks(lengths), strict=True)))
+            reach, broken = reach_of(lengths)
+            batch.window.nonfinite |= {self.parts.tasks[t] for t in broken}
+            ownership.take_evidence(dict(zip(doubtful, reach, strict=True)))
             now_shared = set(ownership.shared)
             total += sum(g for i, g in zip(doubtful, apart, strict=True) if i in now_shared)
         exact = self.of_present(average(total).cpu(), batch, [batch.report])
@@ -135,4 +137,5 @@ class KnownWeights(WeightedPass):
             turns = [(t, loss) for t, loss in batch.turns() if t in unsettled]
             with grads_set_aside(params):
                 rows.fill(turns, lambda task: None, retain_graph=True)
-            ownership.take_evidence(dict(zip(doubtful, nonzero_tasks(rows.views), strict=True)))
+            reach, _ = reach_of(rows.views)
+            ownership.take_evidence(dict(zip(doubtful, reach, strict=True)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mtl_plugins import MultiTaskBackward
 from mtl_plugins.mm.optim.model import differentiate_twice
-from mtl_plugins.regularization import CosReg, build_regularizer
+from mtl_plugins.regularization import CosReg, Regularizer, build_regularizer
 
 # Small: gradients jump where a ReLU switches, and so does what is made of them.
 STEP = 1e-8
@@ -33,6 +34,25 @@ def test_length_does_not_count(factor):
     (grad,) = torch.autograd.grad(CosReg()(jacobian * factor), jacobian)
     (expected,) = torch.autograd.grad(CosReg()(jacobian), jacobian)
     assert_close(grad, expected)
+
+
+class Watched(Regularizer):
+    """Notes whether the Jacobian is held by more than the graph while the term is run back."""
+
+    def __init__(self) -> None:
+        self.held: list[bool] = []
+
+    def __call__(self, jacobian: Tensor) -> Tensor:
+        rows = weakref.ref(jacobian)
+        term = jacobian.sum()
+        term.register_hook(lambda grad: self.held.append(rows() is not None))
+        return term
+
+
+def test_the_graph_alone_holds_the_jacobian(trunk, x):
+    watched = Watched()
+    MultiTaskBackward(trunk.parameters(), regularizer=watched)(trunk(x))
+    assert watched.held == [False]
 
 
 def test_zero_gradient_is_orthogonal():
