@@ -73,7 +73,7 @@ class ParameterLevel(Route):
         average_grads(
             [p for i, p in enumerate(params) if ownership.reached(i) and i not in averaged]
         )
-        if self.parts.options.weights_every > 1:  # it is not needed in the steps that follow
+        if self.parts.options.weights_every > 1:  # the next steps need no buffer
             self._rows = TaskRows(self.parts.device)
 
     def _lay_out(self, filled: bool) -> None:
