@@ -54,16 +54,16 @@ def trainer(tmp_path: Path, train: str, test: str | None = None, *options: Any) 
 
 
 def test_another_number_of_classes(register, tmp_path: Path) -> None:
-    name = register("fruit_train", FRUIT)
+    name = register("basket_train", FRUIT)
     for number in (2, 80):
         with pytest.raises(ValueError) as raised:
             trainer(tmp_path, name, None, "MODEL.ROI_HEADS.NUM_CLASSES", number)
         message = str(raised.value)
-        assert message.startswith(f"MODEL.ROI_HEADS.NUM_CLASSES is {number}, but 'fruit_train'")
+        assert message.startswith(f"MODEL.ROI_HEADS.NUM_CLASSES is {number}, but 'basket_train'")
         assert "has 3 classes (thing_classes): apple, fig, kiwi" in message
     retina = ["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.NUM_CLASSES", 5]
     cfg = config("DATASETS.TRAIN", (name,), "DATASETS.TEST", (), *retina)
-    assert class_problem(cfg).startswith("MODEL.RETINANET.NUM_CLASSES is 5, but 'fruit_train'")
+    assert class_problem(cfg).startswith("MODEL.RETINANET.NUM_CLASSES is 5, but 'basket_train'")
     assert trainer(tmp_path, name).data_loader.start == 0
 
 
@@ -73,17 +73,17 @@ def test_classes_of_the_metadata_that_the_file_does_not_have(register, tmp_path:
         trainer(tmp_path, name)
     assert "['apple', 'figs', 'kiwi']" in str(raised.value)
     assert "['apple', 'fig', 'kiwi']" in str(raised.value)
-    good = register("fruit_train", FRUIT)
+    good = register("basket_train", FRUIT)
     with pytest.raises(ValueError, match=r"^DATASETS\.TEST: .*'fruit_typo'"):
         trainer(tmp_path, good, name)
 
 
 def test_other_classes_in_the_test(register, tmp_path: Path) -> None:
-    train, test = register("fruit_train", FRUIT), register("fruit_val", FRUIT[::-1])
+    train, test = register("basket_train", FRUIT), register("basket_val", FRUIT[::-1])
     with pytest.raises(ValueError) as raised:
         trainer(tmp_path, train, test)
     assert str(raised.value).startswith(
-        "DATASETS.TEST: 'fruit_val' has other classes (thing_classes) than 'fruit_train': "
+        "DATASETS.TEST: 'basket_val' has other classes (thing_classes) than 'basket_train': "
         "kiwi, fig, apple; there apple, fig, kiwi"
     )
 

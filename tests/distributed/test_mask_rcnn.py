@@ -23,7 +23,7 @@ from two_processes import results_of_two, work
 from mtl_plugins.aggregation import AGGREGATORS
 from mtl_plugins.mm.optim import MTLOptimWrapper
 
-STEPS = 5
+STEPS = 2
 CASES = [f"{name}, parameter" for name in AGGREGATORS] + ["PCGrad, feature", "MGDA, feature"]
 
 
@@ -53,7 +53,7 @@ def wrapper_for(model: nn.Module, name: str, level: str, **options: Any) -> MTLO
 
 
 def trained(model: nn.Module, wrapper: MTLOptimWrapper, batches: list[dict]) -> dict[str, Any]:
-    """Losses and weights of five steps over these batches, and the parameters after them."""
+    """Losses and weights of some steps over these batches, and the parameters after them."""
     steps = []
     for _ in range(STEPS):
         for batch in batches:

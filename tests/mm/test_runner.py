@@ -19,7 +19,6 @@ from models import ROOT
 from test_optim_wrapper import mtl
 from torch.utils.data import Dataset
 from toy import TASKS, make_data, make_runner
-from two_processes import TORCHRUN
 
 from mtl_plugins.mm.hooks import MTLCheckpointHook
 
@@ -133,7 +132,8 @@ def test_the_training_script_of_mmdetection_in_two_processes_on_cpus(tmp_path):
         assert done.returncode == 0, done.stdout[-3000:]
         return torch.load(tmp_path / out / "iter_3.pth", weights_only=False)
 
-    two = train(TORCHRUN, "two", "--launcher", "pytorch")
+    torchrun = "-m torch.distributed.run --standalone --nproc_per_node=2"
+    two = train([sys.executable, *torchrun.split()], "two", "--launcher", "pytorch")
     one = train([sys.executable], "one", "--cfg-options", "train_dataloader.batch_size=4")
     assert len(two["message_hub"]["runtime_info"]["random_states"]) == 2  # of each rank
     for name, value in one["state_dict"].items():

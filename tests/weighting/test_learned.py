@@ -63,7 +63,9 @@ def test_state_is_a_snapshot():
         assert twin.state_dict() == weighting.state_dict()
 
 
-@pytest.mark.parametrize("option", ["lr", "weight_decay"])
-def test_negative_options_are_refused(option):
-    with pytest.raises(ValueError, match="not negative"):
+@pytest.mark.parametrize(
+    ("option", "valid"), [("lr", "more than 0"), ("weight_decay", "at least 0")]
+)
+def test_negative_options_are_refused(option, valid):
+    with pytest.raises(ValueError, match=f"{option}: expected {valid}, .*got -0.1"):
         Plain(**{option: -0.1})
