@@ -190,6 +190,9 @@ class MultiTaskBackward:
         report = Report(scalars(losses), self.tasks, self._device, changed=False)
         old = dict(zip(self.last.tasks, self.last.losses.tolist(), strict=True))
         self._teaching.learn_after({} if self.last.nonfinite else old, report.losses)
+        for features in (self._cut, self._watching.features):
+            if features is not None:  # those of the pass that gave these losses
+                features.clear()
 
     def synchronizes(self, aggregate: bool = True) -> bool:
         """Tell whether a call averages ``.grad`` over the ranks, so that the wrapper must not.

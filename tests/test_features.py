@@ -166,6 +166,19 @@ def test_nothing_that_was_measured_for_hooks_is_kept(name):
     assert [alive.count((2, width)), alive.count((5, 4))] == [name != "Sum", 0]
 
 
+def test_losses_after_the_step_leave_no_features():
+    model = Layers()
+    backward = MultiTaskBackward(
+        model.parameters(), "MGDA", "FAMO", level="feature", representation=model.neck
+    )
+    calls = []
+    model.block.register_full_backward_hook(lambda *_: calls.append(1))
+    for _ in range(2):
+        backward(model(X))
+        backward.after_step(model(X))
+    assert len(calls) == 2  # the trunk is run back once a step
+
+
 def test_module_inside_of_reentrant_checkpointing_is_an_error():
     model = Layers()
     backward = MultiTaskBackward(
