@@ -15,6 +15,8 @@ TWO_STEPS = [
     "train_cfg.val_interval=100",
     "default_hooks.checkpoint.interval=2",
     "custom_hooks.0.interval=1",
+    "train_dataloader.dataset.pipeline.2.scale=(96,72)",
+    "model.train_cfg.rcnn.sampler.num=16",
 ]
 
 

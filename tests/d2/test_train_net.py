@@ -20,6 +20,8 @@ from train_net import setup
 
 TWO_STEPS = ["SOLVER.MAX_ITER", "2", "MTL.MONITOR.INTERVAL", "2", "SEED", "1"]
 TWO_STEPS += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]  # such a model is sure of nothing
+TWO_STEPS += ["INPUT.MIN_SIZE_TRAIN", "(72,)", "INPUT.MIN_SIZE_TEST", "72"]
+TWO_STEPS += ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16", "TEST.DETECTIONS_PER_IMAGE", "20"]
 
 
 @pytest.fixture(scope="module")

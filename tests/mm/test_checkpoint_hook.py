@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,11 +15,11 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS, MODELS
 from mmengine.runner import Runner
-from models import ROOT
 from test_optim_wrapper import mtl
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from toy import TwoTasks, make_data, make_runner, parameters
+from two_processes import start
 
 from mtl_plugins.mm.hooks.checkpoint_hook import AtomicLocalBackend
 
@@ -219,22 +218,20 @@ def last_iteration(work_dir: Path) -> int:
 def test_kill_at_random_moments(tmp_path):
     """Ten kills in a run that checkpoints at every iteration: none costs a finished one."""
     moments = random.Random(0)
-    command = [sys.executable, __file__, str(tmp_path)]
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    pointer, done, lost = tmp_path / "last_checkpoint", 0, []
+    pointer, log, done, lost = tmp_path / "last_checkpoint", tmp_path / "log", 0, []
     for _ in range(KILLS):
         written = pointer.stat().st_mtime_ns if pointer.exists() else 0
-        with (tmp_path / "log").open("w") as log:
-            process = subprocess.Popen([*command, "100000"], env=env, stdout=log, stderr=log)
-            deadline = time.monotonic() + 120.0
-            while not pointer.exists() or pointer.stat().st_mtime_ns == written:
-                assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            time.sleep(moments.uniform(0.0, 0.5))
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        assert f"started at {done}\n" in (tmp_path / "log").read_text()
+        process = start(__file__, str(tmp_path), "100000", log=log)
+        deadline = time.monotonic() + 120.0
+        while not pointer.exists() or pointer.stat().st_mtime_ns == written:
+            assert process.is_alive(), log.read_text()[-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0.0, 0.5))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert f"started at {done}\n" in log.read_text()
         now = last_iteration(tmp_path)
         lost.append(now <= done)
         done = now
