@@ -82,12 +82,23 @@ def train_here(
     train.main()
 
 
-def by_source(folder: Path) -> Path:
-    """The small joint config with the task split of the large ``_by-source`` one."""
+def narrow(config: str, folder: Path) -> str:
+    """The config with half of the backbone's channels, at the size of the drawn images."""
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.base_channels, cfg.model.neck.in_channels = 32, [64, 128, 256]
+    text, count = re.subn(r"scale=\(\s*320,\s*240", "scale=(128, 96", cfg.pretty_text)
+    assert count
+    path = folder / Path(config).name
+    path.write_text(text)
+    return str(path)
+
+
+def by_source(folder: Path, joint: str) -> Path:
+    """The joint config with the task split of the large ``_by-source`` one."""
     tasks = Config.fromfile(CONFIGS / "fcos-semfpn_r50_fpn_30e_bdd100k_by-source.py")
     path = folder / "by-source.py"
     split = {"_delete_": True, **tasks.optim_wrapper.tasks}
-    path.write_text(f"_base_ = {JOINT!r}\noptim_wrapper = dict(tasks={split!r})\n")
+    path.write_text(f"_base_ = {joint!r}\noptim_wrapper = dict(tasks={split!r})\n")
     return path
 
 
@@ -95,18 +106,19 @@ def test_from_teachers_to_map_and_miou(
     own: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teachers: list[str] = []
-    for option, config in (("--det", DET), ("--seg", SEG)):
+    det, seg, both = (narrow(config, tmp_path) for config in (DET, SEG, JOINT))
+    for option, config in (("--det", det), ("--seg", seg)):
         place = tmp_path / option
         train_here(monkeypatch, config, place)
         teachers += [option, config, str(place / f"iter_{STEPS}.pth")]
     # After two steps a teacher is sure of little.
     thresholds = ["--score-thr", "0.005", "--seg-thr", "0.1"]
-    pseudo_label.main([JOINT, *teachers, *thresholds, "--workers", "0"])
+    pseudo_label.main([both, *teachers, *thresholds, "--workers", "0"])
     for source in ("det_train", "sem_seg_train"):
         labels = Path(own["BDD100K_DERIVED"], f"pseudo/{source}.json")
         assert json.loads(labels.read_text())["annotations"]
 
-    joint, config = tmp_path / "joint", str(by_source(tmp_path))
+    joint, config = tmp_path / "joint", str(by_source(tmp_path, both))
     train_here(monkeypatch, config, joint, *MIXED, "--mtl", "mclgs")
     logged = names_in(joint)
     for source in ("gt", "pseudo"):
@@ -143,7 +155,7 @@ def test_pseudo_labels_that_are_not_there_stop_it_at_once(
 def test_no_teacher_needs_no_pseudo_labels(
     own: Env, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_here(monkeypatch, NO_PSEUDO, tmp_path / "work")
+    train_here(monkeypatch, narrow(NO_PSEUDO, tmp_path), tmp_path / "work")
     terms = {name for name in names_in(tmp_path / "work") if "loss_" in name}
     assert terms and all(name.startswith("loss_gt_") for name in terms)
 

@@ -73,7 +73,7 @@ def parts_of(cfg: Config, shared: str, work_dir: str) -> dict[str, Step]:
     data = model.data_preprocessor(batch, True)
 
     def forward() -> list[torch.Tensor]:
-        cut.outputs, cut.leaves = [], []  # free the graphs of earlier calls
+        cut.clear()  # free the graphs of earlier calls
         losses = model(**data, mode="loss")
         _, terms = model.parse_losses(losses)
         terms = {k: v for k, v in terms.items() if "loss" in k and k in losses}
@@ -86,6 +86,7 @@ def parts_of(cfg: Config, shared: str, work_dir: str) -> dict[str, Step]:
     def heads() -> None:
         for loss in losses:
             loss.backward(retain_graph=True)
+            cut.take_grads()
 
     def before() -> None:
         for _ in losses:
