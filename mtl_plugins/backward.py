@@ -191,7 +191,7 @@ class MultiTaskBackward:
         old = dict(zip(self.last.tasks, self.last.losses.tolist(), strict=True))
         self._teaching.learn_after({} if self.last.nonfinite else old, report.losses)
         for features in (self._cut, self._watching.features):
-            if features is not None:  # those of the pass that gave these losses
+            if features is not None:  # outputs of the pass that gave these losses
                 features.clear()
 
     def synchronizes(self, aggregate: bool = True) -> bool:
