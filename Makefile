@@ -11,7 +11,7 @@ demo: $(VENV)/mm.installed
 	$(BIN)/python tools/demo.py
 
 test: $(VENV)/dev.installed $(VENV)/detectron2.installed lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff check .
