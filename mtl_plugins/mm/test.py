@@ -1,16 +1,27 @@
-"""Evaluate a checkpoint: MMDetection's own ``tools/test.py``, with the parts of this package."""
+"""Evaluate a checkpoint: the framework's own ``tools/test.py``, with the parts of this package."""
 
 import runpy
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-import mmdet
+from mmengine.config import Config
 
 
 def main() -> None:
     """Run the command line; ``mtl_plugins.mm`` has been imported with the package."""
-    # MMDetection installs its tools next to its modules, for mim.
-    script = Path(mmdet.__file__).parent / ".mim" / "tools" / "test.py"
-    runpy.run_path(str(script), run_name="__main__")
+    runpy.run_path(str(_script(sys.argv[1:])), run_name="__main__")
+
+
+def _script(arguments: Sequence[str]) -> Path:
+    """Find the script of the framework that the config is for; MMDetection's is for all others."""
+    config = next((path for path in arguments if path.endswith(".py") and Path(path).is_file()), "")
+    scope = Config.fromfile(config).get("default_scope") if config else None
+    package = find_spec("mmseg" if scope == "mmseg" else "mmdet")
+    assert package is not None and package.origin is not None
+    # Both install their tools next to their modules, for mim.
+    return Path(package.origin).parent / ".mim" / "tools" / "test.py"
 
 
 if __name__ == "__main__":
