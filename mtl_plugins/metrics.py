@@ -7,8 +7,35 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
-Convention = Literal["gain", "loss"]
+Convention = Literal["gain", "loss", "absolute"]
 Scores = Mapping[str, Mapping[str, float]]  # metrics of each task, by name
+
+LOWER_IS_BETTER = frozenset(
+    {
+        *("abs_err", "abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog"),  # depth
+        *("mean_angle", "median_angle"),  # normals
+        "loss",  # edges
+    }
+)
+"""Names of the metrics of dense prediction that count errors; every other one counts successes."""
+
+_ACCURACIES = ("mIoU", "aAcc")
+_ERRORS = ("abs_err", "abs_rel")
+_ANGLES = ("mean_angle", "median_angle", "within_11.25", "within_22.5", "within_30")
+PAPER_METRICS: dict[str, dict[str, tuple[str, ...]]] = {
+    "A NYUv2": {"sem_seg": _ACCURACIES, "depth": _ERRORS, "normals": _ANGLES},
+    "B NYUv2": {"sem_seg": ("mIoU",), "depth": ("rmse",)},
+    "B Cityscapes": {"sem_seg": ("mIoU",), "depth": ("abs_err",)},
+    "D NYUD": {"sem_seg": ("mIoU",), "depth": ("rmse",), "normals": ("mean_angle",)},
+    "D PASCAL": {
+        "sem_seg": ("mIoU",),
+        "human_parts": ("mIoU",),
+        "saliency": ("mIoU",),
+        "normals": ("mean_angle",),
+    },
+    "D Cityscapes": {"sem_seg": _ACCURACIES, "depth": _ERRORS},
+}
+"""Metrics by task that a paper's Δm counts. Edges count in none."""
 
 
 class Estimate(NamedTuple):
@@ -34,25 +61,29 @@ class Estimate(NamedTuple):
 def delta_m(
     metrics: Scores,
     baseline: Scores,
-    lower_is_better: Collection[str] = (),
+    lower_is_better: Collection[str] = LOWER_IS_BETTER,
     convention: Convention = "gain",
 ) -> float:
-    """Compute the mean relative change over tasks, of the mean over each task's metrics.
+    """Compute the mean change over tasks, of the mean over each task's metrics.
+
+    The change is relative to the baseline, except in paper B's tables.
 
     Args:
         metrics: Metrics of each task, by name.
         baseline: Metrics of each task in the baseline, by name.
         lower_is_better: Names of the metrics that count errors.
-        convention: Unit and sign of the score. ``"gain"``: in percent, higher is better (paper D,
-            which counts one metric a task); ``"loss"``: a fraction, lower is better (paper A). The
-            tables of paper B hold mean differences, not relative ones.
+        convention: Unit and sign of the score. ``"gain"``: in percent, higher is better (paper D);
+            ``"loss"``: a fraction, lower is better (paper A); ``"absolute"``: the difference
+            itself, higher is better (paper B), which mixes the metrics' units: metres with percent.
+            :data:`PAPER_METRICS` holds the metrics that a paper counts.
 
     Returns:
         The score; 0 for the baseline itself.
 
     Raises:
         KeyError: Metrics and baseline do not have the same tasks and metrics.
-        ValueError: A metric of the baseline is 0, or ``convention`` is unknown.
+        ValueError: A metric of the baseline is 0 where changes are relative, or ``convention`` is
+            unknown.
     """
     if convention not in get_args(Convention):
         raise ValueError(f"convention: expected one of {get_args(Convention)}, got {convention!r}")
@@ -62,19 +93,23 @@ def delta_m(
         changes = []
         for name, score in scores.items():
             reference = baseline[task][name]
-            if reference == 0.0:
-                raise ValueError(f"{task}.{name} of the baseline is 0: no relative change exists")
-            change = (score - reference) / reference
+            change = score - reference
+            if convention != "absolute":
+                if reference == 0.0:
+                    raise ValueError(
+                        f"{task}.{name} of the baseline is 0: no relative change exists"
+                    )
+                change /= reference
             changes.append(-change if name in lower_is_better else change)
         tasks.append(sum(changes) / len(changes))
     gain = sum(tasks) / len(tasks)
-    return 100.0 * gain if convention == "gain" else -gain
+    return {"gain": 100.0 * gain, "loss": -gain, "absolute": gain}[convention]
 
 
 def delta_m_over_seeds(
     runs: Sequence[Scores],
     baselines: Sequence[Scores],
-    lower_is_better: Collection[str] = (),
+    lower_is_better: Collection[str] = LOWER_IS_BETTER,
     convention: Convention = "gain",
 ) -> Estimate:
     """Compute :func:`delta_m` of each seed against the mean of the baseline's seeds.
