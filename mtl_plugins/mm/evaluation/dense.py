@@ -97,35 +97,35 @@ class DenseMetric(BaseMetric):
         """Collect the sums of each image of a batch.
 
         Raises:
-            KeyError: A labelled image has no prediction.
-            ValueError: The prediction is not shaped as the label, or one has a value out of range.
+            ValueError: A labelled image has no prediction, or one that is not shaped as the label,
+                or a value is out of range.
         """
         for sample in data_samples:
             try:
                 self.results.append(self._sums(sample))
-            except (KeyError, ValueError) as error:
+            except ValueError as error:
                 where = f"{type(self).__name__}, {sample.get('img_path', 'image without a path')}"
-                raise type(error)(f"{where}: {error.args[0]}") from error
+                raise ValueError(f"{where}: {error}") from error
 
     def _sums(self, sample: Mapping[str, Any]) -> Sums:
         field = FIELDS[self.field]
         if field.truth not in sample:
             return {}
         if field.prediction not in sample:
-            raise KeyError(f"no {field.prediction}, but {field.truth}: no head predicts the field")
-        prediction, truth = sample[field.prediction]["data"], sample[field.truth]["data"]
+            raise ValueError(
+                f"no {field.prediction}, but {field.truth}: no head predicts the field"
+            )
+        # On the CPU, whose histograms are deterministic and which has float64 everywhere.
+        prediction, truth = (sample[key]["data"].cpu() for key in (field.prediction, field.truth))
         if prediction.shape != truth.shape:
             raise ValueError(
                 f"{field.prediction} is {tuple(prediction.shape)}, {field.truth} "
                 f"{tuple(truth.shape)}"
             )
-        truth = truth.to(prediction.device)
         if field.channels == 1:
             prediction, truth = prediction.squeeze(0), truth.squeeze(0)
         valid = self.valid(truth)
-        if not valid.any():
-            return {}
-        return {key: value.cpu() for key, value in self.measure(prediction, truth, valid).items()}
+        return self.measure(prediction, truth, valid) if valid.any() else {}
 
     def compute_metrics(self, results: list[Sums]) -> dict[str, float]:
         """Compute the metrics from the sums of each image."""

@@ -156,7 +156,7 @@ class EdgeMetric(BinaryMetric):
         sums = {"count": valid.sum(), "loss": loss}
         if len(self.thresholds):
             matched, predicted, there = self._match(
-                *(one.cpu().numpy() for one in (prediction, positive, valid))
+                *(one.numpy() for one in (prediction, positive, valid))
             )
             sums |= {"matched": matched, "predicted": predicted, "true": there}
         return sums
@@ -236,7 +236,7 @@ def thin(mask: np.ndarray) -> np.ndarray:
     while left != (left := cv2.countNonZero(thinned)):
         for kept in _kept():
             around = cv2.filter2D(thinned, -1, _BITS, borderType=cv2.BORDER_CONSTANT)
-            thinned &= cv2.LUT(around, kept)
+            thinned = np.minimum(thinned, cv2.LUT(around, kept))
     return thinned.astype(bool)
 
 
