@@ -112,9 +112,7 @@ class DenseMetric(BaseMetric):
         if field.truth not in sample:
             return {}
         if field.prediction not in sample:
-            raise ValueError(
-                f"no {field.prediction}, but {field.truth}: no head predicts the field"
-            )
+            raise ValueError(f"{field.truth}, but no {field.prediction}: no head predicts it")
         # On the CPU, whose histograms are deterministic and which has float64 everywhere.
         prediction, truth = (sample[key]["data"].cpu() for key in (field.prediction, field.truth))
         if prediction.shape != truth.shape:
