@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -488,6 +489,19 @@ def test_images_without_a_label_harm_nothing(field: str, average: Any, caplog) -
     logger.removeHandler(caplog.handler)
     assert none.keys() == expected.keys() and all(math.isnan(value) for value in none.values())
     assert f"no image has a labelled pixel of {field}" in caplog.text
+
+
+@pytest.mark.parametrize("field", METRICS_OF)
+def test_an_image_leaves_little(field: str) -> None:
+    """Its size must not depend on that of the image."""
+    sizes = []
+    for repeats in (1, 30):
+        metric = METRICS.build(METRICS_OF[field])
+        metric.dataset_meta = {"classes": "abcd"}
+        maps = drawn(field, np.random.default_rng(0))
+        metric.process({}, [sample(field, *(np.repeat(one, repeats, -1) for one in maps))])
+        sizes.append(len(pickle.dumps(metric.results)))
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.02) and sizes[0] < 40_000
 
 
 def test_every_metric_of_the_papers_is_reported() -> None:

@@ -123,7 +123,10 @@ class DenseMetric(BaseMetric):
         if field.channels == 1:
             prediction, truth = prediction.squeeze(0), truth.squeeze(0)
         valid = self.valid(truth)
-        return self.measure(prediction, truth, valid) if valid.any() else {}
+        if not valid.any():
+            return {}
+        # A clone, since a sum may hold on to the memory of its whole map.
+        return {key: one.clone() for key, one in self.measure(prediction, truth, valid).items()}
 
     def compute_metrics(self, results: list[Sums]) -> dict[str, float]:
         """Compute the metrics from the sums of each image."""

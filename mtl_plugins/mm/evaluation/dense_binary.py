@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -30,6 +31,7 @@ class BinaryMetric(DenseMetric):
         check_range("prediction, a probability,", prediction[valid], 1)
         return self.measure_checked(prediction.double(), (truth == 1) & valid, valid)
 
+    @abstractmethod
     def measure_checked(self, prediction: Tensor, positive: Tensor, valid: Tensor) -> Sums:
         """Compute the sums over an image's pixels.
 
@@ -38,7 +40,6 @@ class BinaryMetric(DenseMetric):
             positive: Mask ``[H, W]`` of the positive pixels of the label.
             valid: Mask ``[H, W]`` of the pixels that count.
         """
-        raise NotImplementedError
 
 
 @METRICS.register_module()
@@ -49,8 +50,8 @@ class SaliencyMetric(BinaryMetric):
     over images. ``maxF`` is the greatest F-measure of a mean precision and a mean recall,
     ``mIoU`` the greatest mean IoU, over thresholds. An image where nothing is salient scores IoU 1
     where nothing is predicted; precision is 0 where nothing is predicted, recall where nothing is
-    salient. So does the survey of Vandenhende et al., hence paper D. InvPT pools pixels over the
-    set instead: ``average="set"``.
+    salient. These are the definitions of the survey of Vandenhende et al., hence of paper D. InvPT
+    pools pixels over the set instead: ``average="set"``.
 
     Args:
         thresholds: Probabilities; 0.2, 0.25, ..., 0.9 by default.
@@ -122,7 +123,8 @@ class EdgeMetric(BinaryMetric):
         thresholds: Number of thresholds, evenly spaced within (0, 1): 0.01 to 0.99 by default. Each
             takes some 20 to 80 ms for an image of 480 x 640 pixels, so that fewer are apt for
             validation during training; 0 reports no ``odsF``.
-        max_dist: Greatest distance of a match as a fraction of the image's diagonal.
+        max_dist: Greatest distance of a match as a fraction of the image's diagonal; the default is
+            that of BSDS.
         thin_truth: Whether true edges are thinned too, as is apt if they are wider than a pixel.
         pos_weight: Weight of the edges in ``loss``; that of other pixels is ``1 - pos_weight``.
         field: Name of the field, ``edges`` by default.
