@@ -155,8 +155,5 @@ class CrossStitchBackbone(BaseModule):
 
 def _stem(network: ResNet, x: Tensor) -> Tensor:
     """Return the map before the first stage, which MMSegmentation's ``forward`` keeps to itself."""
-    if network.deep_stem:
-        x = network.stem(x)
-    else:
-        x = network.relu(network.norm1(network.conv1(x)))
+    x = network.stem(x) if network.deep_stem else network.relu(network.norm1(network.conv1(x)))
     return network.maxpool(x)

@@ -91,6 +91,7 @@ class MTANSegNet(SegNet):
         """Return a map ``[N, channels[0], H, W]`` for each task, of images ``[N, C, H, W]``."""
         self.check_size(x)
         encoded, pools = [], []
+        stage: Any  # nn.ModuleList has no type for its elements
         for stage in self.encoder:
             first = stage[0](x)
             last = stage[1:](first)
@@ -111,17 +112,15 @@ class MTANSegNet(SegNet):
         decoded: list[tuple[Tensor, Tensor]],
     ) -> Tensor:
         """Return the task's last map, of the first and last map of every shared stage."""
+        owner = self.owners[task]
+        masks: Any = self.encoder_masks[task]  # nn.ModuleDict has no type for its values
+        blocks: Any = self.encoder_blocks[owner]
         own: list[Tensor] = []  # the task's map of the stage before
-        stages = zip(
-            encoded, self.encoder_masks[task], self.encoder_blocks[self.owners[task]], strict=True
-        )
-        for (first, last), mask, block in stages:
+        for (first, last), mask, block in zip(encoded, masks, blocks, strict=True):
             own = [F.max_pool2d(block(mask(torch.cat([first, *own], 1)) * last), 2)]
-        stages = zip(
-            decoded, self.decoder_masks[task], self.decoder_blocks[self.owners[task]], strict=True
-        )
         (x,) = own
-        for (first, last), mask, block in stages:
+        masks, blocks = self.decoder_masks[task], self.decoder_blocks[owner]
+        for (first, last), mask, block in zip(decoded, masks, blocks, strict=True):
             size = first.shape[-2:]
             x = block(F.interpolate(x, size=size, mode="bilinear", align_corners=True))
             x = mask(torch.cat([first, x], 1)) * last

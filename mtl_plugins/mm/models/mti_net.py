@@ -177,30 +177,32 @@ class MTINet(BaseModule):
                 f"model.neck.in_channels: expected one number for each of the {len(inputs)} maps "
                 f"of the backbone, got {self.in_channels}"
             )
-        scales: list[dict[str, Tensor]] = []  # each task's features, the coarsest scale first
+        # nn.ModuleList has no type for its elements.
+        refinements: Any = self.refinements
+        distillations: Any = self.distillations
+        predictions: Any = self.predictions
+        scales: list[dict[str, Tensor]] = []  # each task's features, the finest scale first
         for scale in reversed(range(len(inputs))):
             x = inputs[scale]
-            parts = {task: [x] for task in self.refinements[scale]}
+            parts = {task: [x] for task in refinements[scale]}
             if scales:
-                for task, coarse in self.propagations[scale](scales[-1]).items():
+                for task, coarse in self.propagations[scale](scales[0]).items():
                     parts[task].append(F.interpolate(coarse, size=x.shape[-2:], mode="bilinear"))
-            scales.append(
-                {
-                    task: refine(torch.cat(parts[task], 1))
-                    for task, refine in self.refinements[scale].items()
-                }
-            )
-        scales.reverse()
+            refined = {
+                task: refine(torch.cat(parts[task], 1))
+                for task, refine in refinements[scale].items()
+            }
+            scales.insert(0, refined)
         distilled = [
             {
                 task: features[task] + sum(take(features[other]) for other, take in takes.items())
                 for task, takes in distillation.items()
             }
-            for features, distillation in zip(scales, self.distillations, strict=True)
+            for features, distillation in zip(scales, distillations, strict=True)
         ]
         predicted = [
-            {task: predict(features[task]) for task, predict in predictions.items()}
-            for features, predictions in zip(scales, self.predictions, strict=True)
+            {task: predict(features[task]) for task, predict in layers.items()}
+            for features, layers in zip(scales, predictions, strict=True)
         ]
         return TaskFeatures(_by_task(distilled), _by_task(predicted))
 

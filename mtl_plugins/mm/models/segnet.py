@@ -53,7 +53,7 @@ def pool(x: Tensor) -> tuple[Tensor, Tensor]:
 def unpool(x: Tensor, indices: Tensor, like: Tensor) -> Tensor:
     """Put the values of ``x`` where the maxima of ``like`` were, and 0 elsewhere."""
     # The size must be told: an odd height or width is not twice the pooled one.
-    return F.max_unpool2d(x, indices, 2, output_size=list(like.shape[-2:]))
+    return F.max_unpool2d(x, indices, [2, 2], output_size=list(like.shape[-2:]))
 
 
 @MODELS.register_module()
