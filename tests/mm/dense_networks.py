@@ -88,16 +88,9 @@ def hrnet_head(in_channels: list[int], outputs: int) -> nn.Module:
 
 
 def untrained(outputs: Iterable[Tensor], *modules: nn.Module) -> list[str]:
-    """Take one step on the outputs' squares, and return the parameters that stay as they were."""
-    parameters = {
-        f"{i}.{name}": p
-        for i, module in enumerate(modules)
-        for name, p in module.named_parameters()
-    }
-    before = {name: p.detach().clone() for name, p in parameters.items()}
+    """Take one step on the outputs' squares, and return the parameters without a gradient."""
+    everything = nn.ModuleList(modules)
     torch.stack([output.square().mean() for output in outputs]).sum().backward()
-    for p in parameters.values():
-        assert p.grad is None or p.grad.isfinite().all()
-    # Adam moves each parameter that has a gradient, however small, by about the learning rate.
-    torch.optim.Adam(parameters.values(), lr=1e-3).step()
-    return [name for name, p in parameters.items() if torch.equal(before[name], p)]
+    torch.optim.SGD(everything.parameters(), lr=1e-3).step()
+    assert all(p.isfinite().all() for p in everything.parameters())
+    return [n for n, p in everything.named_parameters() if p.grad is None or not p.grad.any()]

@@ -13,6 +13,8 @@ from mmseg.registry import MODELS
 from torch import nn
 from torchvision.models.segmentation import deeplabv3
 
+from mtl_plugins.mm.models import DeepLabHead
+
 DILATED = {
     "type": "ResNet",
     "depth": 50,
@@ -28,10 +30,8 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def head(**options: object) -> nn.Module:
-    return MODELS.build(
-        {"type": "DeepLabHead", "in_index": 0, "num_classes": 5, "threshold": 0.3, **options}
-    )
+def head(**options: object) -> DeepLabHead:
+    return DeepLabHead(**{"in_index": 0, "num_classes": 5, "threshold": 0.3, **options})
 
 
 def test_it_has_as_many_parameters_as_published() -> None:
@@ -77,7 +77,8 @@ def test_half_of_the_joined_branches_are_dropped_in_training_only() -> None:
 
 
 def test_norm_cfg_says_which_normalisation() -> None:
-    found = head(in_channels=4, channels=8, norm_cfg={"type": "SyncBN"})
+    config = {"in_channels": 4, "channels": 8, "num_classes": 5, "norm_cfg": {"type": "SyncBN"}}
+    found = MODELS.build({"type": "DeepLabHead", **config})
     assert sum(isinstance(m, nn.SyncBatchNorm) for m in found.modules()) == 7
     assert not any(isinstance(m, nn.BatchNorm2d) for m in found.modules())
 
