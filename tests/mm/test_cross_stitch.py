@@ -37,7 +37,7 @@ def test_two_segnets_have_the_published_size() -> None:
 
 def test_three_segnets_have_as_many_parameters_as_published() -> None:
     with torch.device("meta"):
-        network = CrossStitchSegNet(["seg", "depth", "normals"], channels=(4, 4, 4, 4, 4))
+        network = CrossStitchSegNet(["seg", "depth", "normals"])
         heads = [segnet_head(number) for number in (13, 1, 3)]
     # im2im_pred/model_segnet_cross.py in github.com/lorenmt/mtan @ c36c30b, counted there, without
     # its three loss weights.
@@ -212,6 +212,17 @@ def test_backbones_of_single_task_runs_load_from_their_checkpoints(tmp_path: Pat
         assert all(torch.equal(found[name], value) for name, value in values.items())
     for weights in network.stitch:
         torch.testing.assert_close(weights[0], torch.tensor([[0.9], [0.1]]).expand_as(weights[0]))
+
+
+def test_a_checkpoint_without_the_backbones_weights_is_one_clear_error(tmp_path: Path) -> None:
+    # As when prefix is forgotten: MMEngine then warns and goes on with the random weights.
+    whole = nn.ModuleDict({"backbone": MODELS.build(RESNET)})
+    file = tmp_path / "seg.pth"
+    torch.save({"state_dict": whole.state_dict()}, file)
+    init_cfg = [{"type": "Pretrained", "checkpoint": str(file)}]
+    network = CrossStitchBackbone({"depth": RESNET, "seg": {**RESNET, "init_cfg": init_cfg}})
+    with pytest.raises(ValueError, match=r"backbones.seg.init_cfg: .*seg.pth.*prefix='backbone.'"):
+        network.init_weights()
 
 
 @pytest.mark.parametrize(

@@ -144,9 +144,13 @@ def test_a_finer_scale_sees_the_propagated_features_of_the_coarser_one() -> None
         torch.testing.assert_close(given[task][:, 4:], expected)
 
 
-@pytest.mark.parametrize("size", [(16, 24), (13, 9)])
-def test_every_scale_has_features_and_predictions(size: tuple[int, int]) -> None:
-    channels = [3, 5, 8, 16]
+@pytest.mark.parametrize(
+    ("channels", "size"),
+    [([3, 5, 8, 16], (16, 24)), ([3, 5, 8, 16], (13, 9)), ([8, 8, 8], (13, 9))],  # last: an FPN's
+)
+def test_every_scale_has_features_and_predictions(
+    channels: list[int], size: tuple[int, int]
+) -> None:
     network = MTINet(channels, MAIN, AUXILIARY)
     inputs = maps(channels, *size)
     found = network(inputs)

@@ -104,6 +104,7 @@ class CrossStitchBackbone(BaseModule):
 
     Raises:
         ValueError: ``backbones`` is empty, or a backbone is no ``ResNet`` or differs in its stages.
+            See also :meth:`init_weights`.
     """
 
     def __init__(
@@ -138,6 +139,26 @@ class CrossStitchBackbone(BaseModule):
             weights[..., None].repeat(1, 1, channels) for channels in stages
         )
 
+    def init_weights(self) -> None:
+        """Initialise as MMEngine does, and check that each checkpoint had weights to load.
+
+        Raises:
+            ValueError: A backbone's checkpoint has none of its weights, which MMEngine only warns
+                of: a whole model's names begin with a prefix.
+        """
+        files = {task: _checkpoint(network) for task, network in self.networks.items()}
+        before = {t: [p.clone() for p in self.networks[t].parameters()] for t in files if files[t]}
+        again = self.is_init
+        super().init_weights()
+        for task, values in before.items():
+            loaded = zip(self.networks[task].parameters(), values, strict=True)
+            if not again and all(map(torch.equal, *zip(*loaded, strict=True))):
+                raise ValueError(
+                    f"model.backbone.backbones.{task}.init_cfg: {files[task]} has none of the "
+                    "backbone's weights; expected names such as 'layer1.0.conv1.weight', or "
+                    "prefix='backbone.' for the checkpoint of a whole model"
+                )
+
     def forward(self, x: Tensor) -> TaskFeatures:
         """Return each task's maps of its backbone's ``out_indices``, of images ``[N, C, H, W]``."""
         maps = {task: _stem(network, x) for task, network in self.networks.items()}
@@ -151,6 +172,15 @@ class CrossStitchBackbone(BaseModule):
                 if stage in network.out_indices:
                     features[task] = (*features[task], maps[task])
         return TaskFeatures(features)
+
+
+def _checkpoint(network: BaseModule) -> str | None:
+    """Return the checkpoint that the network's ``init_cfg`` names."""
+    config = network.init_cfg
+    for part in [config] if isinstance(config, dict) else config or []:
+        if "checkpoint" in part:
+            return part["checkpoint"]
+    return None
 
 
 def _stem(network: ResNet, x: Tensor) -> Tensor:
