@@ -181,7 +181,8 @@ class _MTANDataset(DenseDataset):
 class MTANNYUv2Dataset(_MTANDataset):
     """NYUv2 with 13 classes, depth in metres and normals, as MTAN's authors share it.
 
-    The images have 288 x 384 pixels. The split ``val`` (654 images) is the one that the papers test on, ``train`` has 795.
+    The images have 288 x 384 pixels. The split ``val`` (654 images) is the one that the papers
+    test on, ``train`` has 795.
 
     See :class:`DenseDataset` for the arguments.
 
@@ -318,7 +319,8 @@ class CityscapesDenseDataset(MTANCityscapesDataset):
 class NYUDMTDataset(DenseDataset):
     """NYUv2 with 40 classes, depth, normals and edges: ``NYUD_MT`` of the survey of dense tasks.
 
-    The survey is `arXiv 2004.13379 <https://arxiv.org/abs/2004.13379>`_. Both common forms of the files are read: images in JPEG or PNG, edges and normals in npy or PNG.
+    The survey is `arXiv 2004.13379 <https://arxiv.org/abs/2004.13379>`_. Both common forms of the
+    files are read: images in JPEG or PNG, edges and normals in npy or PNG.
 
     See :class:`DenseDataset` for the arguments.
     """

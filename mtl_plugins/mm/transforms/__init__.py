@@ -2,6 +2,14 @@
 
 from mtl_plugins.mm.transforms.amodal import LoadAmodalAnnotations, LoadDepth, PackAmodalInputs
 from mtl_plugins.mm.transforms.dense import LoadMultiTask, PackMultiTaskInputs
+from mtl_plugins.mm.transforms.dense_geometry import (
+    MTPad,
+    MTRandomCrop,
+    MTRandomFlip,
+    MTRandomScaleCrop,
+    MTResize,
+    MTRotate,
+)
 from mtl_plugins.mm.transforms.partial import LoadPartialAnnotations, PackPartialInputs
 
 __all__ = [
@@ -9,6 +17,12 @@ __all__ = [
     "LoadDepth",
     "LoadMultiTask",
     "LoadPartialAnnotations",
+    "MTPad",
+    "MTRandomCrop",
+    "MTRandomFlip",
+    "MTRandomScaleCrop",
+    "MTResize",
+    "MTRotate",
     "PackAmodalInputs",
     "PackMultiTaskInputs",
     "PackPartialInputs",

@@ -54,6 +54,7 @@ class LoadMultiTask(BaseTransform):
         """
         if self.image:
             image = _read("img", {"path": results["img_path"], "read": "image"})
+            assert image is not None
             results["img"] = image
             results["img_shape"] = results["ori_shape"] = image.shape[:2]
             results["img_dtype"] = image.dtype
