@@ -114,7 +114,7 @@ def test_pascal(tmp_path: Path) -> None:
         # The map's segments meet between columns 5 and 6, rows 4 and 5, and rows 6 and 7.
         assert set(np.unique(edges)) == {0, 1}
         assert (edges[1:4, 5:7].sum(1) == 1).all() and not edges[:4, :5].any()
-        assert not edges[:5, 7:].any() and (edges[6:8, 7:-1].sum(0) == 1).all()
+        assert not edges[:5, 7:].any() and (edges[6:8, 8:-1].sum(0) == 1).all()
         wanted["normals"][:, 6:] = 0  # sky, which NYUv2 lacks
         wanted["normals"][7] = 0  # unknown
         agree(labels, wanted, tolerance=0.01)

@@ -58,6 +58,8 @@ class LoadMultiTask(BaseTransform):
             results["img"] = image
             results["img_shape"] = results["ori_shape"] = image.shape[:2]
             results["img_dtype"] = image.dtype
+        if self.labels and not self.image:
+            results["labels_as_stored"] = True
         for name, file in results.get("label_files", {}).items() if self.labels else ():
             label = _read(name, file)
             if label is None:
@@ -104,22 +106,23 @@ class PackMultiTaskInputs(BaseTransform):
         """Return the image as ``inputs`` and the labels as ``data_samples``.
 
         Raises:
-            ValueError: A label has neither the size of the image nor that of its file, or floating
-                point colours were rounded to integers on the way.
+            ValueError: A label has not the size of the image (of its file, if it was loaded after
+                the image), or floating point colours were rounded to integers on the way.
         """
         image = results["img"]
         if results.get("img_dtype") == np.float32 and image.dtype.kind in "ui":
             raise ValueError(
-                f"pipeline: the image {results['img_path']} holds floating point colours, which a "
+                f"pipeline: the image {results.get('img_path')} holds floating point colours, which a "
                 f"transform has turned into {image.dtype}, as PhotoMetricDistortion does, which "
                 "takes colours from 0 to 255 of uint8"
             )
+        size = tuple(results["ori_shape"]) if results.get("labels_as_stored") else image.shape[:2]
         sample = SegDataSample()
         sample.set_metainfo({key: results[key] for key in self.meta_keys if key in results})
         for name, field in FIELDS.items():
             if (label := results.get(field.result)) is None:
                 continue
-            if label.shape[:2] not in (image.shape[:2], tuple(results["ori_shape"])):
+            if label.shape[:2] != size:
                 raise ValueError(
                     f"pipeline: {name} ({field.result}) has the size {_size(label.shape)}, the "
                     f"image {results.get('img_path')} {_size(image.shape)}: a transform changes "
