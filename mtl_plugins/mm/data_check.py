@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmengine.registry import DefaultScope
+
 from mtl_plugins.registry import suggest
 
 if TYPE_CHECKING:
     from mmengine.runner import Runner
     from torch import nn
+
+    from mtl_plugins.mm.datasets import DenseDataset
 
 Json = dict[str, Any]
 
@@ -27,7 +31,7 @@ COCO_KEYS = {
 }
 ROOTS = (
     *("COCO_ROOT", "CITYSCAPES_ROOT", "BDD100K_ROOT", "BDD100K_DERIVED", "METAGRASPNET_ROOT"),
-    "METAGRASPNET_DERIVED",
+    *("METAGRASPNET_DERIVED", "NYUV2_ROOT", "CITYSCAPES_MTAN_ROOT", "NYUD_ROOT", "PASCAL_ROOT"),
 )
 """Environment variables that our configs read."""
 
@@ -45,7 +49,7 @@ def data_problem(cfg: Mapping[str, Any], pseudo: bool = True) -> str | None:
     Returns:
         The first problem: config key, what was found, what would be valid; None if there is none.
     """
-    return missing_data(cfg, pseudo) or broken_annotations(cfg, pseudo)
+    return missing_data(cfg, pseudo) or broken_annotations(cfg, pseudo) or broken_labels(cfg)
 
 
 def check_runner(runner: Runner) -> None:
@@ -140,6 +144,10 @@ def missing_data(cfg: Mapping[str, Any], pseudo: bool = True) -> str | None:
         The first problem: config key, what was found, what would be valid; None if there is none.
     """
     for key, dataset in _local_datasets(cfg):
+        if (kind := _dense(dataset)) is not None:
+            if problem := _layout(key, dataset, kind):
+                return problem
+            continue
         root = Path(dataset.get("data_root") or ".")
         if not root.is_dir():
             return (
@@ -196,6 +204,59 @@ def broken_annotations(cfg: Mapping[str, Any], pseudo: bool = True) -> str | Non
                 where, what = found
                 return f"{key}.{where or name}: {what}"
     return None
+
+
+def broken_labels(cfg: Mapping[str, Any]) -> str | None:
+    """Load a few images of every data set of dense prediction, and their labels.
+
+    Args:
+        cfg: Whole config, of which :func:`missing_data` finds nothing missing.
+
+    Returns:
+        The first problem, as for :func:`missing_data`, with file and field.
+    """
+    from mtl_plugins.mm.transforms import LoadMultiTask
+
+    for key, options in _local_datasets(cfg):
+        if (kind := _dense(options)) is None:
+            continue
+        dataset = _lazily(options, kind)
+        dataset.full_init()
+        if not any(isinstance(step, LoadMultiTask) for step in dataset.pipeline.transforms):
+            continue
+        for i in range(0, len(dataset), max(1, math.ceil(len(dataset) / OPENED))):
+            try:
+                LoadMultiTask().transform(dataset.get_data_info(i))
+            except ValueError as error:
+                return f"{key}: {error}"
+    return None
+
+
+def _dense(options: Mapping[str, Any]) -> type[DenseDataset] | None:
+    """Return the class of a data set of dense prediction; None for other data sets."""
+    from mmseg.registry import DATASETS
+
+    from mtl_plugins.mm.datasets import DenseDataset
+
+    kind = options.get("type")
+    cls = DATASETS.get(kind) if isinstance(kind, str) else kind
+    return cls if isinstance(cls, type) and issubclass(cls, DenseDataset) else None
+
+
+def _lazily(options: Mapping[str, Any], kind: type[DenseDataset]) -> DenseDataset:
+    """Build a data set that has looked for no file yet."""
+    given = {name: value for name, value in options.items() if name != "type"}
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        return kind(**{**given, "lazy_init": True})
+
+
+def _layout(key: str, options: Mapping[str, Any], kind: type[DenseDataset]) -> str | None:
+    """Return a problem of the options or the folder of a data set of dense prediction."""
+    try:
+        problem = _lazily(options, kind).layout_problem()
+    except ValueError as error:
+        return f"{key}: {error}"
+    return problem and f"{key}.data_root: {problem}"
 
 
 @dataclass

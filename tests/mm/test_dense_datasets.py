@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from dense_files import HEIGHT, WIDTH, Truth
+from mmengine.registry import DefaultScope
 from mmseg.registry import DATASETS
 
-import mtl_plugins.mm.transforms  # noqa: F401
+from mtl_plugins.mm.data_check import data_problem
 from mtl_plugins.mm.datasets import (
     CityscapesDenseDataset,
     MTANCityscapesDataset,
@@ -21,8 +24,15 @@ from mtl_plugins.mm.datasets import (
     PASCALMTDataset,
 )
 from mtl_plugins.mm.structures import FIELDS
+from mtl_plugins.mm.transforms.dense_files import thin
 
-PIPELINE = [{"type": "mmseg.LoadMultiTask"}, {"type": "mmseg.PackMultiTaskInputs"}]
+PIPELINE = [{"type": "LoadMultiTask"}, {"type": "PackMultiTaskInputs"}]
+
+
+@pytest.fixture(autouse=True)
+def _scope() -> Iterator[None]:
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        yield
 
 
 def build(kind: type, root: Path, **options: Any) -> Any:
@@ -151,3 +161,206 @@ def test_cityscapes(tmp_path: Path, train_ids: bool) -> None:
     metres = packed(build(CityscapesDenseDataset, tmp_path, depth="metres")[0])["depth"]
     assert metres[0, :2].tolist() == [0, 0]  # unknown, and at infinity
     assert metres[0, 2] == pytest.approx(0.22 * 2262)  # a disparity of one pixel
+
+
+# --- thinning -----------------------------------------------------------------------------------
+
+
+def picture(text: str) -> np.ndarray:
+    return np.array([[c == "#" for c in line] for line in text.split()])
+
+
+def test_thinning_gives_scikit_image_s_published_example() -> None:
+    block = picture(".#..... ..###.. ..###.. ..###.. ..###.. ..###.. .......")
+    thinned = picture(".#..... ..#.... ...#... ...#... ...#... ....... .......")
+    np.testing.assert_array_equal(thin(block), thinned)
+
+
+# --- malformed files ----------------------------------------------------------------------------
+
+
+def nan(array: np.ndarray) -> np.ndarray:
+    array[3, 3] = np.nan
+    return array
+
+
+def first(value: float) -> Any:
+    def changed(array: np.ndarray) -> np.ndarray:
+        array[3, 3] = value
+        return array
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("folder", "change", "words"),
+    [
+        ("label", first(13), "sem_seg has the class 13; the classes are 0 to 12"),
+        ("label", first(-2), "sem_seg has the class -2"),
+        ("label", first(0.5), "sem_seg has values that are no whole numbers"),
+        ("label", nan, "sem_seg has values that are no whole numbers"),
+        ("label", lambda array: array[:, :-1], "sem_seg has the size 11 x 8, its image .* 12 x 8"),
+        ("label", lambda array: array.T, "sem_seg has the size 8 x 12, its image .* 12 x 8"),
+        ("label", lambda array: array[None], r"sem_seg has the shape \(1, 8, 12\)"),
+        ("label", lambda array: array.astype(object), "sem_seg "),
+        ("label", lambda array: array.astype(str), "sem_seg holds <U"),
+        ("depth", first(-0.5), "depth has a negative depth, -0.5"),
+        ("depth", lambda array: array[1:], "depth has the size 12 x 7"),
+        ("normal", lambda array: array * 127, "normals has normals that are not of unit length"),
+        ("normal", lambda array: array * 0.8, "normals has normals that are not of unit length"),
+        ("normal", first(2), "normals has normals that are not of unit length"),
+        ("normal", nan, "normals has normals that are not finite"),
+        ("normal", lambda array: array.transpose(2, 0, 1), r"normals has the shape \(3, 8, 12\)"),
+        ("image", lambda array: array.transpose(2, 0, 1), r"img has the shape \(3, 8, 12\)"),
+        ("image", nan, "img has values that are not finite"),
+    ],
+)
+def test_malformed_npy(tmp_path: Path, folder: str, change: Any, words: str) -> None:
+    dense_files.mtan(tmp_path, count=2)
+    path = tmp_path / "train" / folder / "1.npy"
+    np.save(path, change(np.load(path)))
+    dataset = build(MTANNYUv2Dataset, tmp_path)
+    packed(dataset[0])
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}: {words}"):
+        dataset[1]
+    # The same words come before the first step of training, with the key of the config.
+    config = {"type": "MTANNYUv2Dataset", "data_root": str(tmp_path), "pipeline": PIPELINE}
+    problem = data_problem({"train_dataloader": {"dataset": config}})
+    assert problem is not None and problem.startswith("train_dataloader.dataset: ")
+    assert re.search(f"{re.escape(str(path))}: {words}", problem)
+
+
+def test_tolerated_npy(tmp_path: Path) -> None:
+    """Depth that is no number is unknown, and a few interpolated normals get unit length."""
+    drawn = dense_files.mtan(tmp_path, count=1)[0]
+    for folder, change in (("depth", nan), ("label", first(255))):
+        path = tmp_path / "train" / folder / "0.npy"
+        np.save(path, change(np.load(path)))
+    path = tmp_path / "train" / "normal" / "0.npy"
+    normals = np.load(path)
+    normals[3, 3] *= 0.6  # between two unit vectors
+    normals[3, 4] *= 0.01  # nearly cancelled
+    np.save(path, normals)
+    labels = packed(build(MTANNYUv2Dataset, tmp_path)[0])
+    assert labels["depth"][3, 3] == 0 and labels["sem_seg"][3, 3] == 255
+    drawn["depth"][3, 3], drawn["sem_seg"][3, 3], drawn["normals"][3, 4] = 0, 255, 0
+    agree(labels, drawn)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        (
+            "segmentation/0002.png",
+            np.full((8, 12), 41, np.uint8),
+            "the class 41; .* 1 to 40, and 0",
+        ),
+        ("segmentation/0002.png", np.zeros((8, 12, 3), np.uint8), r"the shape \(8, 12, 3\)"),
+        ("edge/0002.png", np.eye(8, 12, dtype=np.uint8), "at most 1; expected are 8 bits"),
+        ("images/0002.png", b"no image", "img "),
+        ("normals/0002.png", np.full((8, 12, 3), 255, np.uint8), "not of unit length"),
+        ("depth/0002.npy", b"", "depth "),
+    ],
+)
+def test_malformed_image(tmp_path: Path, file: str, content: Any, words: str) -> None:
+    dense_files.nyud(tmp_path, png=True)
+    if isinstance(content, bytes):
+        (tmp_path / file).write_bytes(content)
+    else:
+        dense_files.save(tmp_path / file, content)
+    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path / file))}: .*{words}"):
+        build(NYUDMTDataset, tmp_path)[1]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("human_parts", {"anno": 3}), ("human_parts", {"parts": 3}), ("pascal-context/trainval", {})],
+)
+def test_malformed_mat(tmp_path: Path, file: str, content: Any) -> None:
+    dense_files.pascal(tmp_path)
+    path = tmp_path / file / "2008_000002.mat"
+    dense_files.save_mat(path, content)
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        build(PASCALMTDataset, tmp_path, fields=["edges", "sem_seg", "human_parts"])[0]
+
+
+# --- layouts with gaps --------------------------------------------------------------------------
+
+
+WRITERS: dict[type, Any] = {
+    MTANNYUv2Dataset: dense_files.mtan,
+    MTANCityscapesDataset: lambda root: dense_files.mtan(root, 7, folder="label_7"),
+    CityscapesDenseDataset: dense_files.cityscapes,
+    NYUDMTDataset: lambda root: dense_files.nyud(root, png=True),
+    PASCALMTDataset: dense_files.pascal,
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_missing_file_is_named_before_training(tmp_path: Path, kind: type) -> None:
+    WRITERS[kind](tmp_path)
+    config = {"type": f"mmseg.{kind.__name__}", "data_root": str(tmp_path), "pipeline": PIPELINE}
+    loader = {"train_dataloader": {"dataset": config}}
+    assert data_problem(loader) is None
+    variable = kind.root_variable  # type: ignore[attr-defined]
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    files = {name for name in files if "val" not in Path(name).parts and "val.txt" not in name}
+    for name in sorted(files):
+        path, aside = tmp_path / name, tmp_path / "aside"
+        path.rename(aside)
+        problem = data_problem(loader)
+        aside.rename(path)
+        # Without one of MTAN's images there are fewer, with PASCAL's semseg in either folder.
+        if kind in (MTANNYUv2Dataset, MTANCityscapesDataset) and name.endswith("image/10.npy"):
+            assert problem is None
+            continue
+        if kind is CityscapesDenseDataset and "leftImg8bit" in name:
+            assert "there is no <city>/<name>_leftImg8bit.png" in str(problem)
+            continue
+        assert problem is not None, name
+        assert problem.startswith("train_dataloader.dataset.data_root: ")
+        assert variable in problem and "{train,val}" in problem
+        # Where one of two names would do, the first is named.
+        either = name.startswith(("images", "edge", "normals/", "gtFine", "semseg"))
+        assert (Path(name).name.split("_gtFine")[0].split(".")[0] if either else name) in problem
+    config["data_root"] = str(tmp_path / "elsewhere")
+    problem = data_problem(loader)
+    assert problem is not None and "there is no folder" in problem and variable in problem
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        DATASETS.build(config)
+
+
+def test_pipelines_that_move_only_the_image_are_refused(tmp_path: Path) -> None:
+    dense_files.mtan(tmp_path, count=1)
+    for step in (
+        {"type": "RandomFlip", "prob": 0.5},
+        {"type": "mmseg.RandomCrop", "crop_size": (4, 4)},
+        {"type": "RandomApply", "transforms": [{"type": "Resize", "scale": (4, 4)}]},
+        {"type": "PackSegInputs"},
+    ):
+        pipeline = [PIPELINE[0], {"type": "PhotoMetricDistortion"}, step]
+        name = "Resize" if "transforms" in step else str(step["type"]).split(".")[-1]
+        with pytest.raises(ValueError, match=rf"pipeline\[2\].*: {name} knows neither normals"):
+            build(MTANNYUv2Dataset, tmp_path, pipeline=pipeline)
+        config = {"type": "MTANNYUv2Dataset", "data_root": str(tmp_path), "pipeline": pipeline}
+        problem = data_problem({"val_dataloader": {"dataset": config}})
+        assert problem is not None and problem.startswith("val_dataloader.dataset: pipeline[2]")
+    # The image alone may be resized before its labels are loaded; these stay as stored.
+    pipeline = [
+        {"type": "LoadMultiTask", "labels": False},
+        {"type": "Resize", "scale": (6, 4)},
+        {"type": "LoadMultiTask", "image": False},
+        {"type": "PackMultiTaskInputs"},
+    ]
+    item = build(MTANNYUv2Dataset, tmp_path, pipeline=pipeline)[0]
+    assert tuple(item["inputs"].shape) == (3, 4, 6)
+    assert set(packed(item)) == {"sem_seg", "depth", "normals"}
+
+
+def test_fewer_classes(tmp_path: Path) -> None:
+    drawn = dense_files.mtan(tmp_path, count=1)[0]["sem_seg"]
+    dataset = build(MTANNYUv2Dataset, tmp_path, metainfo={"classes": ("chair", "bed")})
+    wanted = np.full_like(drawn, 255)
+    wanted[drawn == 3], wanted[drawn == 0] = 0, 1
+    np.testing.assert_array_equal(packed(dataset[0])["sem_seg"], wanted)
+    assert len(dataset.metainfo["palette"]) == 2

@@ -493,6 +493,7 @@ def _no_moves(transforms: Iterable[Any], key: str, loaded: bool = False) -> bool
                 "255; valid are the MT... transforms of mtl_plugins.mm.transforms"
             )
         inner = getattr(transform, "transforms", None)
+        inner = getattr(inner, "transforms", inner)  # a Compose
         if isinstance(inner, (list, tuple)):
             loaded = _no_moves(inner, f"{at}.transforms", loaded)
     return loaded

@@ -112,9 +112,9 @@ class PackMultiTaskInputs(BaseTransform):
         image = results["img"]
         if results.get("img_dtype") == np.float32 and image.dtype.kind in "ui":
             raise ValueError(
-                f"pipeline: the image {results.get('img_path')} holds floating point colours, which a "
-                f"transform has turned into {image.dtype}, as PhotoMetricDistortion does, which "
-                "takes colours from 0 to 255 of uint8"
+                f"pipeline: the image {results.get('img_path')} holds floating point colours; a "
+                f"transform has turned them into {image.dtype}, as PhotoMetricDistortion does, "
+                "which takes uint8"
             )
         size = tuple(results["ori_shape"]) if results.get("labels_as_stored") else image.shape[:2]
         sample = SegDataSample()
