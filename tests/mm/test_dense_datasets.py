@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import runpy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 from dense_files import HEIGHT, WIDTH, Truth
+from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
 from mmseg.registry import DATASETS
 
 from mtl_plugins.mm.data_check import data_problem
@@ -364,3 +368,71 @@ def test_fewer_classes(tmp_path: Path) -> None:
     wanted[drawn == 3], wanted[drawn == 0] = 0, 1
     np.testing.assert_array_equal(packed(dataset[0])["sem_seg"], wanted)
     assert len(dataset.metainfo["palette"]) == 2
+
+
+# --- as a user runs it --------------------------------------------------------------------------
+
+
+def test_the_command_names_the_missing_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense_files.pascal(tmp_path)
+    tool = Path(__file__).parents[2] / "tools" / "check_dense_data.py"
+    monkeypatch.setattr(sys, "argv", [str(tool), "--layout", "pascal", str(tmp_path)])
+    runpy.run_path(str(tool), run_name="__main__")
+    assert "val: every file is there" in capsys.readouterr().out
+    (tmp_path / "sal_distill" / "2008_000003.png").unlink()
+    with pytest.raises(SystemExit, match="train.data_root: .*sal_distill/2008_000003.png"):
+        runpy.run_path(str(tool), run_name="__main__")
+
+
+def test_mmsegmentation_trains_and_tests_on_it(tmp_path: Path) -> None:
+    """MMSegmentation's own segmentor and metric take the data set as it is."""
+    dense_files.mtan(tmp_path / "data", count=4)
+    sizes = {"type": "MTResize", "scale": (24, 16)}
+    train = [PIPELINE[0], {"type": "MTRandomScaleCrop"}, {"type": "MTRandomFlip", "prob": 0.5}]
+    train += [sizes, PIPELINE[1]]
+    test = [{"type": "LoadMultiTask", "labels": False}, sizes]
+    test += [{"type": "LoadMultiTask", "image": False}, PIPELINE[1]]
+
+    def loader(split: str, pipeline: list[Any]) -> dict[str, Any]:
+        dataset = {"type": "MTANNYUv2Dataset", "data_root": str(tmp_path / "data"), "split": split}
+        return {
+            "batch_size": 2,
+            "num_workers": 0,
+            "sampler": {"type": "DefaultSampler", "shuffle": False},
+            "dataset": {**dataset, "pipeline": pipeline},
+        }
+
+    first_stage = {"type": "ResNetV1c", "num_stages": 1, "out_indices": (0,)}
+    first_stage |= {"strides": (1,), "dilations": (1,), "norm_cfg": {"type": "BN"}}
+    head = {
+        "type": "FCNHead",
+        "in_index": 0,
+        "in_channels": 8,
+        "channels": 8,
+        "num_convs": 1,
+        "num_classes": 13,
+    }
+    runner = Runner(
+        model={
+            "type": "EncoderDecoder",
+            "data_preprocessor": {"type": "SegDataPreProcessor", "size_divisor": 8},
+            "backbone": {**first_stage, "depth": 18, "base_channels": 8, "stem_channels": 8},
+            "decode_head": {**head, "norm_cfg": {"type": "BN"}},
+            "test_cfg": ConfigDict(mode="whole"),
+        },
+        work_dir=str(tmp_path / "work"),
+        train_dataloader=loader("train", train),
+        val_dataloader=loader("val", test),
+        train_cfg={"by_epoch": True, "max_epochs": 1},
+        val_cfg={},
+        val_evaluator={"type": "IoUMetric"},
+        optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.01}},
+        default_scope="mmseg",
+        experiment_name="dense",
+    )
+    runner.train()
+    assert runner.iter == 2
+    measured = runner.val_loop.run()
+    assert 0 < measured["aAcc"] <= 100
