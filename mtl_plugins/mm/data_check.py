@@ -35,6 +35,12 @@ ROOTS = (
 )
 """Environment variables that our configs read."""
 
+DENSE_CLASSES = {
+    "PartsHead": "human_parts_classes",
+    **dict.fromkeys(("DepthHead", "NormalHead", "EdgeHead", "SaliencyHead")),
+}
+"""Key of the metainfo with the classes of a dense task's head; None for a head without classes."""
+
 OPENED = 8
 """Number of images of a set that are opened, evenly spread over its file from the first on."""
 
@@ -117,6 +123,10 @@ def class_count_problem(
         if hasattr(module, "num_stuff_classes"):
             attribute = "num_things_classes + num_stuff_classes"
             count = module.num_things_classes + module.num_stuff_classes
+        elif parts[0] == "heads" and len(parts) > 1:
+            head = type(model.get_submodule(".".join(parts[:2]))).__name__
+            names = DENSE_CLASSES.get(head, "classes")
+            known = [metainfo[names]] if names in metainfo else []
         elif parts[-1] == "semantic_head":
             known = [metainfo[name] for name in ("seg_classes",) if name in metainfo]
         elif "thing_classes" in metainfo and not isinstance(module, BaseDecodeHead):
@@ -254,7 +264,7 @@ def _layout(key: str, options: Mapping[str, Any], kind: type[DenseDataset]) -> s
     """Return a problem of the options or the folder of a data set of dense prediction."""
     try:
         problem = _lazily(options, kind).layout_problem()
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         return f"{key}: {error}"
     return problem and f"{key}.data_root: {problem}"
 

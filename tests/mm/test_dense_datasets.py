@@ -244,6 +244,7 @@ def test_tolerated_npy(tmp_path: Path) -> None:
     normals = np.load(path)
     normals[3, 3] *= 0.6  # between two unit vectors
     normals[3, 4] *= 0.01  # nearly cancelled
+    drawn["normals"][3, 5] = normals[3, 5] = np.sqrt([0.5, 0.5, 0]) * [1, -1, 0]  # the sum is 0
     np.save(path, normals)
     labels = packed(build(MTANNYUv2Dataset, tmp_path)[0])
     assert labels["depth"][3, 3] == 0 and labels["sem_seg"][3, 3] == 255
@@ -359,6 +360,34 @@ def test_pipelines_that_move_only_the_image_are_refused(tmp_path: Path) -> None:
     item = build(MTANNYUv2Dataset, tmp_path, pipeline=pipeline)[0]
     assert tuple(item["inputs"].shape) == (3, 4, 6)
     assert set(packed(item)) == {"sem_seg", "depth", "normals"}
+
+
+def test_mmsegmentation_may_load_the_image(tmp_path: Path) -> None:
+    drawn = dense_files.nyud(tmp_path, png=True)
+    pipeline = [
+        {"type": "LoadImageFromFile"},
+        {"type": "LoadMultiTask", "image": False},
+        {"type": "PhotoMetricDistortion"},
+        {"type": "MTResize", "scale": (2 * WIDTH, 2 * HEIGHT)},
+        {"type": "PackMultiTaskInputs"},
+    ]
+    item = build(NYUDMTDataset, tmp_path, pipeline=pipeline)[0]
+    assert tuple(item["inputs"].shape) == (3, 2 * HEIGHT, 2 * WIDTH)
+    labels = item["data_samples"].gt_sem_seg.data[0].numpy()
+    np.testing.assert_array_equal(labels, drawn["0001"]["sem_seg"].repeat(2, 0).repeat(2, 1))
+
+
+def test_a_wrong_option_is_named_with_its_key(tmp_path: Path) -> None:
+    dense_files.mtan(tmp_path, count=1)
+    config = {"type": "MTANCityscapesDataset", "data_root": str(tmp_path), "pipeline": PIPELINE}
+    for option, words in (
+        ({"classes": 8}, "classes: 8 is not 7 or 19"),
+        ({"metainfo": {"classes": ("road",)}}, "metainfo.classes: "),
+        ({"splitt": "val"}, ".*unexpected keyword argument 'splitt'"),
+        ({"fields": "depth"}, "fields: 'depth' is not a list of labels"),
+    ):
+        problem = data_problem({"train_dataloader": {"dataset": {**config, **option}}})
+        assert problem is not None and re.match(f"train_dataloader.dataset: {words}", problem)
 
 
 def test_fewer_classes(tmp_path: Path) -> None:

@@ -58,8 +58,9 @@ class LoadMultiTask(BaseTransform):
             results["img"] = image
             results["img_shape"] = results["ori_shape"] = image.shape[:2]
             results["img_dtype"] = image.dtype
-        if self.labels and not self.image:
-            results["labels_as_stored"] = True
+        if self.labels:
+            resized = tuple(results["img_shape"][:2]) != tuple(results["ori_shape"][:2])
+            results["labels_as_stored"] = resized
         for name, file in results.get("label_files", {}).items() if self.labels else ():
             label = _read(name, file)
             if label is None:
