@@ -28,7 +28,7 @@ from mtl_plugins.mm.datasets import (
     PASCALMTDataset,
 )
 from mtl_plugins.mm.structures import FIELDS
-from mtl_plugins.mm.transforms.dense_files import thin
+from mtl_plugins.mm.transforms.dense_files import PARTS, thin
 
 PIPELINE = [{"type": "LoadMultiTask"}, {"type": "PackMultiTaskInputs"}]
 
@@ -178,6 +178,19 @@ def test_thinning_gives_scikit_image_s_published_example() -> None:
     block = picture(".#..... ..###.. ..###.. ..###.. ..###.. ..###.. .......")
     thinned = picture(".#..... ..#.... ...#... ...#... ...#... ....... .......")
     np.testing.assert_array_equal(thin(block), thinned)
+
+
+def test_every_part_of_a_person_has_a_class() -> None:
+    """The survey's six parts: head, torso, upper and lower arms, upper and lower legs."""
+    classes = {
+        1: "hair head lear rear lebrow rebrow leye reye mouth nose",
+        2: "neck torso",
+        3: "luarm ruarm",
+        4: "llarm rlarm lhand rhand",
+        5: "luleg ruleg",
+        6: "llleg rlleg lfoot rfoot",
+    }
+    assert {name: n for n, words in classes.items() for name in words.split()} == PARTS
 
 
 # --- malformed files ----------------------------------------------------------------------------
