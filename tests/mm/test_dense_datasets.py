@@ -240,7 +240,7 @@ def test_malformed_npy(tmp_path: Path, folder: str, change: Any, words: str) -> 
     packed(dataset[0])
     with pytest.raises(ValueError, match=f"{re.escape(str(path))}: {words}"):
         dataset[1]
-    # The same words come before the first step of training, with the key of the config.
+    # Before the first step of training, the same is said with the key of the config.
     config = {"type": "MTANNYUv2Dataset", "data_root": str(tmp_path), "pipeline": PIPELINE}
     problem = data_problem({"train_dataloader": {"dataset": config}})
     assert problem is not None and problem.startswith("train_dataloader.dataset: ")

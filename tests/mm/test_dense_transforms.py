@@ -175,6 +175,20 @@ def test_inverse_depth() -> None:
         MTRandomScaleCrop((2.0,))(before)
 
 
+def test_a_range_of_zooms() -> None:
+    """Factors fill the range evenly, as depth tells."""
+    np.random.seed(0)
+    before = seen(normal_of((0.0, 0.0)))["gt_depth_map"][0, 0]
+    zoom = MTRandomScaleCrop(scale_range=(1.0, 2.0))
+    depths = [zoom(seen(normal_of((0.0, 0.0))))["gt_depth_map"][0, 0] for _ in range(200)]
+    factors = np.sort(before / np.array(depths))
+    assert np.abs(factors - np.linspace(1, 2, 200)).max() < 0.12
+    turn = MTRotate(0.0, (0.5, 2.0))
+    depths = [turn(seen(normal_of((0.0, 0.0))))["gt_depth_map"][12, 18] for _ in range(200)]
+    factors = np.sort(before / np.array(depths))
+    assert np.abs(factors - np.linspace(0.5, 2, 200)).max() < 0.18
+
+
 # --- plain indexing -----------------------------------------------------------------------------
 
 
