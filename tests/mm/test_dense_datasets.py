@@ -139,6 +139,14 @@ def test_pascal_for_parts_alone_lists_images_with_persons(tmp_path: Path) -> Non
     dataset = build(PASCALMTDataset, tmp_path, fields=["human_parts"])
     assert len(dataset) == 1
     assert Path(dataset.get_data_info(0)["img_path"]).stem == "2008_000002"
+    path = tmp_path / "human_parts" / "2008_000003.mat"
+    dense_files.save_mat(path, {"anno": 3})
+    with pytest.raises(ValueError, match=re.escape(f"{path}: human_parts ")):
+        build(PASCALMTDataset, tmp_path, fields=["human_parts"])
+    dense_files.save_mat(path, {"anno": dense_files.parts(person=False)})
+    (tmp_path / "ImageSets" / "Context" / "train.txt").write_text("2008_000003\n")
+    with pytest.raises(FileNotFoundError, match="'train' has no image with the labels human_parts"):
+        build(PASCALMTDataset, tmp_path, fields=["human_parts"])
 
 
 @pytest.mark.parametrize("train_ids", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +13,8 @@ from mmseg.registry import DATASETS
 
 from mtl_plugins.mm.datasets import dense_classes as names
 from mtl_plugins.mm.structures import FIELDS, IGNORED
-from mtl_plugins.mm.transforms.dense_files import TRAIN_IDS, read_parts
+from mtl_plugins.mm.transforms.dense import read_file
+from mtl_plugins.mm.transforms.dense_files import TRAIN_IDS
 
 Files = dict[str, dict[str, Any]]
 """Label files of an image by field: ``path``, ``read`` (the kind of file), and its options."""
@@ -138,6 +140,10 @@ class DenseDataset(BaseSegDataset):
                     file[key] for file in files.values() for key in ("path", "only") if key in file
                 ]
                 missing += [path for path in map(Path, [image, *needed]) if not path.is_file()]
+        if not found:
+            raise self._missing(
+                f"the split {self.split!r} has no image with the labels {', '.join(self.fields)}"
+            )
         if missing:
             raise self._missing(
                 f"{len(missing)} files of the split {self.split!r} are missing, the first is "
@@ -446,14 +452,23 @@ class PASCALMTDataset(DenseDataset):
         path = self.root / self.db_info / name
         if not path.is_file():
             raise self._missing(f"there is no {str(path)!r}, which normals need")
-        return json.loads(path.read_text("utf-8"))
+        try:
+            return json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: is not JSON: {error}") from error
 
     def _has_parts(self, stem: str) -> bool:
         """Tell whether an image has a person with parts."""
         path = self.root / "human_parts" / f"{stem}.mat"
         if not path.is_file():
             raise self._missing(f"there is no {str(path)!r}")
-        return read_parts(str(path)) is not None
+        return _parts_in(str(path), path.stat().st_mtime_ns)
+
+
+@cache
+def _parts_in(path: str, changed: int) -> bool:
+    """Tell whether a file has a person with parts; ``changed`` is the time of the file."""
+    return read_file("human_parts", {"path": path, "read": "parts"}) is not None
 
 
 def _cityscapes(classes: int, kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class LoadMultiTask(BaseTransform):
             ValueError: A file is malformed; the message names the file and the field.
         """
         if self.image:
-            image = _read("img", {"path": results["img_path"], "read": "image"})
+            image = read_file("img", {"path": results["img_path"], "read": "image"})
             assert image is not None
             results["img"] = image
             results["img_shape"] = results["ori_shape"] = image.shape[:2]
@@ -62,7 +62,7 @@ class LoadMultiTask(BaseTransform):
             resized = tuple(results["img_shape"][:2]) != tuple(results["ori_shape"][:2])
             results["labels_as_stored"] = resized
         for name, file in results.get("label_files", {}).items() if self.labels else ():
-            label = _read(name, file)
+            label = read_file(name, file)
             if label is None:
                 continue
             if label.shape[:2] != tuple(results["ori_shape"]):
@@ -142,8 +142,19 @@ class PackMultiTaskInputs(BaseTransform):
         return f"{type(self).__name__}(meta_keys={tuple(self.meta_keys)})"
 
 
-def _read(name: str, file: dict[str, Any]) -> np.ndarray | None:
-    """Read a file as its data set asks, and name the file in any error."""
+def read_file(name: str, file: dict[str, Any]) -> np.ndarray | None:
+    """Read a file as its data set asks.
+
+    Args:
+        name: Name of the field, for messages.
+        file: ``path``, ``read`` (the kind of file, of ``READERS``), and options of that reader.
+
+    Returns:
+        The label in the conventions of ``FIELDS``; None if the file says that there is none.
+
+    Raises:
+        ValueError: The file is missing or malformed.
+    """
     options = {key: value for key, value in file.items() if key not in ("path", "read")}
     try:
         return READERS[file["read"]](file["path"], **options)
