@@ -35,12 +35,6 @@ ROOTS = (
 )
 """Environment variables that our configs read."""
 
-DENSE_CLASSES = {
-    "PartsHead": "human_parts_classes",
-    **dict.fromkeys(("DepthHead", "NormalHead", "EdgeHead", "SaliencyHead")),
-}
-"""Key of the metainfo with the classes of a dense task's head; None for a head without classes."""
-
 OPENED = 8
 """Number of images of a set that are opened, evenly spread over its file from the first on."""
 
@@ -110,22 +104,24 @@ def class_count_problem(
     for name, module in model.named_modules():
         parts = name.split(".")
         count = getattr(module, "num_classes", None)
+        # A head of dense prediction names its label; its decoder below it does not.
+        owners = [model.get_submodule(".".join(parts[: i + 1])) for i in range(len(parts))]
+        field = next((f for o in owners if isinstance(f := getattr(o, "field", None), str)), None)
         if (
             not isinstance(count, int)
             or parts[0] in ("", "backbone", "neck")
             or "rpn_head" in parts
             or "loss" in parts[-1]
             or isinstance(module, FusedSemanticHead)
-            or getattr(module, "class_agnostic", False)
+            or (getattr(module, "class_agnostic", False) and field is None)
         ):
             continue
         known, attribute = [classes], "num_classes"
         if hasattr(module, "num_stuff_classes"):
             attribute = "num_things_classes + num_stuff_classes"
             count = module.num_things_classes + module.num_stuff_classes
-        elif parts[0] == "heads" and len(parts) > 1:
-            head = type(model.get_submodule(".".join(parts[:2]))).__name__
-            names = DENSE_CLASSES.get(head, "classes")
+        elif field not in (None, "sem_seg"):
+            names = f"{field}_classes"
             known = [metainfo[names]] if names in metainfo else []
         elif parts[-1] == "semantic_head":
             known = [metainfo[name] for name in ("seg_classes",) if name in metainfo]

@@ -358,27 +358,28 @@ def test_the_semantic_head_counts_its_own_classes(configs: Path) -> None:
 def test_dense_heads_count_the_classes_of_their_tasks() -> None:
     """A decoder has as many "classes" as depth and normals have channels."""
 
-    def head(name: str, channels: int) -> nn.Module:
+    def head(field: str, channels: int) -> nn.Module:
         options = {"in_channels": 4, "channels": 4, "num_convs": 1}
         decoder = FCNHead(num_classes=channels, out_channels=channels, **options)
-        task = type(name, (nn.Module,), {})()
-        task.decoder = decoder
+        task = nn.Module()
+        task.field, task.decoder = field, decoder
+        decoder.class_agnostic = field != "sem_seg"
         return task
 
     heads = {
         "seg": FCNHead(in_channels=4, channels=4, num_classes=21),
-        "depth": head("DepthHead", 1),
+        "depth": head("depth", 1),
     }
-    heads |= {"normals": head("NormalHead", 3), "parts": head("PartsHead", 7)}
+    heads |= {"normals": head("normals", 3), "parts": head("human_parts", 7)}
     model = nn.Module()
     model.heads = nn.ModuleDict(heads)
     meta = mtl_plugins.mm.datasets.PASCALMTDataset.METAINFO
     assert class_count_problem(model, meta) is None
-    model.heads["parts"] = head("PartsHead", 6)
+    model.heads["parts"] = head("human_parts", 6)
     message = class_count_problem(model, meta)
     assert message.startswith("model.heads.parts.decoder.num_classes is 6, but")
     assert "7 classes: background, head, torso" in message
-    model.heads["parts"], model.heads["other"] = head("PartsHead", 7), head("SegmentationHead", 20)
+    model.heads["parts"], model.heads["other"] = head("human_parts", 7), head("sem_seg", 20)
     assert "model.heads.other.decoder.num_classes is 20, but" in class_count_problem(model, meta)
 
 
