@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from mmengine.registry import DefaultScope
 
 from mtl_plugins.registry import suggest
@@ -34,6 +35,9 @@ ROOTS = (
     *("METAGRASPNET_DERIVED", "NYUV2_ROOT", "CITYSCAPES_MTAN_ROOT", "NYUD_ROOT", "PASCAL_ROOT"),
 )
 """Environment variables that our configs read."""
+
+BYTES_ONLY = {"PhotoMetricDistortion", "CLAHE", "AdjustGamma"}
+"""Transforms of MMSegmentation that turn any image into uint8 without scaling it."""
 
 OPENED = 8
 """Number of images of a set that are opened, evenly spread over its file from the first on."""
@@ -228,13 +232,20 @@ def broken_labels(cfg: Mapping[str, Any]) -> str | None:
             continue
         dataset = _lazily(options, kind)
         dataset.full_init()
-        if not any(isinstance(step, LoadMultiTask) for step in dataset.pipeline.transforms):
+        steps = dataset.pipeline.transforms
+        if not any(isinstance(step, LoadMultiTask) for step in steps):
             continue
+        jitter = [name for step in steps if (name := type(step).__name__) in BYTES_ONLY]
         for i in range(0, len(dataset), max(1, math.ceil(len(dataset) / OPENED))):
             try:
-                LoadMultiTask().transform(dataset.get_data_info(i))
+                loaded = LoadMultiTask().transform(dataset.get_data_info(i))
             except ValueError as error:
                 return f"{key}: {error}"
+            if jitter and loaded["img"].dtype != np.uint8:
+                return (
+                    f"{key}.pipeline: {jitter[0]} takes colours from 0 to 255 of uint8, the image "
+                    f"{loaded['img_path']} has {loaded['img'].dtype}; leave {jitter[0]} out"
+                )
     return None
 
 

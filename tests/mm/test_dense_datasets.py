@@ -411,6 +411,18 @@ def test_a_wrong_option_is_named_with_its_key(tmp_path: Path) -> None:
         assert problem is not None and re.match(f"train_dataloader.dataset: {words}", problem)
 
 
+def test_colour_jitter_of_floating_point_images_is_named(tmp_path: Path) -> None:
+    dense_files.mtan(tmp_path, count=1)
+    pipeline = [PIPELINE[0], {"type": "PhotoMetricDistortion"}, PIPELINE[1]]
+    config = {"type": "MTANNYUv2Dataset", "data_root": str(tmp_path), "pipeline": pipeline}
+    problem = data_problem({"train_dataloader": {"dataset": config}})
+    assert problem is not None
+    assert problem.startswith("train_dataloader.dataset.pipeline: PhotoMetricDistortion takes")
+    path = tmp_path / "train" / "image" / "0.npy"
+    np.save(path, (255 * np.load(path)).astype(np.uint8))
+    assert data_problem({"train_dataloader": {"dataset": config}}) is None
+
+
 def test_fewer_classes(tmp_path: Path) -> None:
     drawn = dense_files.mtan(tmp_path, count=1)[0]["sem_seg"]
     dataset = build(MTANNYUv2Dataset, tmp_path, metainfo={"classes": ("chair", "bed")})
