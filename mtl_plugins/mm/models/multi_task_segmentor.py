@@ -368,7 +368,7 @@ def _features(x: TaskFeatures | Sequence[Tensor], task: str) -> Sequence[Tensor]
     return x.features[task] if isinstance(x, TaskFeatures) else x
 
 
-def _by_logits(head: nn.Module) -> Callable[..., dict[str, Any]]:
+def _by_logits(head: Any) -> Callable[..., dict[str, Any]]:
     return lambda x, samples, train_cfg: head.loss_by_feat(x[0], samples)
 
 
