@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from two_processes import results_of_two, work
 
+from mtl_plugins.features import Features
 from mtl_plugins.mm.allocation import AllocationGates
 from mtl_plugins.mm.data_check import class_count_problem
 from mtl_plugins.mm.models.task_features import TaskFeatures
@@ -273,6 +274,17 @@ def test_tasks_with_features_of_their_own_and_auxiliary_predictions(tmp_path: Pa
     ]
     runner = _train(tmp_path, cfg, aggregator="PCGrad")
     assert runner.model.neck.first.weight.isfinite().all()
+
+
+def test_features_of_each_task_are_seen_as_a_representation() -> None:
+    model = _build("depth", "seg", neck={"type": "FeaturesByTask", "tasks": ("depth", "seg")})
+    features = Features(model.neck)
+    losses = model.loss(images(), [sample(), sample()])
+    # Four levels for each of two tasks, and two auxiliary predictions.
+    assert len(features.tensors) == 10
+    loss = losses["depth.loss_depth"]
+    grads = torch.autograd.grad(loss, features.tensors, allow_unused=True)
+    assert [i for i, grad in enumerate(grads) if grad is not None] == [2]
 
 
 def test_a_task_without_decoder_has_auxiliary_predictions_only() -> None:

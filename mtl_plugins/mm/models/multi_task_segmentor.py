@@ -21,6 +21,7 @@ from mmseg.structures import SegDataSample
 from mmseg.utils import add_prefix
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import register_pytree_node
 
 from mtl_plugins.mm.allocation import scaled
 from mtl_plugins.mm.models.dense_heads import DenseHead
@@ -34,6 +35,13 @@ Maps = dict[str, Tensor]
 MODES = ("whole", "slide")
 FLIPS = {"horizontal": (2,), "vertical": (1,), "diagonal": (1, 2)}
 """Axes of a map ``[C, H, W]`` that each flip of MMCV reverses."""
+
+# For level='feature', which looks for the tensors in the output of a module.
+register_pytree_node(
+    TaskFeatures,
+    lambda x: ([dict(x.features), dict(x.auxiliary)], None),
+    lambda values, _: TaskFeatures(*values),
+)
 
 
 @MODELS.register_module()
