@@ -1,10 +1,12 @@
 """Settings of all tests, and the models and data that several of them share."""
 
+import functools
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import mmengine.config.utils
 import pytest
 import torch
 from commands import run
@@ -25,6 +27,14 @@ def unformatted_configs() -> Iterator[None]:
     """MMEngine indents each config for its log, which takes longer than most trainings here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("yapf.yapflib.yapf_api.FormatCode", lambda code, **_: (code, True))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def model_index_read_once() -> Iterator[None]:
+    """MMEngine parses a package's hundred YAML files again for each ``package::config``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mmengine.config.utils.load", functools.cache(mmengine.config.utils.load))
         yield
 
 
