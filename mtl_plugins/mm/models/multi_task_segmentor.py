@@ -337,8 +337,8 @@ class MultiTaskDataPreProcessor(SegDataPreProcessor):
             return super().forward(data, training)
         labels = []
         for image, sample in zip(data["inputs"], data["data_samples"], strict=True):
-            truths = {f.truth: f for f in FIELDS.values() if f.truth in sample}
-            labels.append([(field, sample.pop(name).data) for name, field in truths.items()])
+            fields = [field for field in FIELDS.values() if field.truth in sample]
+            labels.append([(field, sample.get(field.truth).data) for field in fields])
             for field, label in labels[-1]:
                 if label.shape[-2:] != image.shape[-2:]:
                     raise ValueError(
