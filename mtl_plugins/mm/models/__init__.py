@@ -2,9 +2,23 @@
 
 from mtl_plugins.mm.models.cross_stitch import CrossStitchBackbone, CrossStitchSegNet
 from mtl_plugins.mm.models.deeplab_head import DeepLabHead
+from mtl_plugins.mm.models.dense_heads import (
+    DenseHead,
+    DepthHead,
+    EdgeHead,
+    NormalHead,
+    PartsHead,
+    SaliencyHead,
+    SegmentationHead,
+)
+from mtl_plugins.mm.models.dense_losses import BalancedBCELoss, DepthL1Loss, NormalLoss
 from mtl_plugins.mm.models.losses import PartialDiceLoss
 from mtl_plugins.mm.models.mtan import MTANSegNet
 from mtl_plugins.mm.models.mti_net import MTINet
+from mtl_plugins.mm.models.multi_task_segmentor import (
+    MultiTaskDataPreProcessor,
+    MultiTaskSegmentor,
+)
 from mtl_plugins.mm.models.rgbd import RGBDDataPreprocessor, RGBDResNet
 from mtl_plugins.mm.models.segnet import SegNet
 from mtl_plugins.mm.models.semantic_detector import PartialDataPreprocessor, SemanticDetector
@@ -15,18 +29,30 @@ from mtl_plugins.mm.models.uoais import (
 )
 
 __all__ = [
+    "BalancedBCELoss",
     "CrossStitchBackbone",
     "CrossStitchSegNet",
     "DeepLabHead",
+    "DenseHead",
+    "DepthHead",
+    "DepthL1Loss",
+    "EdgeHead",
     "HierarchicalMaskHead",
     "HierarchicalOcclusionHead",
     "MTANSegNet",
     "MTINet",
+    "MultiTaskDataPreProcessor",
+    "MultiTaskSegmentor",
+    "NormalHead",
+    "NormalLoss",
     "PartialDataPreprocessor",
     "PartialDiceLoss",
+    "PartsHead",
     "RGBDDataPreprocessor",
     "RGBDResNet",
+    "SaliencyHead",
     "SegNet",
+    "SegmentationHead",
     "SemanticDetector",
     "UOAISRoIHead",
 ]

@@ -176,7 +176,7 @@ class SemanticDetector(BaseDetector):
             if not chosen:
                 continue
             if task == "seg" and takes_part:
-                factor = factor * self._share(len(labelled[source]), x[0])
+                factor = factor * share_of_images(len(labelled[source]), x[0])
             rows = [seen.index(i) for i in chosen]
             terms = loss_of(_of(outputs, rows, len(seen)), targets, labels)
             accuracies = {name: terms.pop(name) for name in list(terms) if "loss" not in name}
@@ -186,17 +186,6 @@ class SemanticDetector(BaseDetector):
                 for name, value in scaled(terms, factor).items()
             }
         return losses
-
-    @staticmethod
-    def _share(count: int, like: Tensor) -> Tensor:
-        """Return this process's number of labelled images, divided by the mean of all processes.
-
-        A decode head takes the mean over the images of one process. Multiplied by this share, the
-        mean of the processes is the mean over all images, as for dense heads, which count over all
-        processes.
-        """
-        mine = like.new_tensor(float(count), dtype=torch.float)
-        return mine / reduce_mean(mine).clamp(min=1 / get_world_size())
 
     def _det_loss(
         self, outputs: Any, samples: SampleList, labels: Sequence[InstanceData]
@@ -286,6 +275,21 @@ class PartialDataPreprocessor(DetDataPreprocessor):
                     pad = (0, width - labels.shape[-1], 0, height - labels.shape[-2])
                     padded = F.pad(labels, pad, value=self.seg_pad_value)
                     sample.set_field(PixelData(sem_seg=padded), name)
+
+
+def share_of_images(count: int, like: Tensor) -> Tensor:
+    """Return this process's number of labelled images, divided by the mean of all processes.
+
+    A decode head takes the mean over the images of one process. Multiplied by this share, the mean
+    of the processes is the mean over all images, as for dense heads, which count over all
+    processes.
+
+    Args:
+        count: Number of labelled images on this process.
+        like: Tensor on the device of the result.
+    """
+    mine = like.new_tensor(float(count), dtype=torch.float)
+    return mine / reduce_mean(mine).clamp(min=1 / get_world_size())
 
 
 def _of(values: Any, chosen: Sequence[int], total: int) -> Any:

@@ -1,0 +1,481 @@
+"""Segmentation, depth, normals and other maps from one trunk, with MMSegmentation's parts."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.dist import get_world_size
+from mmengine.model import ModuleDict, ModuleList
+from mmengine.structures import PixelData
+from mmseg.models.data_preprocessor import SegDataPreProcessor
+from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.segmentors.base import BaseSegmentor
+from mmseg.models.utils import resize
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from mmseg.utils import add_prefix
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtl_plugins.mm.allocation import scaled
+from mtl_plugins.mm.models.dense_heads import DenseHead
+from mtl_plugins.mm.models.semantic_detector import share_of_images
+from mtl_plugins.mm.models.task_features import TaskFeatures
+from mtl_plugins.mm.structures import FIELDS, IGNORED
+from mtl_plugins.registry import suggest
+
+Config = Mapping[str, Any]
+Maps = dict[str, Tensor]
+MODES = ("whole", "slide")
+FLIPS = {"horizontal": (2,), "vertical": (1,), "diagonal": (1, 2)}
+"""Axes of a map ``[C, H, W]`` that each flip of MMCV reverses."""
+
+
+@MODELS.register_module()
+class MultiTaskSegmentor(BaseSegmentor):
+    """Any number of heads for dense prediction on one backbone and neck.
+
+    An image trains a task if its data sample has the task's label and, with STA or ISTA, if the
+    task is one of the image's. Other images pass neither the head nor the loss of the task, so that
+    the losses are those of a batch of the labelled images. A task without an image gives no loss.
+    In distributed training, a process without an image of a task takes part with zeros, since heads
+    may communicate.
+
+    The losses are ``<task>.loss_*``, those of auxiliary predictions ``<task>.aux_<n>.loss_*`` with
+    ``n`` from 0: first the predictions of backbone or neck, then the auxiliary heads'.
+
+    Args:
+        backbone: Config of a backbone of MMSegmentation.
+        heads: Config of the head of each task, by names of your own: a decode head of
+            MMSegmentation for ``gt_sem_seg``, or a :class:`~mtl_plugins.mm.models.DenseHead`.
+        neck: Config of a neck; None for none.
+        auxiliary_heads: Config, or list of configs, of more heads for the label of a task, by task;
+            used in training only.
+        train_cfg: Training settings, which decode heads get.
+        test_cfg: ``mode``, ``"whole"`` or ``"slide"``; with ``"slide"`` the ``crop_size`` and the
+            ``stride`` of the windows (height, width), in pixels.
+        data_preprocessor: Config of a preprocessor, such as :class:`MultiTaskDataPreProcessor`.
+        pretrained: Weights of the backbone, as for MMSegmentation's segmentors.
+        init_cfg: Config of the initial weights, as for any MMEngine module.
+
+    Attributes:
+        trains: Function that tells whether a sample trains the losses with a name; task allocation
+            replaces it.
+
+    Raises:
+        ValueError: A head does not fit the task or another head, or the settings are unknown.
+    """
+
+    def __init__(
+        self,
+        backbone: Config,
+        heads: Mapping[str, Config],
+        neck: Config | None = None,
+        auxiliary_heads: Mapping[str, Config | Sequence[Config]] | None = None,
+        train_cfg: Config | None = None,
+        test_cfg: Config | None = None,
+        data_preprocessor: Config | None = None,
+        pretrained: str | None = None,
+        init_cfg: Any = None,
+    ) -> None:
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        if pretrained is not None:
+            if backbone.get("pretrained") is not None:
+                raise ValueError("model.pretrained: model.backbone.pretrained is set as well")
+            backbone = {**backbone, "pretrained": pretrained}
+        self.train_cfg = train_cfg
+        self.test_cfg = {} if test_cfg is None else test_cfg
+        _check_test_cfg(self.test_cfg)
+        _check_tasks(heads, auxiliary_heads or {})
+        self.backbone = MODELS.build(backbone)
+        if neck is not None:
+            self.neck = MODELS.build(neck)
+        self.heads = ModuleDict(
+            {task: _build(f"model.heads.{task}", cfg) for task, cfg in heads.items()}
+        )
+        fields = Counter(map(field_of, self.heads.values()))
+        for task, head in self.heads.items():
+            if fields[field_of(head)] > 1:
+                same = [t for t, other in self.heads.items() if field_of(other) == field_of(head)]
+                raise ValueError(
+                    f"model.heads.{task}: the heads {same} all predict "
+                    f"{FIELDS[field_of(head)].prediction!r}; keep one, and put others into "
+                    "model.auxiliary_heads"
+                )
+        self.auxiliary_heads = ModuleDict()
+        for task in self.heads:
+            key = f"model.auxiliary_heads.{task}"
+            cfgs = (auxiliary_heads or {}).get(task, [])
+            cfgs = [cfgs] if isinstance(cfgs, Mapping) else cfgs
+            built = ModuleList(_build(f"{key}[{i}]", cfg) for i, cfg in enumerate(cfgs))
+            for i, head in enumerate(built):
+                if field_of(head) != field_of(self.heads[task]):
+                    raise ValueError(
+                        f"{key}[{i}]: {type(head).__name__} predicts {field_of(head)!r}, but "
+                        f"model.heads.{task} {field_of(self.heads[task])!r}"
+                    )
+                if not _has_decoder(head):
+                    raise ValueError(f"{key}[{i}].decoder: an auxiliary head needs one")
+            self.auxiliary_heads[task] = built
+        self.trains: Callable[[Any, str], bool] = lambda sample, loss: True
+
+    @property
+    def optional_losses(self) -> list[str]:
+        """Return the patterns of the losses that a batch may lack."""
+        return [f"{task}.*" for task in self.heads]
+
+    def extract_feat(self, inputs: Tensor) -> TaskFeatures | Sequence[Tensor]:
+        """Return the features of images ``[N, C, H, W]``, which may differ by task.
+
+        Raises:
+            ValueError: There are features by task, but not for all tasks with a decoder.
+        """
+        x = self.backbone(inputs)
+        if self.with_neck:
+            x = self.neck(x)
+        if isinstance(x, TaskFeatures):
+            where = "neck" if self.with_neck else "backbone"
+            source = f"model.{where} ({type(getattr(self, where)).__name__})"
+            for task, head in self.heads.items():
+                needed = _has_decoder(head) or len(self.auxiliary_heads[task])
+                if needed and task not in x.features:
+                    raise ValueError(
+                        f"model.heads.{task}: {source} returns no features for {task!r}; "
+                        f"{suggest(task, x.features)}"
+                    )
+            for task in x.auxiliary:
+                if task not in self.heads:
+                    raise ValueError(
+                        f"{source} returns auxiliary predictions of {task!r}, which is none of "
+                        f"model.heads; {suggest(task, self.heads)}"
+                    )
+        auxiliary = x.auxiliary if isinstance(x, TaskFeatures) else {}
+        for task, head in self.heads.items():
+            if not (_has_decoder(head) or auxiliary.get(task) or len(self.auxiliary_heads[task])):
+                raise ValueError(
+                    f"model.heads.{task}.decoder: is None, and neither backbone nor neck returns "
+                    f"auxiliary predictions of {task!r}, so that nothing would be trained"
+                )
+        return x
+
+    def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Maps:
+        """Return the logits ``[N, C, H, W]`` of each task with a decoder for images."""
+        x = self.extract_feat(inputs)
+        return {
+            task: head.predict(_features(x, task), batch_img_metas, self.test_cfg)
+            for task, head in self.heads.items()
+            if _has_decoder(head)
+        }
+
+    def _forward(self, inputs: Tensor, data_samples: Any = None) -> Maps:
+        """Return the raw output of each task with a decoder."""
+        x = self.extract_feat(inputs)
+        heads = {task: head for task, head in self.heads.items() if _has_decoder(head)}
+        return {task: head(_features(x, task)) for task, head in heads.items()}
+
+    def loss(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> Maps:
+        """Return the losses of the labels that the images have, and pixel accuracies (per cent).
+
+        Args:
+            inputs: Images, ``[N, C, H, W]``.
+            data_samples: ``N`` samples.
+        """
+        x = self.extract_feat(inputs)
+        losses: Maps = {}
+        for task, head in self.heads.items():
+            if _has_decoder(head):
+                losses |= self._losses(task, head, _features(x, task), data_samples, head.loss)
+            given = x.auxiliary.get(task, ()) if isinstance(x, TaskFeatures) else ()
+            for n, logits in enumerate(given):
+                by_logits = _by_logits(head)
+                losses |= self._losses(f"{task}.aux_{n}", head, (logits,), data_samples, by_logits)
+            for n, head in enumerate(self.auxiliary_heads[task], len(given)):
+                name, features = f"{task}.aux_{n}", _features(x, task)
+                losses |= self._losses(name, head, features, data_samples, head.loss)
+        return losses
+
+    def _losses(
+        self,
+        prefix: str,
+        head: nn.Module,
+        x: Sequence[Tensor],
+        samples: Sequence[SegDataSample],
+        loss: Callable[[Sequence[Tensor], Sequence[SegDataSample], Any], dict[str, Any]],
+    ) -> Maps:
+        """Return the losses of one prediction over the images that train it.
+
+        Args:
+            prefix: Beginning of the losses' names, without the dot.
+            head: Head with the label's name.
+            x: Features or logits of all ``N`` images.
+            samples: ``N`` samples.
+            loss: Loss of the features, samples and training settings, such as ``head.loss``.
+        """
+        truth = FIELDS[field_of(head)].truth
+        name = f"{prefix}.{_loss_name(head)}"
+        chosen = [i for i, s in enumerate(samples) if truth in s and self.trains(s, name)]
+        takes_part = get_world_size() > 1
+        if not (chosen or takes_part):
+            return {}
+        rows, targets = chosen or [0], [samples[i] for i in chosen]
+        if not chosen:
+            targets = [_unlabelled(samples[0], x[0].device, field_of(head))]
+        if rows != list(range(len(samples))):
+            x = tuple(level[rows] for level in x)
+        terms = add_prefix(loss(x, targets, self.train_cfg), prefix)
+        if not chosen:
+            terms = {name: term for name, term in terms.items() if "loss" in name}
+        if takes_part:
+            share = share_of_images(len(chosen), x[0])
+            factors = {n: share if "loss" in n else 1.0 for n in terms}
+            terms = {n: scaled({n: term}, factors[n])[n] for n, term in terms.items()}
+        return terms
+
+    def predict(
+        self, inputs: Tensor, data_samples: list[SegDataSample] | None = None
+    ) -> list[SegDataSample]:
+        """Predict the map of each task with a decoder.
+
+        Args:
+            inputs: Images, ``[N, C, H, W]``.
+            data_samples: ``N`` samples; without, predictions have the size of ``inputs``.
+
+        Returns:
+            The samples with the predictions of :data:`~mtl_plugins.mm.structures.FIELDS`, at the
+            size of the image's file, and ``seg_logits`` of semantic segmentation.
+        """
+        size = inputs.shape[2:]
+        if data_samples is None:
+            meta = {"ori_shape": size, "img_shape": size, "pad_shape": size}
+            data_samples = [SegDataSample(metainfo=meta) for _ in inputs]
+        metas = [dict(sample.metainfo) for sample in data_samples]
+        slides = self.test_cfg.get("mode", "whole") == "slide"
+        logits = (self.slide_inference if slides else self.encode_decode)(inputs, metas)
+        for task, maps in logits.items():
+            head = self.heads[task]
+            for sample, one in zip(data_samples, maps, strict=True):
+                one = _original(one, sample.metainfo, head)
+                field = FIELDS[field_of(head)]
+                if field_of(head) == "sem_seg":
+                    one = one.sigmoid() if len(one) == 1 else one
+                    sample.set_data({"seg_logits": PixelData(data=one)})
+                if isinstance(head, DenseHead):
+                    found = head.finish(one)
+                elif len(one) == 1:
+                    found = (one > head.threshold).to(one)
+                else:
+                    found = one.argmax(0, keepdim=True)
+                sample.set_data({field.prediction: PixelData(data=found)})
+        return data_samples
+
+    def slide_inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Maps:
+        """Return the mean logits of each task over windows, as ``EncoderDecoder`` slides them."""
+        height, width = inputs.shape[2:]
+        count = inputs.new_zeros((len(inputs), 1, height, width))
+        total: Maps = {}
+        windows = zip(
+            (height, width), self.test_cfg["crop_size"], self.test_cfg["stride"], strict=True
+        )
+        rows, columns = (_windows(*axis) for axis in windows)
+        for top, bottom in rows:
+            for left, right in columns:
+                crop = inputs[:, :, top:bottom, left:right]
+                batch_img_metas[0]["img_shape"] = crop.shape[2:]
+                pad = (left, width - right, top, height - bottom)
+                for task, logits in self.encode_decode(crop, batch_img_metas).items():
+                    total[task] = total.get(task, 0) + F.pad(logits, pad)
+                count[:, :, top:bottom, left:right] += 1
+        return {task: logits / count for task, logits in total.items()}
+
+
+@MODELS.register_module()
+class MultiTaskDataPreProcessor(SegDataPreProcessor):
+    """Pad each label with the value that means unknown, such as 0 for depth and normals.
+
+    Args:
+        size: Size of all images of a training batch after padding (height, width).
+        size_divisor: Divisor of that size instead; 1 without both.
+        seg_pad_val: 255, the value for classes.
+        batch_augments: None; augmentations of MMSegmentation's batches know ``gt_sem_seg`` alone.
+        **kwargs: Other arguments of ``SegDataPreProcessor``.
+
+    Raises:
+        ValueError: ``batch_augments`` or another ``seg_pad_val``.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int] | None = None,
+        size_divisor: int | None = None,
+        seg_pad_val: float = IGNORED,
+        batch_augments: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        key = "model.data_preprocessor"
+        if batch_augments is not None:
+            raise ValueError(f"{key}.batch_augments: would mix images but not all of their labels")
+        if seg_pad_val != IGNORED:
+            raise ValueError(f"{key}.seg_pad_val: unknown pixels are {IGNORED}, got {seg_pad_val}")
+        if size is None and size_divisor is None:
+            size_divisor = 1
+        super().__init__(size=size, size_divisor=size_divisor, **kwargs)
+
+    def forward(self, data: dict, training: bool = False) -> dict[str, Any]:
+        """Return the batch, normalised and padded, on the device of the model.
+
+        Raises:
+            ValueError: A label has another size than its image.
+        """
+        data = self.cast_data(data)
+        if not training:
+            return super().forward(data, training)
+        labels = []
+        for image, sample in zip(data["inputs"], data["data_samples"], strict=True):
+            fields = [field for field in FIELDS.values() if field.truth in sample]
+            labels.append([(field, sample.get(field.truth).data) for field in fields])
+            for field, label in labels[-1]:
+                if label.shape[-2:] != image.shape[-2:]:
+                    raise ValueError(
+                        f"train_dataloader.dataset.pipeline: {field.truth} of "
+                        f"{sample.metainfo.get('img_path')!r} is {_size(label)} pixels, the image "
+                        f"{_size(image)} (height x width); transforms have to change both"
+                    )
+        data = super().forward(data, training)
+        for sample, given in zip(data["data_samples"], labels, strict=True):
+            sample.set_metainfo({"pad_shape": tuple(data["inputs"].shape[-2:])})
+            for field, label in given:
+                padded = F.pad(label, tuple(sample.padding_size), value=field.unknown)
+                sample.set_data({field.truth: PixelData(data=padded)})
+        return data
+
+
+def field_of(head: nn.Module) -> str:
+    """Return the name of a head's label in :data:`~mtl_plugins.mm.structures.FIELDS`."""
+    return head.field if isinstance(head, DenseHead) else "sem_seg"
+
+
+def _has_decoder(head: nn.Module) -> bool:
+    return not isinstance(head, DenseHead) or head.decoder is not None
+
+
+def _features(x: TaskFeatures | Sequence[Tensor], task: str) -> Sequence[Tensor]:
+    return x.features[task] if isinstance(x, TaskFeatures) else x
+
+
+def _by_logits(head: nn.Module) -> Callable[..., dict[str, Any]]:
+    return lambda x, samples, train_cfg: head.loss_by_feat(x[0], samples)
+
+
+def _loss_name(head: nn.Module) -> str:
+    """Return the name of a head's (first) loss, by which its task is found."""
+    if isinstance(head, DenseHead):
+        return head.loss_name
+    losses = head.loss_decode
+    first = losses[0] if isinstance(losses, nn.ModuleList) else losses
+    return getattr(first, "loss_name", "loss_")
+
+
+def _unlabelled(sample: SegDataSample, device: torch.device, name: str) -> SegDataSample:
+    """Return a sample in which all pixels of a label are unknown."""
+    field = FIELDS[name]
+    shape = (field.channels, *sample.metainfo["pad_shape"][:2])
+    dtype = torch.long if field.kind in ("classes", "binary") else torch.float
+    data = torch.full(shape, field.unknown, dtype=dtype, device=device)
+    unlabelled = SegDataSample(metainfo=sample.metainfo)
+    unlabelled.set_data({field.truth: PixelData(data=data)})
+    return unlabelled
+
+
+def _windows(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
+    """Return begin and end of the windows along an axis, the last one moved inside."""
+    ends = [
+        min(i * stride + crop, length)
+        for i in range(max(length - crop + stride - 1, 0) // stride + 1)
+    ]
+    return [(max(end - crop, 0), end) for end in ends]
+
+
+def _original(logits: Tensor, meta: Config, head: nn.Module) -> Tensor:
+    """Return logits ``[C, H, W]`` without padding and flip, at the size of the image's file."""
+    left, right, top, bottom = meta.get("img_padding_size", meta.get("padding_size", [0] * 4))
+    height, width = logits.shape[-2:]
+    logits = logits[:, top : height - bottom, left : width - right]
+    if meta.get("flip"):
+        direction = meta.get("flip_direction")
+        if direction not in FLIPS:
+            raise ValueError(
+                f"flip_direction of a test image: {direction!r}; {suggest(str(direction), FLIPS)}"
+            )
+        logits = logits.flip(FLIPS[direction])
+        if field_of(head) == "normals":
+            turned = [
+                -1.0 if 2 in FLIPS[direction] else 1.0,
+                -1.0 if 1 in FLIPS[direction] else 1.0,
+                1.0,
+            ]
+            logits = logits * logits.new_tensor(turned)[:, None, None]
+    how = {"mode": "bilinear", "align_corners": head.align_corners}
+    return resize(logits[None], size=meta["ori_shape"][:2], warning=False, **how)[0]
+
+
+def _build(key: str, cfg: Any) -> nn.Module:
+    """Build a head, with errors that begin with its config key."""
+    if not isinstance(cfg, Mapping) or "type" not in cfg:
+        raise ValueError(f"{key}: expected dict(type=...), got {cfg!r}")
+    try:
+        head = MODELS.build(dict(cfg))
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        text = re.sub(r"^class `\w+` in \S+: ", "", str(error.args[0] if error.args else error))
+        joint = "." if re.match(r"(decoder|loss|num_classes)\b", text) else ": "
+        raise ValueError(f"{key}{joint}{text}") from error
+    if isinstance(head, BaseCascadeDecodeHead) or not isinstance(head, (BaseDecodeHead, DenseHead)):
+        raise ValueError(
+            f"{key}.type: {type(head).__name__} is no head that goes over features alone: a decode "
+            "head of MMSegmentation (for gt_sem_seg), or DepthHead, NormalHead, EdgeHead, "
+            "SaliencyHead, SegmentationHead, PartsHead with a decoder"
+        )
+    return head
+
+
+def _check_tasks(heads: Any, auxiliary_heads: Any) -> None:
+    """Refuse names that would be lost among the losses' names."""
+    for key, given in (("heads", heads), ("auxiliary_heads", auxiliary_heads)):
+        if not isinstance(given, Mapping) or (key == "heads" and not given):
+            raise ValueError(f"model.{key}: expected dict(task=dict(type=...)), got {given!r}")
+    for task in heads:
+        if not isinstance(task, str) or "loss" in task or not re.fullmatch(r"\w+", task):
+            raise ValueError(
+                f"model.heads: {task!r} cannot be a task's name, which stands in the names of the "
+                "losses: letters, digits and _, without 'loss'"
+            )
+    for task in auxiliary_heads:
+        if task not in heads:
+            raise ValueError(
+                f"model.auxiliary_heads: {task!r} is none of model.heads; {suggest(task, heads)}"
+            )
+
+
+def _check_test_cfg(test_cfg: Config) -> None:
+    mode = test_cfg.get("mode", "whole")
+    if mode not in MODES:
+        raise ValueError(f"model.test_cfg.mode: there is no {mode!r}; {suggest(str(mode), MODES)}")
+    for name in ("crop_size", "stride") if mode == "slide" else ():
+        if not _is_pair(test_cfg.get(name)):
+            raise ValueError(
+                f"model.test_cfg.{name}: mode='slide' needs (height, width) in pixels, got "
+                f"{test_cfg.get(name)!r}"
+            )
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, Iterable) and [type(v) for v in value] == [int, int]
+
+
+def _size(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape[-2:]))
