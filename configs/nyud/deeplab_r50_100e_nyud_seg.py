@@ -1,0 +1,15 @@
+# Baseline of one task for paper B, Table 2: segmentation.
+_base_ = ["./data.py", "../_base_/schedules/dense_100e.py"]
+
+model = dict(
+    type="MultiTaskSegmentor",
+    data_preprocessor=_base_.preprocessor,
+    backbone=_base_.r50,
+    heads=dict(seg=dict(type="SegmentationHead", num_classes=40, decoder=_base_.deeplab)),
+)
+optim_wrapper = dict(tasks=dict(seg="seg.*"))
+train_dataloader = dict(dataset=dict(fields=["sem_seg"]))
+val_dataloader = dict(dataset=dict(fields=["sem_seg"]))
+test_dataloader = val_dataloader
+val_evaluator = [_base_.seg_evaluator]
+test_evaluator = val_evaluator

@@ -1,0 +1,18 @@
+# Baseline of one task for paper D, Table 2: segmentation, with the schedule of the survey.
+_base_ = ["./data.py", "../_base_/schedules/dense_60e.py"]
+
+model = dict(
+    type="MultiTaskSegmentor",
+    data_preprocessor=_base_.preprocessor,
+    backbone=_base_.hr18,
+    heads=dict(seg=dict(type="SegmentationHead", num_classes=21, decoder=_base_.hr18_decoder)),
+)
+optim_wrapper = dict(
+    optimizer=dict(_delete_=True, type="SGD", lr=0.01, momentum=0.9, weight_decay=1e-4),
+    tasks=dict(seg="seg.*"),
+)
+train_dataloader = dict(dataset=dict(fields=["sem_seg"]))
+val_dataloader = dict(dataset=dict(fields=["sem_seg"]))
+test_dataloader = val_dataloader
+val_evaluator = [_base_.seg_evaluator]
+test_evaluator = val_evaluator
