@@ -27,13 +27,9 @@ def _maps(seed: int, channels: int) -> tuple[torch.Tensor, np.ndarray, torch.Gen
 def test_depth_is_the_mean_over_known_pixels(seed: int) -> None:
     pred, numbers, rng = _maps(seed, 1)
     target = torch.rand(2, 1, 4, 5, generator=rng) * (torch.rand(2, 1, 4, 5, generator=rng) > 0.4)
-<<<<<<< HEAD
     errors = [
         abs(p - t) for p, t in zip(numbers.flat, target.double().numpy().flat, strict=True) if t > 0
     ]
-=======
-    errors = [abs(p - t) for p, t in zip(numbers.flat, target.double().numpy().flat) if t > 0]
->>>>>>> configs
     want = sum(errors) / max(len(errors), 1)
     assert_close(DepthL1Loss(loss_weight=2.0)(pred, target).item(), 2 * want, rtol=1e-5, atol=1e-6)
 
@@ -59,11 +55,7 @@ def test_normals_by_angle_and_by_element(seed: int) -> None:
 def test_edges_weigh_positive_and_negative_pixels(seed: int, weight: float | str) -> None:
     pred, numbers, rng = _maps(seed, 1)
     target = torch.tensor([0, 1, 255])[torch.randint(3, (2, 4, 5), generator=rng)]
-<<<<<<< HEAD
     pairs = [(p, t) for p, t in zip(numbers.flat, target.numpy().flat, strict=True) if t != 255]
-=======
-    pairs = [(p, t) for p, t in zip(numbers.flat, target.numpy().flat) if t != 255]
->>>>>>> configs
     w = sum(t == 0 for _, t in pairs) / len(pairs) if weight == "batch" else weight
     terms = [
         w * math.log1p(math.exp(-p)) if t else (1 - w) * math.log1p(math.exp(p)) for p, t in pairs

@@ -75,14 +75,10 @@ class DenseHead(BaseModule):
                     f"decoder.{name}: {type(self).__name__} needs {self.out_channels} channels, "
                     f"got {cfg[name]}; leave it out"
                 )
-<<<<<<< HEAD
         channels: dict[str, Any] = {
             "num_classes": self.out_channels,
             "out_channels": self.out_channels,
         }
-=======
-        channels = {"num_classes": self.out_channels, "out_channels": self.out_channels}
->>>>>>> configs
         if self.out_channels == 1:
             channels["threshold"] = 0.5  # not used, and a warning without
         decoder = MODELS.build({**channels, **cfg})
@@ -111,10 +107,7 @@ class DenseHead(BaseModule):
         Raises:
             TypeError: The decoder returns something else.
         """
-<<<<<<< HEAD
         assert self.decoder is not None  # the segmentor looks
-=======
->>>>>>> configs
         logits = self.decoder(inputs)
         if not isinstance(logits, Tensor):
             raise TypeError(

@@ -115,16 +115,10 @@ class BalancedBCELoss(nn.Module):
         valid = target != ignore_index
         pred, positive = pred.float()[valid], target[valid] > 0
         count = valid.sum().clamp(min=1)
-<<<<<<< HEAD
         weight = torch.as_tensor(
             (~positive).sum() / count if self.pos_weight == "batch" else self.pos_weight,
             device=pred.device,
         )
-=======
-        weight = self.pos_weight
-        if weight == "batch":
-            weight = (~positive).sum() / count
->>>>>>> configs
         weights = torch.where(positive, weight, 1 - weight)
         losses = F.binary_cross_entropy_with_logits(pred, positive.to(pred), reduction="none")
         return self.loss_weight * (weights * losses).sum() / count

@@ -21,10 +21,7 @@ from mmseg.structures import SegDataSample
 from mmseg.utils import add_prefix
 from torch import Tensor, nn
 from torch.nn import functional as F
-<<<<<<< HEAD
 from torch.utils._pytree import register_pytree_node
-=======
->>>>>>> configs
 
 from mtl_plugins.mm.allocation import scaled
 from mtl_plugins.mm.models.dense_heads import DenseHead
@@ -39,7 +36,6 @@ MODES = ("whole", "slide")
 FLIPS = {"horizontal": (2,), "vertical": (1,), "diagonal": (1, 2)}
 """Axes of a map ``[C, H, W]`` that each flip of MMCV reverses."""
 
-<<<<<<< HEAD
 # For level='feature', which looks for the tensors in the output of a module.
 register_pytree_node(
     TaskFeatures,
@@ -47,8 +43,6 @@ register_pytree_node(
     lambda values, _: TaskFeatures(*values),
 )
 
-=======
->>>>>>> configs
 
 @MODELS.register_module()
 class MultiTaskSegmentor(BaseSegmentor):
@@ -382,11 +376,7 @@ def _features(x: TaskFeatures | Sequence[Tensor], task: str) -> Sequence[Tensor]
     return x.features[task] if isinstance(x, TaskFeatures) else x
 
 
-<<<<<<< HEAD
 def _by_logits(head: Any) -> Callable[..., dict[str, Any]]:
-=======
-def _by_logits(head: nn.Module) -> Callable[..., dict[str, Any]]:
->>>>>>> configs
     return lambda x, samples, train_cfg: head.loss_by_feat(x[0], samples)
 
 
