@@ -7,14 +7,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 import torch
 from dense import sample
 from mmengine.structures import PixelData
-from mmseg.engine.hooks import SegVisualizationHook
 from mmseg.structures import SegDataSample
 
 from mtl_plugins.mm.structures import FIELDS
-from mtl_plugins.mm.visualization.dense import MultiTaskVisualizer
+from mtl_plugins.mm.visualization.dense import MultiTaskVisualizationHook, MultiTaskVisualizer
 
 PALETTE = [[10, 20, 30], [40, 50, 60]]
 GREY = [128, 128, 128]
@@ -63,18 +63,23 @@ def test_normals_edges_and_a_missing_truth(tmp_path: Path) -> None:
     assert drawn[:2, 4:, 0].tolist() == [[0, 255], [128, 0]]
 
 
-def test_the_hook_of_mmsegmentation_draws_a_picture_a_sample(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.png", "a.npy"])
+def test_the_hook_draws_a_picture_a_sample(tmp_path: Path, name: str) -> None:
     image = np.full((32, 48, 3), 77, np.uint8)
-    cv2.imwrite(str(tmp_path / "a.png"), image)
-    one = sample(img_path=str(tmp_path / "a.png"))
+    image[..., 0] = 200  # red
+    if name == "a.npy":
+        np.save(tmp_path / name, image.astype(np.float64) / 255)
+    else:
+        cv2.imwrite(str(tmp_path / name), image[..., ::-1])
+    one = sample(img_path=str(tmp_path / name))
     for field in FIELDS.values():
         one.set_data({field.prediction: one.get(field.truth).clone()})
     backends = [{"type": "LocalVisBackend"}]
-    MultiTaskVisualizer.get_instance("dense", vis_backends=backends, save_dir=str(tmp_path / "out"))
-    hook = SegVisualizationHook(draw=True)
+    MultiTaskVisualizer.get_instance(name, vis_backends=backends, save_dir=str(tmp_path / "out"))
+    hook = MultiTaskVisualizationHook(draw=True)
     hook.after_test_iter(None, 0, {}, [one])
     (file,) = (tmp_path / "out").rglob("*.png")
     drawn = cv2.imread(str(file))
     assert drawn.shape == (64, 7 * 48, 3)
-    assert (drawn[:32, :48] == 77).all()
+    assert (drawn[:32, :48] == [77, 77, 200]).all()
     assert np.array_equal(drawn[:32, 48:], drawn[32:, 48:])

@@ -241,7 +241,7 @@ class _Listed(torch.utils.data.Dataset):
     "options",
     [
         {"aggregator": "PCGrad"},
-        {"aggregator": "MGDA", "level": "feature", "representation": "backbone"},
+        {"aggregator": "MGDA", "level": "feature"},
         {"weighting": "Uncertainty"},
     ],
 )
@@ -274,6 +274,25 @@ def test_tasks_with_features_of_their_own_and_auxiliary_predictions(tmp_path: Pa
     ]
     runner = _train(tmp_path, cfg, aggregator="PCGrad")
     assert runner.model.neck.first.weight.isfinite().all()
+
+
+def test_the_representation_is_what_all_tasks_share() -> None:
+    """The backbone, or the neck if its output is every task's; MTI-Net's is not."""
+    paths = {
+        "backbone": {"type": "MTINet", "in_channels": [4] * 4, "tasks": {"depth": 1, "seg": 4}},
+        "neck": {"type": "Feature2Pyramid", "embed_dim": 8},
+    }
+    for path, neck in paths.items():
+        assert MODELS.build(config("depth", "seg", neck=neck)).representation == path
+    assert MODELS.build(config()).representation == "backbone"
+
+
+def test_augmentation_in_the_test_is_refused() -> None:
+    model = MODELS.build({"type": "SegTTAModel", "module": config("seg", "depth")})
+    images_ = [images(1), images(1).flip(3)]
+    batches = [[sample()], [sample(flip=True, flip_direction="horizontal")]]
+    with pytest.raises(ValueError, match="tta_model: SegTTAModel merges .* segmentation alone"):
+        model.test_step({"inputs": images_, "data_samples": batches})
 
 
 def test_features_of_each_task_are_seen_as_a_representation() -> None:

@@ -1,3 +1,4 @@
-# Overlay for a method (--mtl pcgrad+feature): gradients of the neck's features decide.
+# Overlay for a method (--mtl pcgrad+feature): gradients of the features decide, of the neck or as
+# the model says.
 custom_imports = dict(imports=["mtl_plugins.mm"])
-optim_wrapper = dict(type="MTLOptimWrapper", level="feature", representation="neck")
+optim_wrapper = dict(type="MTLOptimWrapper", level="feature")

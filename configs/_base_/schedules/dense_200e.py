@@ -15,7 +15,7 @@ default_hooks = dict(
     param_scheduler=dict(type="ParamSchedulerHook"),
     checkpoint=dict(type="CheckpointHook", by_epoch=True, interval=10, max_keep_ckpts=1),
     sampler_seed=dict(type="DistSamplerSeedHook"),
-    visualization=dict(type="SegVisualizationHook"),
+    visualization=dict(type="MultiTaskVisualizationHook"),
 )
 custom_hooks = [dict(type="TaskInterferenceHook", interval=50)]
 log_processor = dict(by_epoch=True)

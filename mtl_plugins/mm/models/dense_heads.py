@@ -144,7 +144,7 @@ class DenseHead(BaseModule):
 
     def predict(self, inputs: Sequence[Tensor], metas: Sequence[Config], test_cfg: Any) -> Tensor:
         """Return the logits ``[N, C, H, W]`` at the size of the images in the batch."""
-        # Which size that is, MMSegmentation's own head knows.
+        # MMSegmentation's own head knows the size.
         return BaseDecodeHead.predict_by_feat(self, self(inputs), metas)
 
     def finish(self, logits: Tensor) -> Tensor:

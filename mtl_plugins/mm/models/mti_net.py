@@ -119,6 +119,9 @@ class MTINet(BaseModule):
             ``mask`` is none of the two.
     """
 
+    features_by_task = True
+    """No output is every task's, so that the tasks' common representation lies before."""
+
     def __init__(
         self,
         in_channels: Sequence[int],

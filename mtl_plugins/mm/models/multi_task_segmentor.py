@@ -137,6 +137,24 @@ class MultiTaskSegmentor(BaseSegmentor):
         """Return the patterns of the losses that a batch may lack."""
         return [f"{task}.*" for task in self.heads]
 
+    @property
+    def representation(self) -> str:
+        """Return the path of the module whose output all tasks share, for ``level='feature'``."""
+        shares = self.with_neck and not getattr(self.neck, "features_by_task", False)
+        return "neck" if shares else "backbone"
+
+    @property
+    def out_channels(self) -> int:
+        """Refuse test-time augmentation, which asks for the number of classes.
+
+        Raises:
+            ValueError: Always: ``SegTTAModel`` merges segmentation alone.
+        """
+        raise ValueError(
+            "tta_model: SegTTAModel merges the predictions of segmentation alone; test "
+            f"{type(self).__name__} without --tta"
+        )
+
     def extract_feat(self, inputs: Tensor) -> TaskFeatures | Sequence[Tensor]:
         """Return the features of images ``[N, C, H, W]``, which may differ by task.
 

@@ -64,8 +64,8 @@ class MTLOptimWrapper(OptimWrapper):
         weighting: Name or ``dict(type=name, ...)``, see :mod:`mtl_plugins.weighting`; or None.
         regularizer: Name or ``dict(type=name, ...)``, see :mod:`mtl_plugins.regularization`; or
             None.
-        representation: Path of the module whose output the tasks share, such as ``'neck'``, for
-            ``level='feature'``.
+        representation: Path of the module whose output the tasks share, for ``level='feature'``; by
+            default that of the model's attribute ``representation``, or else the neck.
         optional_losses: Patterns of losses that come on some batches only, or late in the run, and
             that the first batch may lack; besides those in ``model.optional_losses``.
         **kwargs: Other options of :class:`~mtl_plugins.MultiTaskBackward` (``level``, ``sync``,
@@ -185,9 +185,14 @@ class MTLOptimWrapper(OptimWrapper):
             self._replay = Replay(model)
 
     def _find_representation(self, model: nn.Module) -> nn.Module | None:
-        if self._representation is not None:
-            return find_module(model, self._representation, "optim_wrapper.representation")
-        if self._options.get("level") == "feature":
+        path, by_features = self._representation, self._options.get("level") == "feature"
+        if path is None and by_features:
+            path = getattr(model, "representation", None)
+            if path is None and getattr(model, "with_neck", False):
+                path = "neck"
+        if path is not None:
+            return find_module(model, path, "optim_wrapper.representation")
+        if by_features:
             raise ValueError(
                 "optim_wrapper.representation: level='feature' needs the path of the module whose "
                 f"output the tasks share; {suggest('neck', dict(model.named_children()))}"

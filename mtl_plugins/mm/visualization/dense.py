@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
 import mmcv
 import numpy as np
 from mmengine.dist import master_only
-from mmseg.registry import VISUALIZERS
+from mmengine.runner import Runner
+from mmseg.engine.hooks import SegVisualizationHook
+from mmseg.registry import HOOKS, VISUALIZERS
 from mmseg.structures import SegDataSample
 from mmseg.utils import get_palette
 from mmseg.visualization import SegLocalVisualizer
 
 from mtl_plugins.mm.structures import FIELDS, IGNORED, DenseField
+from mtl_plugins.mm.transforms.dense_files import read_image
 
 GREY = 128
 """Value of the channels of a pixel without a label."""
@@ -24,9 +28,9 @@ GREY = 128
 class MultiTaskVisualizer(SegLocalVisualizer):
     """Draw a column for the image and one for each map of a sample: truth above prediction.
 
-    Classes have the ``palette`` of the data set, human parts its ``parts_palette``; depth is drawn
-    from blue (the least true depth) to yellow, on one scale for truth and prediction; normals are
-    ``(n + 1) / 2`` as RGB. Unknown pixels are grey.
+    Classes have the ``palette`` of the data set, human parts its ``human_parts_palette``; depth is
+    drawn from blue (the least true depth) to yellow, on one scale for truth and prediction; normals
+    are ``(n + 1) / 2`` as RGB. Unknown pixels are grey.
     """
 
     @master_only
@@ -118,11 +122,45 @@ class MultiTaskVisualizer(SegLocalVisualizer):
 
     def _colours(self, key: str) -> np.ndarray:
         """Return the RGB colour of each class from 0 to 255, ``[256, 3]``."""
-        name = "palette" if key == "sem_seg" else "parts_palette"
+        name = "palette" if key == "sem_seg" else "human_parts_palette"
         palette = (self.dataset_meta or {}).get(name) or get_palette("voc")
         colours = np.resize(np.array(palette, np.uint8), (256, 3))
         colours[IGNORED] = GREY
         return colours
+
+
+@HOOKS.register_module()
+class MultiTaskVisualizationHook(SegVisualizationHook):
+    """``SegVisualizationHook`` that can also read images in npy files, as MTAN's data sets have."""
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict, outputs: Sequence[SegDataSample]
+    ) -> None:
+        """Draw the first sample of every ``interval``-th batch."""
+        step = runner.iter + batch_idx
+        if self.draw and step % self.interval == 0:
+            self._add("val", outputs[0], step)
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict, outputs: Sequence[SegDataSample]
+    ) -> None:
+        """Draw every sample."""
+        for sample in outputs if self.draw else ():
+            self._test_index += 1
+            self._add("test", sample, self._test_index)
+
+    def _add(self, split: str, sample: SegDataSample, step: int) -> None:
+        image = read_image(sample.img_path)[..., ::-1]
+        if image.dtype != np.uint8:
+            image = np.round(255 * image.clip(0, 1)).astype(np.uint8)
+        self._visualizer.add_datasample(
+            f"{split}_{Path(sample.img_path).name}",
+            np.ascontiguousarray(image),
+            data_sample=sample,
+            show=self.show,
+            wait_time=self.wait_time,
+            step=step,
+        )
 
 
 def _array(sample: SegDataSample | None, name: str) -> np.ndarray | None:
