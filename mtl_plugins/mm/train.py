@@ -121,6 +121,9 @@ def lay_over(cfg: Config, names: str) -> Config:
             cfg.optim_wrapper.pop(part, None)
         if allocation and cfg.train_dataloader.get("batch_sampler"):
             allocation.batch_sampler = cfg.train_dataloader.pop("batch_sampler")
+        elif allocation and "drop_last" in cfg.train_dataloader:
+            # PyTorch takes the option only without a batch sampler.
+            allocation.drop_last = cfg.train_dataloader.pop("drop_last")
         cfg.merge_from_dict(method.to_dict())
     return cfg
 

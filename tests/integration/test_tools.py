@@ -12,6 +12,8 @@ import pytest
 import torch
 from commands import ROOT, SMALL, TWO_STEPS, run
 from mmengine.config import Config
+from mmengine.registry import DATASETS
+from mmengine.runner import Runner
 from models import build_detector, mask_rcnn_config
 
 from mtl_plugins import MultiTaskBackward
@@ -23,6 +25,15 @@ from mtl_plugins.weighting import WEIGHTINGS, build_weighting
 
 STANDARD = "configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"
 METHODS = sorted(path.stem for path in (ROOT / "configs/_base_/mtl").glob("*.py"))
+
+
+@DATASETS.register_module(force=True)
+class FiveExamples(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> dict:
+        return {"data_samples": index}
 
 
 def main(monkeypatch, coco: Path, *arguments: str) -> None:
@@ -146,6 +157,15 @@ def test_allocation_keeps_the_batch_sampler_and_combines(tmp_path):
     assert sampler.batch_sampler.type == "AspectRatioBatchSampler"
     assert cfg.optim_wrapper.weighting.type == "Uncertainty"
     assert cfg.optim_wrapper.aggregator.type == "Sum"
+
+
+def test_allocation_drops_the_last_batch_where_the_data_loader_would():
+    cfg = train.lay_over(Config.fromfile(ROOT / "configs/nyuv2/segnet_200e_nyuv2.py"), "ista")
+    loader = cfg.train_dataloader
+    loader.update(dataset=dict(type="FiveExamples"), num_workers=0, persistent_workers=False)
+    loader.batch_sampler.tasks = ["a"]
+    batches = list(Runner.build_dataloader(loader, seed=0).batch_sampler)
+    assert [len(batch) for batch in batches] == [2, 2]
 
 
 def test_mtl_keeps_what_the_config_has(tmp_path):
