@@ -162,7 +162,8 @@ def test_allocation_keeps_the_batch_sampler_and_combines(tmp_path):
 def test_allocation_drops_the_last_batch_where_the_data_loader_would():
     cfg = train.lay_over(Config.fromfile(ROOT / "configs/nyuv2/segnet_200e_nyuv2.py"), "ista")
     loader = cfg.train_dataloader
-    loader.update(dataset=dict(type="FiveExamples"), num_workers=0, persistent_workers=False)
+    loader.dataset = dict(type="FiveExamples", _scope_="mmengine")
+    loader.num_workers, loader.persistent_workers = 0, False
     loader.batch_sampler.tasks = ["a"]
     batches = list(Runner.build_dataloader(loader, seed=0).batch_sampler)
     assert [len(batch) for batch in batches] == [2, 2]
