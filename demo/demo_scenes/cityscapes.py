@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from demo_scenes.dense import measured, sensor_depth
 from demo_scenes.images import save_image
 from demo_scenes.scene import CLASSES, Scene, SceneObject
 from demo_scenes.things import STUFF
@@ -39,6 +40,7 @@ LABELS = {
     "book": Label("bus", 28, 15),
     "sports ball": Label("motorcycle", 32, 17),
     "clock": Label("bicycle", 33, 18),
+    "person": Label("person", 24, 11),
 }
 """Label of Cityscapes for each drawn class. Six kinds of object are drawn: of the eight instance
 classes, truck and train stay empty."""
@@ -63,6 +65,17 @@ def write_cityscapes(root: Path, split: str, scenes: Iterable[Scene]) -> None:
         _write(root, split, number, scene.rgb, _polygons(scene))
         if split == "val":
             _write(root, "test", number, scene.rgb, [])
+
+
+def disparity(scene: Scene) -> np.ndarray:
+    """Make Cityscapes' map of disparities p, uint16 ``[H, W]``: (p - 1) / 256 pixels, 0 unknown.
+
+    Base line and focal length are those of Cityscapes' cameras at full size, 0.22 m and 2262
+    pixels, and the scene counts as a model of a street on a scale of 1 to 10.
+    """
+    depth = np.maximum(10 * sensor_depth(scene), 1e-6)
+    values = np.round(256 * 0.22 * 2262 / depth) + 1
+    return np.where(measured(scene), values, 0).astype(np.uint16)
 
 
 def _write(root: Path, split: str, number: int, rgb: np.ndarray, polygons: list[Polygon]) -> None:

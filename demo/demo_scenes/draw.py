@@ -24,6 +24,7 @@ from demo_scenes.bdd100k import write_bdd100k
 from demo_scenes.cityscapes import write_cityscapes
 from demo_scenes.coco import write_coco
 from demo_scenes.metagraspnet import write_metagraspnet
+from demo_scenes.mtan import write_cityscapes_mt, write_nyuv2
 from demo_scenes.scene import MIN_SIDE, Scene, draw_scene
 
 Layout = Callable[[Path, str, Iterable[Scene]], None]
@@ -32,8 +33,10 @@ Layout = Callable[[Path, str, Iterable[Scene]], None]
 LAYOUTS: dict[str, Layout] = {
     "bdd100k": write_bdd100k,
     "cityscapes": write_cityscapes,
+    "cityscapes_mt": write_cityscapes_mt,
     "coco": write_coco,
     "metagraspnet": write_metagraspnet,
+    "nyuv2": write_nyuv2,
 }
 
 _SPLITS = ("train", "val")
