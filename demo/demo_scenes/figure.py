@@ -42,7 +42,8 @@ def figure(rng: np.random.Generator) -> Solid:
             radii = np.maximum(0.58 * np.abs(step), width)
             parts.append(
                 Ellipsoid(
-                    (side * middle[0] * s, middle[1] * s, 0), (radii[0] * s, radii[1] * s, width * s)
+                    (side * middle[0] * s, middle[1] * s, 0),
+                    (radii[0] * s, radii[1] * s, width * s),
                 )
             )
             place = place + step

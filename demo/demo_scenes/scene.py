@@ -133,9 +133,7 @@ def view(scene: Scene, camera: Camera) -> Scene:
     return replace(seen, rgb=_expose(seen.rgb))
 
 
-def _render(
-    bodies: Sequence[Body], hits: Sequence[Hit], camera: Camera, light: Light
-) -> Scene:
+def _render(bodies: Sequence[Body], hits: Sequence[Hit], camera: Camera, light: Light) -> Scene:
     """Make all labels, and the image before its exposure (float32, 0 is black and 1 is white)."""
     size = camera.size
     depth, owner = compose(hits, size)
