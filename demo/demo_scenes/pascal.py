@@ -58,7 +58,7 @@ NYU_CLASSES = {
     **{"table": 19, "unknown": 20, "wall": 21},
     **{"bottle": 2, "chair": 5, "floor": 11, "person": 331},
 }
-"""Those of NYUv2's classes that are drawn. Without a namesake here, ``pottedplant`` and ``sheep``
+"""NYUv2's classes as far as they are drawn. Without a namesake here, ``pottedplant`` and ``sheep``
 have no normals, while ``tvmonitor`` has them all the same."""
 
 PART_NUMBERS = {

@@ -124,8 +124,8 @@ def view(scene: Scene, camera: Camera) -> Scene:
     """Draw a scene anew from another camera, without noise.
 
     Args:
-        scene: what to look at.
-        camera: where to look from. Objects that are not seen from there are left out of
+        scene: bodies and light to look at.
+        camera: place and lens to look from. Objects that are not seen from there are left out of
             ``Scene.objects``. A camera whose ``rotation`` is a reflection sees the mirror image.
     """
     hits = [cast(body, camera) for body in scene.bodies]

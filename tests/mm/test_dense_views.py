@@ -32,7 +32,7 @@ def labels(scene: Scene) -> Maps:
         "gt_seg_map": scene.semantic,
         "gt_human_parts": np.where(persons, scene.parts + 1, 0).astype(np.uint8),
         "gt_depth_map": scene.depth,
-        # Of vectors to the right, down and towards the camera.
+        # Axes to the right, down and towards the camera.
         "gt_normal_map": scene.normals * np.array([1, 1, -1], np.float32),
     }
 

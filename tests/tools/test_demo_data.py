@@ -521,7 +521,7 @@ def test_every_label_is_read_as_it_was_drawn(
             wanted[scene.semantic == drawn] = classes.index(names[CLASSES[drawn]])
         seen = labels["gt_seg_map"]
         if layout == "cityscapes":
-            # Its maps are made of polygons without holes.
+            # The maps are made of polygons without holes.
             assert (seen == wanted).mean() > 0.97
         else:
             np.testing.assert_array_equal(seen, np.where(border, 255, wanted))
