@@ -1,4 +1,4 @@
-"""Cityscapes' official layout: images in ``leftImg8bit/``, polygons and their maps in ``gtFine/``.
+"""Cityscapes' official layout: ``leftImg8bit/``, polygons and their maps in ``gtFine/``, disparity.
 
 The polygons are the truth, here as in Cityscapes: polygons are drawn back to front, a nearer object
 hides all behind, and the maps are made of the polygons. Readers of the maps want all three splits,
@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from demo_scenes.dense import measured, sensor_depth
 from demo_scenes.images import save_image
 from demo_scenes.scene import CLASSES, Scene, SceneObject
 from demo_scenes.things import STUFF
@@ -39,6 +40,7 @@ LABELS = {
     "book": Label("bus", 28, 15),
     "sports ball": Label("motorcycle", 32, 17),
     "clock": Label("bicycle", 33, 18),
+    "person": Label("person", 24, 11),
 }
 """Label of Cityscapes for each drawn class. Six kinds of object are drawn: of the eight instance
 classes, truck and train stay empty."""
@@ -60,24 +62,36 @@ def write_cityscapes(root: Path, split: str, scenes: Iterable[Scene]) -> None:
         scenes: scenes, numbered from 0 in this order.
     """
     for number, scene in enumerate(scenes):
-        _write(root, split, number, scene.rgb, _polygons(scene))
+        _write(root, split, number, scene, _polygons(scene))
         if split == "val":
-            _write(root, "test", number, scene.rgb, [])
+            _write(root, "test", number, scene, [])
 
 
-def _write(root: Path, split: str, number: int, rgb: np.ndarray, polygons: list[Polygon]) -> None:
+def disparity(scene: Scene) -> np.ndarray:
+    """Make Cityscapes' map of disparities p, uint16 ``[H, W]``: (p - 1) / 256 pixels, 0 unknown.
+
+    Base line and focal length are those of Cityscapes' cameras at full size, 0.22 m and 2262
+    pixels, and the scene counts as a model of a street on a scale of 1 to 10.
+    """
+    depth = np.maximum(10 * sensor_depth(scene), 1e-6)
+    values = np.round(256 * 0.22 * 2262 / depth) + 1
+    return np.where(measured(scene), values, 0).astype(np.uint16)
+
+
+def _write(root: Path, split: str, number: int, scene: Scene, polygons: list[Polygon]) -> None:
     # No city is in two splits, as in Cityscapes.
     city = f"{split}ville"
     stem = f"{split}/{city}/{city}_{number:06d}_000019"
-    ids = _instance_ids(polygons, rgb.shape[:2])
+    ids = _instance_ids(polygons, scene.camera.size)
     labels = np.where(ids < 1000, ids, ids // 1000).astype(np.uint8)
-    save_image(root / f"leftImg8bit/{stem}_leftImg8bit.png", rgb)
+    save_image(root / f"leftImg8bit/{stem}_leftImg8bit.png", scene.rgb)
+    save_image(root / f"disparity/{stem}_disparity.png", disparity(scene))
     save_image(root / f"gtFine/{stem}_gtFine_instanceIds.png", ids)
     save_image(root / f"gtFine/{stem}_gtFine_labelIds.png", labels)
     save_image(root / f"gtFine/{stem}_gtFine_labelTrainIds.png", _TRAIN_ID[labels])
     content = {
-        "imgHeight": rgb.shape[0],
-        "imgWidth": rgb.shape[1],
+        "imgHeight": ids.shape[0],
+        "imgWidth": ids.shape[1],
         "objects": [
             {"label": LABELS[name].name, "polygon": outline.tolist()} for name, outline in polygons
         ],

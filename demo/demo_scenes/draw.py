@@ -24,7 +24,11 @@ from demo_scenes.bdd100k import write_bdd100k
 from demo_scenes.cityscapes import write_cityscapes
 from demo_scenes.coco import write_coco
 from demo_scenes.metagraspnet import write_metagraspnet
+from demo_scenes.mtan import write_cityscapes_mt, write_nyuv2
+from demo_scenes.nyud import write_nyud, write_nyud_png
+from demo_scenes.pascal import KINDS, write_pascal
 from demo_scenes.scene import MIN_SIDE, Scene, draw_scene
+from demo_scenes.things import OBJECTS
 
 Layout = Callable[[Path, str, Iterable[Scene]], None]
 """Writer of one split: the data set's folder, ``"train"`` or ``"val"``, its scenes."""
@@ -32,9 +36,17 @@ Layout = Callable[[Path, str, Iterable[Scene]], None]
 LAYOUTS: dict[str, Layout] = {
     "bdd100k": write_bdd100k,
     "cityscapes": write_cityscapes,
+    "cityscapes_mt": write_cityscapes_mt,
     "coco": write_coco,
     "metagraspnet": write_metagraspnet,
+    "nyud": write_nyud,
+    "nyud_png": write_nyud_png,
+    "nyuv2": write_nyuv2,
+    "pascal": write_pascal,
 }
+
+_KINDS: dict[str, Sequence[str]] = {"pascal": KINDS}
+"""Categories of objects, where a layout has others than the usual ones."""
 
 _SPLITS = ("train", "val")
 _MANIFEST = "demo.json"
@@ -77,8 +89,10 @@ def _write(out: Path, layout: Layout, manifest: Mapping[str, Any]) -> None:
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as aside:
         root = Path(aside) / out.name
         root.mkdir()
+        kinds = _KINDS.get(manifest["layout"], tuple(OBJECTS))
         for split in _SPLITS:
-            layout(root, split, _scenes(manifest["seed"], split, manifest[split], (height, width)))
+            seeds = ([manifest["seed"], _SPLITS.index(split), i] for i in range(manifest[split]))
+            layout(root, split, _scenes(seeds, (height, width), kinds))
         (root / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         if out.exists():
             shutil.rmtree(out)
@@ -134,9 +148,11 @@ def _problem(args: argparse.Namespace) -> str | None:
     return None
 
 
-def _scenes(seed: int, split: str, count: int, size: tuple[int, int]) -> Iterator[Scene]:
-    for number in range(count):
-        yield draw_scene(np.random.default_rng([seed, _SPLITS.index(split), number]), size)
+def _scenes(
+    seeds: Iterable[Sequence[int]], size: tuple[int, int], kinds: Sequence[str]
+) -> Iterator[Scene]:
+    for seed in seeds:
+        yield draw_scene(np.random.default_rng(seed), size, kinds)
 
 
 def _code_hash() -> str:

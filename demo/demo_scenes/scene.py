@@ -6,21 +6,25 @@ and so agree to the pixel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+from demo_scenes.figure import figure
 from demo_scenes.render import Body, Camera, Hit, Light, camera_normals, cast, compose, shade
 from demo_scenes.things import OBJECTS, STUFF, WALLS, Solid, wooden_floor
 
-CLASSES: tuple[str, ...] = (*STUFF, *OBJECTS)
-"""Names of the values of ``Scene.semantic``."""
+CLASSES: tuple[str, ...] = (*STUFF, *OBJECTS, "person")
+"""Names of the values of ``Scene.semantic``; persons are drawn where a layout asks for them."""
 
 MIN_SIDE = 96
 """Shortest image side (pixels) at which objects are still large enough to be seen."""
 
 MIN_VISIBLE = 64
 """Fewest visible pixels of an object: eight by eight, one cell of a stride-8 feature map."""
+
+_MAKERS = {**OBJECTS, "person": figure}
 
 _FEWEST, _MOST = 2, 7
 _CANDIDATES = 200
@@ -78,42 +82,82 @@ class Scene:
         depth: z in the camera frame, float32 ``[H, W]`` (metres), finite everywhere.
         normals: unit vectors in the camera frame, facing the camera, float32 ``[H, W, 3]``.
         semantic: index into ``CLASSES``, uint8 ``[H, W]``.
+        parts: index into the parts of the solid that is seen, int8 ``[H, W]``.
         objects: objects with disjoint visible masks; wall or floor fills the rest.
         camera: the view, for layouts that store intrinsics or point clouds.
+        bodies: wall, floor and the objects, to draw the scene from another camera.
+        light: the light on them.
     """
 
     rgb: np.ndarray
     depth: np.ndarray
     normals: np.ndarray
     semantic: np.ndarray
+    parts: np.ndarray
     objects: tuple[SceneObject, ...]
     camera: Camera
+    bodies: tuple[Body, ...]
+    light: Light
 
 
-def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
+def draw_scene(
+    rng: np.random.Generator, size: tuple[int, int], kinds: Sequence[str] = tuple(OBJECTS)
+) -> Scene:
     """Draw a random scene of two to seven objects, each visible on ``MIN_VISIBLE`` pixels or more.
 
     Args:
         rng: generator, the only source of randomness.
         size: height and width (pixels), each at least ``MIN_SIDE``.
+        kinds: categories to draw objects from; one that is named twice is drawn twice as often.
     """
     if min(size) < MIN_SIDE:
         raise ValueError(f"size is {size}: height and width must be at least {MIN_SIDE} pixels")
     camera = _random_camera(rng, size)
-    bodies, hits = _furnish(rng, camera)
+    bodies, hits = _furnish(rng, camera, kinds)
+    light = _random_light(rng)
+    scene = _render(bodies, hits, camera, light)
+    noise = 0.012 * rng.standard_normal(scene.rgb.shape, np.float32)
+    return replace(scene, rgb=_expose(scene.rgb + noise))
+
+
+def view(scene: Scene, camera: Camera) -> Scene:
+    """Draw a scene anew from another camera, without noise.
+
+    Args:
+        scene: bodies and light to look at.
+        camera: place and lens to look from. Objects that are not seen from there are left out of
+            ``Scene.objects``. A camera whose ``rotation`` is a reflection sees the mirror image.
+    """
+    hits = [cast(body, camera) for body in scene.bodies]
+    seen = _render(scene.bodies, hits, camera, scene.light)
+    return replace(seen, rgb=_expose(seen.rgb))
+
+
+def _render(bodies: Sequence[Body], hits: Sequence[Hit], camera: Camera, light: Light) -> Scene:
+    """Make all labels, and the image before its exposure (float32, 0 is black and 1 is white)."""
+    size = camera.size
     depth, owner = compose(hits, size)
     categories = [body.solid.category for body in bodies]
     class_of_body = np.array([CLASSES.index(category) for category in categories], np.uint8)
+    parts = np.zeros(size, np.int8)
+    for index, hit in enumerate(hits):
+        np.copyto(parts[hit.window], hit.part, where=owner[hit.window] == index)
+    # Blur of half a pixel hides the stairs that one ray a pixel leaves along the edges.
+    rgb = cv2.GaussianBlur(shade(bodies, hits, owner, camera, light), (0, 0), 0.5)
     return Scene(
-        rgb=_photograph(rng, bodies, hits, owner, camera),
+        rgb=rgb,
         depth=depth.astype(np.float32),
         normals=camera_normals(bodies, hits, owner, camera),
         semantic=class_of_body[owner],
+        parts=parts,
         objects=tuple(
             SceneObject(categories[index], _amodal_depth(hits[index], size), owner == index)
             for index in range(_ROOM, len(bodies))
+            if (owner == index).any()
         ),
         camera=camera,
+        bodies=tuple(bodies),
+        light=light,
     )
 
 
@@ -133,12 +177,14 @@ def _random_camera(rng: np.random.Generator, size: tuple[int, int]) -> Camera:
     return Camera(size, 1.3 * min(size), position, np.stack([right, down, forward], axis=-1))
 
 
-def _furnish(rng: np.random.Generator, camera: Camera) -> tuple[list[Body], list[Hit]]:
+def _furnish(
+    rng: np.random.Generator, camera: Camera, kinds: Sequence[str]
+) -> tuple[list[Body], list[Hit]]:
     """Place wall and floor, then objects that neither collide nor hide one another too far."""
     wall = WALLS[rng.integers(len(WALLS))]
     bodies = [Body(wall(rng)), Body(wooden_floor(rng))]
     hits = [cast(body, camera) for body in bodies]
-    wanted = rng.choice(list(OBJECTS), size=rng.integers(_FEWEST, _MOST + 1))
+    wanted = rng.choice(list(kinds), size=rng.integers(_FEWEST, _MOST + 1))
     for _ in range(_CANDIDATES):
         placed = len(bodies) - _ROOM
         if placed == len(wanted):
@@ -166,7 +212,7 @@ def _aim(rng: np.random.Generator, objects: list[Hit], camera: Camera) -> float:
 
 def _place(rng: np.random.Generator, category: str, column: float, camera: Camera) -> Body:
     """Make a random object near a column: a clock hangs, all else stands on the floor."""
-    solid = OBJECTS[category](rng)
+    solid = _MAKERS[category](rng)
     height, width = camera.size
     ray = camera.rays[int(rng.uniform(0.05, 0.45) * height), int(column * width)]
     if category == "clock":
@@ -195,17 +241,15 @@ def _reach(solid: Solid) -> float:
     return float(np.hypot(*corners.max(0)))
 
 
-def _photograph(
-    rng: np.random.Generator, bodies: list[Body], hits: list[Hit], owner: np.ndarray, camera: Camera
-) -> np.ndarray:
-    """Take the image, uint8 RGB ``[H, W, 3]``: a random sun, a lens, a noisy sensor."""
+def _random_light(rng: np.random.Generator) -> Light:
+    """Place a sun behind the camera, above it."""
     sun = rng.uniform((-1, 0.9, 0.5), (1, 1.6, 1.2)).astype(np.float32)
     tint = rng.uniform(0.94, 1.06, 3).astype(np.float32)
-    light = Light(sun / np.linalg.norm(sun), sun=0.75 * tint, sky=0.5 * tint)
-    image = shade(bodies, hits, owner, camera, light)
-    # Blur of half a pixel hides the stairs that one ray a pixel leaves along the edges.
-    image = cv2.GaussianBlur(image, (0, 0), 0.5)
-    image += 0.012 * rng.standard_normal(image.shape, np.float32)
+    return Light(sun / np.linalg.norm(sun), sun=0.75 * tint, sky=0.5 * tint)
+
+
+def _expose(image: np.ndarray) -> np.ndarray:
+    """Turn strengths of light, 1 is white, into the values of an image, uint8."""
     return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 

@@ -84,6 +84,7 @@ def test_files_have_their_official_names(cityscapes: Path, split: str, count: in
     kinds = ["polygons.json", "instanceIds.png", "labelIds.png", "labelTrainIds.png"]
     expected = {f"leftImg8bit/{split}/{stem}_leftImg8bit.png" for stem in stems}
     expected |= {f"gtFine/{split}/{stem}_gtFine_{kind}" for stem in stems for kind in kinds}
+    expected |= {f"disparity/{split}/{stem}_disparity.png" for stem in stems}
     found = (path for path in cityscapes.glob(f"*/{split}/**/*") if path.is_file())
     assert {path.relative_to(cityscapes).as_posix() for path in found} == expected
 

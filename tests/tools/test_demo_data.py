@@ -1,4 +1,4 @@
-"""The demo scenes: one geometry behind every label, and a layout that COCO's readers accept."""
+"""The demo scenes: one geometry behind every label, and layouts that their readers accept."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ import hashlib
 import json
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from demo_scenes.coco import PANOPTIC, THINGS, polygons
+from demo_scenes.figure import PARTS
+from demo_scenes.pascal import KINDS
 from demo_scenes.render import Body, Camera, cast
 from demo_scenes.scene import CLASSES, MIN_SIDE, MIN_VISIBLE, Scene, draw_scene
 from demo_scenes.shapes import Box, Ellipsoid, Frustum, Plane, Primitive
 from demo_scenes.things import OBJECTS, STUFF
 from make_demo_data import LAYOUTS, main
+from mmengine.registry import DefaultScope
 from pycocotools.coco import COCO
 from pycocotools.mask import decode, frPyObjects, merge
+from scipy.io import loadmat
 
 SPLITS = {"train": 5, "val": 3}
 
@@ -351,6 +356,308 @@ def _box(mask: np.ndarray) -> list[int]:
     rows, columns = np.nonzero(mask)
     x, y = int(columns.min()), int(rows.min())
     return [x, y, int(columns.max()) + 1 - x, int(rows.max()) + 1 - y]
+
+
+# --- layouts of dense prediction -----------------------------------------------------------------
+
+DENSE_SPLITS = {"train": 2, "val": 1}
+_NYU = {"wall-brick": "wall", "wall-tile": "wall", "floor-wood": "floor", "sports ball": "chair"}
+_NYU |= {"teddy bear": "sofa", "clock": "picture", "book": "books"}
+_STREET = {"floor-wood": "road", "wall-brick": "building", "wall-tile": "wall", "cup": "car"}
+_STREET |= {"teddy bear": "person", "bottle": "rider", "book": "bus", "clock": "bicycle"}
+_GROUPS = {"floor-wood": "flat", "wall-brick": "construction", "wall-tile": "construction"}
+_GROUPS |= {"teddy bear": "human", "bottle": "human", "cup": "vehicle", "book": "vehicle"}
+_VOC = {"wall-brick": "background", "wall-tile": "background", "floor-wood": "background"}
+_VOC |= {"bottle": "bottle", "sports ball": "chair", "book": "diningtable", "person": "person"}
+
+READERS: dict[str, tuple[str, str, dict[str, Any], dict[str, str]]] = {
+    "nyuv2": ("nyuv2", "MTANNYUv2Dataset", {}, {**_NYU, "bottle": "objects", "cup": "objects"}),
+    "cityscapes_mt": (
+        *("cityscapes_mt", "MTANCityscapesDataset", {"classes": 7}),
+        {**_GROUPS, "sports ball": "vehicle", "clock": "vehicle"},
+    ),
+    "cityscapes_mt-19": (
+        *("cityscapes_mt", "MTANCityscapesDataset", {"classes": 19}),
+        {**_STREET, "sports ball": "motorcycle"},
+    ),
+    "cityscapes": (
+        *("cityscapes", "CityscapesDenseDataset", {"depth": "metres"}),
+        {**_STREET, "sports ball": "motorcycle"},
+    ),
+    "nyud": ("nyud", "NYUDMTDataset", {}, {**_NYU, "cup": "lamp", "bottle": "other prop"}),
+    "nyud_png": ("nyud_png", "NYUDMTDataset", {}, {**_NYU, "cup": "lamp", "bottle": "other prop"}),
+    "pascal": (
+        *("pascal", "PASCALMTDataset", {}),
+        {**_VOC, "cup": "pottedplant", "teddy bear": "sheep", "clock": "tvmonitor"},
+    ),
+}
+"""Layout, type and options of its reader, name of the class that is read for each drawn class."""
+
+_SIZE, _COLOUR = (96, 128), (96, 128, 3)
+_I, _F, _U, _W = (np.dtype(kind) for kind in ("int8", "float32", "uint8", "uint16"))
+_MTAN = {"{split}/image/{i}.npy": (_F, _COLOUR), "{split}/depth/{i}.npy": (_F, (*_SIZE, 1))}
+_NYUD = {"segmentation/{nyu}.png": (_U, _SIZE), "depth/{nyu}.npy": (_F, _SIZE)}
+_STEM = "{split}/{split}ville/{split}ville_{i:06d}_000019"
+FILES: dict[str, dict[str, tuple[np.dtype, tuple[int, ...]]]] = {
+    "nyuv2": {
+        **_MTAN,
+        "{split}/label/{i}.npy": (_I, _SIZE),
+        "{split}/normal/{i}.npy": (_F, _COLOUR),
+    },
+    "cityscapes_mt": {
+        **_MTAN,
+        **{f"{{split}}/label_{n}/{{i}}.npy": (_I, _SIZE) for n in (2, 7, 19)},
+    },
+    "cityscapes": {f"disparity/{_STEM}_disparity.png": (_W, _SIZE)},
+    "nyud": {
+        **_NYUD,
+        "images/{nyu}.jpg": (_U, _COLOUR),
+        "normals/{nyu}.npy": (_F, _COLOUR),
+        "edge/{nyu}.npy": (_U, _SIZE),
+    },
+    "nyud_png": {
+        **_NYUD,
+        "images/{nyu}.png": (_U, _COLOUR),
+        "normals/{nyu}.png": (_U, _COLOUR),
+        "edge/{nyu}.png": (_U, _SIZE),
+    },
+    "pascal": {
+        "JPEGImages/{voc}.jpg": (_U, _COLOUR),
+        "semseg/{folder}/{voc}.png": (_U, _SIZE),
+        "pascal-context/trainval/{voc}.mat": (_W, _SIZE),
+        "human_parts/{voc}.mat": (np.dtype(object), (1, 1)),
+        "normals_distill/{voc}.png": (_U, _COLOUR),
+        "sal_distill/{voc}.png": (_U, _SIZE),
+    },
+}
+"""Files of an image by layout: their type and shape. Of ``cityscapes`` the disparity only."""
+
+LISTS = {"nyud": ("gt_sets", "nyu"), "nyud_png": ("gt_sets", "nyu")}
+LISTS |= {"pascal": ("ImageSets/Context", "voc")}
+INFO = {f"db_info/{name}.json" for name in ("context_classes", "nyu_classes", "pascal_part")}
+
+
+@pytest.fixture(scope="module")
+def dense_roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    roots = {layout: tmp_path_factory.mktemp("dense") / layout for layout in FILES}
+    for layout, root in roots.items():
+        main(_dense_arguments(layout, root))
+    return roots
+
+
+@pytest.fixture(scope="module")
+def dense_scenes() -> dict[tuple[bool, str], list[Scene]]:
+    """Scenes by whether there are persons, and split."""
+    return {
+        (persons, split): [
+            draw_scene(np.random.default_rng([0, index, number]), _SIZE, kinds)
+            for number in range(DENSE_SPLITS[split])
+        ]
+        for persons, kinds in ((False, tuple(OBJECTS)), (True, KINDS))
+        for index, split in enumerate(DENSE_SPLITS)
+    }
+
+
+def _dense_arguments(layout: str, root: Path) -> list[str]:
+    counts = [text for name, count in DENSE_SPLITS.items() for text in (f"--{name}", str(count))]
+    return ["--layout", layout, "--out", str(root), *counts, "--size", "128", "96"]
+
+
+@pytest.mark.parametrize("layout", FILES)
+def test_dense_files_have_their_names_types_and_shapes(
+    dense_roots: dict[str, Path], layout: str
+) -> None:
+    root = dense_roots[layout]
+    named: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
+    for split, count in DENSE_SPLITS.items():
+        ids = {
+            "nyu": [f"{2 * i + 1 + (split == 'val'):04d}" for i in range(count)],
+            "voc": [f"{2008 + (split == 'val')}_{i:06d}" for i in range(count)],
+        }
+        for i in range(count):
+            names = {key: value[i] for key, value in ids.items()}
+            folder = ("VOC12", "pascal-context")[i % 2]
+            for name, kind in FILES[layout].items():
+                named[name.format(split=split, i=i, folder=folder, **names)] = kind
+        if layout in LISTS:
+            under, key = LISTS[layout]
+            assert (root / under / f"{split}.txt").read_text().splitlines() == ids[key]
+    for name, kind in named.items():
+        array = _array(root / name)
+        assert (array.dtype, array.shape) == kind, name
+    others = {"demo.json"}
+    if layout in LISTS:
+        others |= {f"{LISTS[layout][0]}/{split}.txt" for split in DENSE_SPLITS}
+    others |= INFO if layout == "pascal" else set()
+    found = set(_digests(root))
+    if layout == "cityscapes":
+        # Test images are the validation images again.
+        found = {name for name in found if name.startswith("disparity/") and "/test" not in name}
+        others = set()
+    assert found == named.keys() | others
+
+
+@pytest.mark.parametrize("split", DENSE_SPLITS)
+@pytest.mark.parametrize("reader", READERS)
+def test_every_label_is_read_as_it_was_drawn(
+    dense_roots: dict[str, Path],
+    dense_scenes: dict[tuple[bool, str], list[Scene]],
+    reader: str,
+    split: str,
+) -> None:
+    layout, kind, options, names = READERS[reader]
+    dataset = _dataset(kind, data_root=str(dense_roots[layout]), split=split, **options)
+    scenes = dense_scenes[layout == "pascal", split]
+    assert len(dataset) == len(scenes) == DENSE_SPLITS[split]
+    classes = dataset.metainfo["classes"]
+    for labels, scene in zip(dataset, scenes, strict=True):
+        image = labels["img"][..., ::-1] * (255.0 if labels["img"].dtype == np.float32 else 1.0)
+        far = np.abs(image - scene.rgb).mean()
+        assert far < 6 if labels["img_path"].endswith("jpg") else far < 1e-3
+
+        border = _border(scene)
+        wanted = np.zeros(_SIZE, int)
+        for drawn in np.unique(scene.semantic):
+            wanted[scene.semantic == drawn] = classes.index(names[CLASSES[drawn]])
+        seen = labels["gt_seg_map"]
+        if layout == "cityscapes":
+            # The maps are made of polygons without holes.
+            assert (seen == wanted).mean() > 0.97
+        else:
+            np.testing.assert_array_equal(seen, np.where(border, 255, wanted))
+
+        shadow = _shadow(scene)
+        assert 0 < shadow.sum() < 0.05 * shadow.size
+        if "depth" in dataset.available:
+            depth = labels["gt_depth_map"]
+            assert depth.dtype == np.float32
+            np.testing.assert_array_equal(depth == 0, shadow)
+            if layout == "cityscapes_mt":
+                # In pixels, of the street that is ten times as large as the scene.
+                depth = 0.22 * 2262 / 10 / np.maximum((depth * 65535 - 1) / 256, 1e-9)
+            elif layout == "cityscapes":
+                depth = depth / 10
+            near = 1e-3 if "cityscapes" in layout else 0
+            np.testing.assert_allclose(depth[~shadow], scene.depth[~shadow], near)
+        if "normals" in dataset.available:
+            normals, known = labels["gt_normal_map"], ~shadow
+            if layout == "pascal":
+                known &= ~_drawn(scene, "cup") & ~_drawn(scene, "teddy bear")
+            np.testing.assert_array_equal(normals.any(-1), known)
+            # From the camera's axes, with z away from the camera, to NYU's.
+            wanted_normals = scene.normals * [1, 1, -1]
+            step = 0.01 if layout in ("nyud_png", "pascal") else 1e-6
+            np.testing.assert_allclose(normals[known], wanted_normals[known], atol=step)
+            np.testing.assert_allclose(np.linalg.norm(normals[known], axis=-1), 1, atol=1e-6)
+        if layout in ("nyud", "nyud_png"):
+            np.testing.assert_array_equal(labels["gt_edge_map"], border)
+        if layout == "pascal":
+            beside = cv2.dilate(border.astype(np.uint8), np.ones((3, 3)))
+            assert labels["gt_edge_map"].sum() > 50
+            assert (labels["gt_edge_map"] <= beside).all()
+            salient = labels["gt_sal_map"] > 0
+            assert sum((salient == thing.visible_mask).all() for thing in scene.objects) == 1
+            persons = _drawn(scene, "person")
+            assert ("gt_human_parts" in labels) == persons.any()
+            parts = np.zeros(_SIZE, int)
+            for index, name in enumerate(PARTS):
+                parts[persons & (scene.parts == index)] = _SURVEYED[name]
+            np.testing.assert_array_equal(labels.get("gt_human_parts", parts), parts)
+
+
+_SURVEYED = {"head": 1, "neck": 2, "torso": 2} | {
+    side + name: part
+    for name, part in {"uarm": 3, "larm": 4, "hand": 4, "uleg": 5, "lleg": 6, "foot": 6}.items()
+    for side in "lr"
+}
+"""The survey's six human parts: head, torso, upper arms, lower arms, upper legs, lower legs."""
+
+
+def test_mtan_layouts_hold_colours_from_0_to_1_and_no_class_as_minus_1(
+    dense_roots: dict[str, Path], dense_scenes: dict[tuple[bool, str], list[Scene]]
+) -> None:
+    border = _border(dense_scenes[False, "train"][0])
+    for layout in ("nyuv2", "cityscapes_mt"):
+        root = dense_roots[layout] / "train"
+        image = np.load(root / "image/0.npy")
+        assert 0 <= image.min() < 0.3 and 0.7 < image.max() <= 1
+        for folder in root.glob("label*"):
+            np.testing.assert_array_equal(np.load(folder / "0.npy") == -1, border)
+    two, seven = (np.load(root / f"label_{count}/0.npy") for count in (2, 7))
+    np.testing.assert_array_equal(two[~border] == 1, seven[~border] >= 5)
+    assert set(np.unique(two)) == {-1, 0, 1}
+
+
+def test_a_person_is_drawn_in_the_layout_of_pascal_alone(
+    dense_scenes: dict[tuple[bool, str], list[Scene]],
+) -> None:
+    for persons in (False, True):
+        scenes = [scene for split in DENSE_SPLITS for scene in dense_scenes[persons, split]]
+        assert any(_drawn(scene, "person").any() for scene in scenes) == persons
+
+
+def test_files_of_matlab_name_what_is_in_them_and_are_the_same_each_time(
+    dense_roots: dict[str, Path], tmp_path: Path
+) -> None:
+    root = dense_roots["pascal"]
+    main(_dense_arguments("pascal", tmp_path / "same"))
+    assert _digests(tmp_path / "same") == _digests(root)
+    numbers = json.loads((root / "db_info/context_classes.json").read_text())
+    persons = 0
+    for path in root.glob("human_parts/*.mat"):
+        assert b"Created on" not in path.read_bytes()  # a date
+        context = loadmat(root / "pascal-context/trainval" / path.name)["LabelMap"]
+        for thing in loadmat(path)["anno"]["objects"].item().ravel():
+            name, mask = thing["class"].item(), thing["mask"].astype(bool)
+            context_name = {"diningtable": "table"}.get(name, name)
+            assert (context[mask] == numbers[context_name]).all() and mask.sum() >= MIN_VISIBLE
+            assert (thing["class_ind"].item() == 15) == (name == "person")
+            persons += name == "person"
+            masks = [part["mask"] for part in thing["parts"].ravel()]
+            assert bool(masks) == (name == "person")
+            if masks:
+                np.testing.assert_array_equal(np.sum(masks, 0), mask)
+    assert persons > 0
+
+
+def _dataset(kind: str, **options: Any) -> Any:
+    import mtl_plugins.mm.transforms  # registers them
+    from mtl_plugins.mm import datasets
+
+    assert mtl_plugins.mm.transforms.LoadMultiTask
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        return getattr(datasets, kind)(pipeline=[{"type": "LoadMultiTask"}], **options)
+
+
+def _array(path: Path) -> np.ndarray:
+    if path.suffix == ".npy":
+        return np.load(path)
+    if path.suffix == ".mat":
+        content = loadmat(path)
+        return content["LabelMap"] if "LabelMap" in content else content["anno"]["objects"]
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+
+def _drawn(scene: Scene, category: str) -> np.ndarray:
+    return scene.semantic == CLASSES.index(category)
+
+
+def _border(scene: Scene) -> np.ndarray:
+    """Pixels whose right or lower neighbour is of another object, wall or floor, one by one."""
+    numbers = scene.semantic.astype(int)
+    for number, thing in enumerate(scene.objects, start=1):
+        numbers[thing.visible_mask] = 1000 * number
+    owner = np.pad(numbers, ((0, 1), (0, 1)), mode="edge").tolist()
+    border = np.zeros(_SIZE, bool)
+    for r, c in np.ndindex(_SIZE):
+        border[r, c] = owner[r][c] != owner[r][c + 1] or owner[r][c] != owner[r + 1][c]
+    return border
+
+
+def _shadow(scene: Scene) -> np.ndarray:
+    """Pixels whose right neighbour is 10 cm nearer, or more: the sensor's shadow of one pixel."""
+    nearer = scene.depth[:, :-1] - scene.depth[:, 1:] >= 0.1
+    return np.pad(nearer, ((0, 0), (0, 1)))
 
 
 # --- command line -------------------------------------------------------------------------------
