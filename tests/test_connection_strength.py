@@ -131,6 +131,11 @@ def test_gradients_of_any_size_stay_finite(size: float) -> None:
     torch.testing.assert_close(update / size, torch.tensor([[1.0], [-2.0]]))
 
 
+def test_a_reference_whose_square_is_zero_projects_nothing() -> None:
+    gradients = torch.tensor([[[1e-200]], [[-1.0]]], dtype=torch.double)
+    assert project_groups(gradients, torch.tensor([0])).tolist() == [[-1.0]]
+
+
 @pytest.mark.parametrize(
     ("conv", "transposed"),
     [
