@@ -9,8 +9,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SMALL = "configs/mask_rcnn/mask-rcnn_r18-small_fpn_coco.py"
+NARROW = ["model.backbone.base_channels=32", "model.neck.in_channels=[32,64,128,256]"]
 TWO_STEPS = [
     "--cfg-options",
+    *NARROW,
     "train_cfg.max_iters=2",
     "train_cfg.val_interval=100",
     "default_hooks.checkpoint.interval=2",

@@ -18,6 +18,24 @@ from mtl_plugins.tasks import TaskGroups
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "mask_rcnn" / "mask-rcnn_r18-small_fpn_coco.py"
 DETECTION_MASK = {"detection": ["loss_rpn_*", "loss_cls", "loss_bbox"], "mask": "loss_mask"}
+# The small UOAIS-Net, made smaller still.
+NARROW_UOAIS = {
+    "model.backbone.base_channels": 8,
+    "model.neck.in_channels": [8, 16, 32, 64],
+    "model.neck.out_channels": 16,
+    **{
+        f"model.{norm}.num_groups": 8
+        for norm in ("backbone.norm_cfg", "backbone.fusion_norm_cfg", "neck.norm_cfg")
+    },
+    "model.rpn_head.in_channels": 16,
+    "model.rpn_head.feat_channels": 16,
+    **{f"model.roi_head.{part}_roi_extractor.out_channels": 16 for part in ("bbox", "mask")},
+    **{
+        f"model.roi_head.{head}_head.{width}": 16
+        for head in ("bbox", "visible_mask", "mask", "occlusion")
+        for width in ("in_channels", "conv_out_channels")
+    },
+}
 
 
 GRADIENT_METHODS = [name for name, cls in AGGREGATORS.items() if cls.needs_gradients]
@@ -64,13 +82,22 @@ class Trunk(nn.Module):
         }
 
 
-def mask_rcnn_config() -> ConfigDict:
-    """The small Mask R-CNN, made smaller still."""
+def mask_rcnn_config(narrow: bool = False) -> ConfigDict:
+    """The small Mask R-CNN, made smaller still; ``narrow`` for tests that build and train many."""
     cfg = Config.fromfile(CONFIG).model
     cfg.roi_head.bbox_head.update(num_classes=3, fc_out_channels=32)
     cfg.roi_head.mask_head.update(num_classes=3, num_convs=1)
     cfg.train_cfg.rpn_proposal.update(nms_pre=50, max_per_img=20)
     cfg.train_cfg.rcnn.sampler.num = 16
+    if narrow:
+        norm = {"type": "GN", "num_groups": 8, "requires_grad": True}
+        cfg.backbone.update(base_channels=16, norm_cfg=norm)
+        cfg.neck.update(in_channels=[16, 32, 64, 128], out_channels=16, norm_cfg=norm)
+        cfg.rpn_head.update(in_channels=16, feat_channels=16)
+        for part in ("bbox", "mask"):
+            cfg.roi_head[f"{part}_roi_extractor"].out_channels = 16
+            cfg.roi_head[f"{part}_head"].in_channels = 16
+        cfg.roi_head.mask_head.conv_out_channels = 16
     return cfg
 
 

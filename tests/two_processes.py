@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from multiprocessing import connection, forkserver
 from multiprocessing.context import ForkServerContext
@@ -33,14 +33,28 @@ def context() -> ForkServerContext:
     return server
 
 
-def start(file: str, *arguments: str, log: Path) -> BaseProcess:
+def start(file: str, *arguments: str, log: Path, env: Mapping[str, str] = {}) -> BaseProcess:
     """Starts ``file`` as a script of its own; what it prints goes to ``log``."""
-    process = context().Process(target=_run, args=(file, arguments, log), daemon=True)
+    process = context().Process(target=_run, args=(file, arguments, log, env), daemon=True)
     process.start()
     return process
 
 
-def _run(file: str, arguments: tuple[str, ...], log: Path) -> None:
+def output_of(script: str, *arguments: str, log: Path, **env: str) -> str:
+    """Runs a script of the repository, with its imports done already, and returns all it prints.
+
+    Each script has a test besides that starts it as a user does, see :func:`commands.run`.
+    """
+    process = start(str(ROOT / script), *arguments, log=log, env=env)
+    process.join(TIMEOUT)
+    said = log.read_text()
+    assert process.exitcode == 0, said[-3000:]
+    return said
+
+
+def _run(file: str, arguments: tuple[str, ...], log: Path, env: Mapping[str, str]) -> None:
+    os.environ.update(env)
+    os.chdir(ROOT)
     with log.open("w") as opened:
         os.dup2(opened.fileno(), 1)
         os.dup2(opened.fileno(), 2)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.utils import is_installed
+from mmengine.config.utils import MODULE2PACKAGE, _get_package_and_cfg_path
+from mmengine.utils import get_installed_path, is_installed
 
 import mtl_plugins
 from mtl_plugins.registry import suggest
@@ -71,7 +71,9 @@ def enter_configs() -> None:
             others = [base if "::" in base else str(folder / base) for base in path.others]
             return _Layers.of(others, path.methods), None
         # No scope: types are looked up in the scope of the config that inherits.
-        return (_find(path), None) if path.startswith(PREFIX) else cfg_path(path, filename)
+        if path.startswith(PREFIX):
+            return _find(path), None
+        return _installed(path) or cfg_path(path, filename)
 
     def read(filename: str, *args: Any, **kwargs: Any) -> tuple[dict, str, dict]:
         if not isinstance(filename, _Layers):
@@ -97,6 +99,20 @@ def enter_configs() -> None:
     Config._get_base_files = staticmethod(get_base_files)
     Config._get_cfg_path = staticmethod(get_cfg_path)
     Config._file2dict = staticmethod(read)
+
+
+def _installed(base: str) -> tuple[str, str] | None:
+    """Return the path and the scope of another package's config, None where it is not found.
+
+    MMEngine parses the index of all the package's models, a hundred files, before it looks here.
+    """
+    if "::" not in base:
+        return None
+    package, name = _get_package_and_cfg_path(base)
+    if not is_installed(package):
+        return None
+    path = Path(get_installed_path(package), ".mim", "configs", name)
+    return (str(path), base.partition("::")[0]) if path.is_file() else None
 
 
 def _find(base: str) -> str:

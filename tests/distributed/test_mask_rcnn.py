@@ -28,7 +28,7 @@ CASES = [f"{name}, parameter" for name in AGGREGATORS] + ["PCGrad, feature", "MG
 
 
 def new_detector() -> nn.Module:
-    cfg = mask_rcnn_config()
+    cfg = mask_rcnn_config(narrow=True)
     cfg.train_cfg.rpn.sampler.num = cfg.train_cfg.rcnn.sampler.num = 10**6
     torch.manual_seed(0)
     # In single precision, the order of a sum alone (that of its threads) makes up 3e-5 in 5 steps.

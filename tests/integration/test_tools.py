@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import ROOT, SMALL, TWO_STEPS, run
+from commands import NARROW, ROOT, SMALL, TWO_STEPS, run
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
@@ -78,7 +78,7 @@ def test_train_then_test(coco, tmp_path):
     state = torch.load(checkpoint, weights_only=False)["optimizer"]["mtl"]
     assert state["tasks"] == ["detection", "mask"]
     assert state["aggregator"]["type"] == "CAGrad"
-    any_score = ["--cfg-options", "model.test_cfg.rcnn.score_thr=0.0"]
+    any_score = ["--cfg-options", *NARROW, "model.test_cfg.rcnn.score_thr=0.0"]
     log = run(
         "tools/test.py", SMALL, str(checkpoint), "--work-dir", work_dir, *any_score, coco=coco
     )

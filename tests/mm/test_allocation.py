@@ -189,6 +189,8 @@ def test_famo_looks_at_the_same_images_again(detector):
 def coco_config(coco: Path, work_dir: Path, batch_sampler: dict, **options) -> Config:
     """Training of the small Mask R-CNN on the drawn images."""
     cfg = Config.fromfile(ROOT / SMALL)
+    cfg.model.backbone.base_channels, cfg.model.neck.in_channels = 32, [32, 64, 128, 256]
+    cfg.train_dataloader.dataset.pipeline[2].scale = (96, 72)
     cfg.work_dir = str(work_dir)
     root = str(coco) + "/"
     cfg.train_dataloader.dataset.data_root = root

@@ -106,7 +106,7 @@ def test_sum_equals_the_optim_wrapper_bitwise_on_a_detector():
     from mmdet.testing import demo_mm_inputs
 
     torch.manual_seed(0)
-    detectors = [build_detector(mask_rcnn_config())]
+    detectors = [build_detector(mask_rcnn_config(narrow=True))]
     detectors.append(copy.deepcopy(detectors[0]))
     wrappers = [
         cls(torch.optim.AdamW(model.parameters(), lr=1e-3), clip_grad=dict(max_norm=10))

@@ -20,7 +20,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
-from models import build_detector
+from models import NARROW_UOAIS, build_detector
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_iou
@@ -31,6 +31,7 @@ from mtl_plugins.mm.models.uoais import Outputs
 from mtl_plugins.tasks import TaskGroups
 
 SMALL = Config.fromfile(ROOT / "configs/metagraspnet/uoais_r18-small_fpn_rgbd.py")
+SMALL.merge_from_dict(NARROW_UOAIS)
 # Table 1 of the paper, and the three that are left out there.
 GRADIENTS = ("pcgrad", "gradvac", "rgw", "mgda", "cagrad", "aligned_mtl", "imtl", "cosreg")
 WEIGHTS = ("uncertainty", "rlw", "famo", "dwa", "gradnorm")

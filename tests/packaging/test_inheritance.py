@@ -8,6 +8,7 @@ import pytest
 from commands import ROOT
 from mmengine.config import Config
 from mmengine.hub import get_config
+from mmengine.utils import get_installed_path
 
 import mtl_plugins.mm  # noqa: F401
 from mtl_plugins.mm.train import lay_over
@@ -62,6 +63,20 @@ def test_a_whole_config_of_the_package(tmp_path):
     expected = Config.fromfile(ROOT / "configs" / name).to_dict()
     assert read(tmp_path, f"mtl_plugins::{name}").to_dict() == expected
     assert get_config(f"mtl_plugins::{name}").to_dict() == expected
+
+
+@pytest.mark.parametrize("base", [MASK_RCNN, SEGMENTER])
+def test_the_index_of_models_is_not_parsed(base, tmp_path, monkeypatch):
+    """Bases are files of the package, their types are looked up in its scope."""
+    package, name = base.split("::")
+    file = Path(get_installed_path(package), ".mim/configs", name)
+    (tmp_path / "plain.py").write_text(f"_base_ = {str(file)!r}\n")
+    expected = Config.fromfile(tmp_path / "plain.py")
+    monkeypatch.setattr("mmengine.config.utils.load", None)
+    cfg = read(tmp_path, base)
+    assert cfg.model.pop("_scope_") == package
+    assert cfg.model.backbone == expected.model.backbone
+    assert cfg.keys() == expected.keys()
 
 
 def test_mistakes_name_the_base(tmp_path):

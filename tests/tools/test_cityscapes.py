@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
+from two_processes import output_of
 
 SPLITS = {"train": 6, "val": 3}
 # id and train id in Cityscapes' table of labels.
@@ -152,7 +153,8 @@ def test_a_run_trains_and_validates(converted: Path, tmp_path: Path) -> None:
     arguments = [str(SMALL), "--mtl", "pcgrad", "--work-dir", str(tmp_path), *TWO_STEPS]
     # Untrained scores are low; without any detection nothing would be measured.
     arguments += ["train_cfg.val_interval=2", "model.test_cfg.rcnn.score_thr=0.0"]
-    run("tools/train.py", *arguments, coco=converted, CITYSCAPES_ROOT=str(converted))
+    env = {"CITYSCAPES_ROOT": str(converted)}
+    output_of("tools/train.py", *arguments, log=tmp_path / "train.log", **env)
     (scalars,) = tmp_path.rglob("scalars.json")
     lines = [json.loads(line) for line in scalars.read_text().splitlines()]
     assert {"mtl/gds", "mtl/loss/detection", "mtl/loss/mask"} <= lines[0].keys()

@@ -14,6 +14,8 @@ from make_demo_data import main as draw
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from models import NARROW_UOAIS
+from two_processes import output_of
 
 from mtl_plugins.mm import test as evaluate
 
@@ -21,6 +23,7 @@ CONFIG = "configs/metagraspnet/uoais_r18-small_fpn_rgbd.py"
 TASKS = ("rpn_cls", "rpn_box", "cls", "box", "visible", "amodal", "occlusion")
 TEST_SMALL = [
     "--cfg-options",
+    *(f"{key}={value}".replace(" ", "") for key, value in NARROW_UOAIS.items()),
     "test_dataloader.dataset.pipeline.2.scale=(128,96)",
     "model.test_cfg.rpn.max_per_img=20",
     "model.test_cfg.rcnn.max_per_img=10",
@@ -67,7 +70,8 @@ def test_train_and_test_print_the_paper_s_columns(
     def said_by(script: str, *words: str) -> str:
         """What a command prints: the first method's in processes of their own."""
         if mtl == "sum":
-            return run(f"tools/{script}.py", *words, coco=root)
+            log, env = tmp_path / f"{script}.log", {"METAGRASPNET_ROOT": str(root)}
+            return output_of(f"tools/{script}.py", *words, log=log, **env)
         capfd.readouterr()
         monkeypatch.setattr("sys.argv", [script, *words])
         {"train": train.main, "test": evaluate.main}[script]()

@@ -70,6 +70,8 @@ class Data:
         """Makes a teacher that is sure of some things; of the right ones, it need not be."""
         cfg = Config.fromfile(CONFIGS / f"{TEACHERS[kind]}_r18-small_bdd100k.py")
         cfg.test_dataloader.dataset.pipeline[1].scale = (96, 96)
+        cfg.model.backbone.base_channels, cfg.model.neck.in_channels = 16, [32, 64, 128]
+        cfg.model.backbone.norm_cfg.num_groups = 16
         cfg.dump(self.teachers / f"{kind}.py")
         init_default_scope("mmdet")
         torch.manual_seed(0)
