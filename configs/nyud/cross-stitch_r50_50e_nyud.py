@@ -35,4 +35,4 @@ optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys=dict(stitch=dict(lr_mult=100))),
 )
 train_cfg = dict(max_epochs=50, dynamic_intervals=[(41, 1)])
-param_scheduler = [dict(type="PolyLR", by_epoch=True, power=0.9, begin=0, end=50, eta_min=0.0)]
+param_scheduler = [dict(type="PolyLR", by_epoch=True, power=0.9, begin=0, end=51, eta_min=0.0)]

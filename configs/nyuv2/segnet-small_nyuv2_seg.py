@@ -1,4 +1,4 @@
-# One task alone, seg, the baseline of the small variants.
+# One task alone, segmentation, the baseline of the small variants.
 _base_ = [
     "./data_small.py",
     "../_base_/models/segnet_small.py",
