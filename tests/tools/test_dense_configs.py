@@ -275,13 +275,13 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
     return write
 
 
-def test_full_networks_take_a_step_on_the_data_of_their_config(
+def test_networks_take_a_step_on_the_data_of_their_config(
     files: Callable[[str], Path],
 ) -> None:
-    """Every network but for the backbone, and every data set; images of 64 x 64 at most."""
+    """Every network and every data set; the step of SegNets in full size is the Runner's below."""
     for name in (
-        "nyuv2/mtan_segnet_200e_nyuv2",
-        "cityscapes_dense/cross-stitch_segnet_200e_cityscapes-7",
+        "nyuv2/mtan_segnet-small_nyuv2",
+        "cityscapes_dense/cross-stitch_segnet-small_cityscapes-7",
         "cityscapes_dense/deeplab_r50_100e_cityscapes-19",
         "nyud/mti-net_hr-small_nyud",
         "pascal_context/mti-net_hr18_100e_pascal-context",
