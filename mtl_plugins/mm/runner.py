@@ -41,8 +41,8 @@ def prepare(run: MutableMapping[str, Any]) -> None:
     """Complete the arguments of a ``Runner``.
 
     With an optimizer wrapper of this package, checkpoints are written by ``MTLCheckpointHook``, and
-    a batch sampler that allocates tasks gets the names in ``optim_wrapper.tasks`` and the loader's
-    ``drop_last``. Several processes on CPUs communicate by gloo.
+    a batch sampler that allocates tasks gets the names in ``optim_wrapper.tasks``. Several
+    processes on CPUs communicate by gloo.
 
     Args:
         run: Arguments by name, as the keys of a config; values are replaced, not changed.
@@ -54,8 +54,10 @@ def prepare(run: MutableMapping[str, Any]) -> None:
         batch_sampler = loader.get("batch_sampler") if isinstance(loader, Mapping) else None
         if isinstance(batch_sampler, Mapping) and isinstance(wrapper, Mapping):
             allocates = _is_class(batch_sampler["type"], ISTABatchSampler, DATA_SAMPLERS)
-            if allocates:
-                run["train_dataloader"] = _with_allocation(loader, wrapper.get("tasks"))
+            if allocates and not batch_sampler.get("tasks"):
+                tasks = list(wrapper.get("tasks") or ())
+                batch_sampler = dict(batch_sampler) | {"tasks": tasks}
+                run["train_dataloader"] = dict(loader) | {"batch_sampler": batch_sampler}
     if run.get("launcher", "none") != "none" and get_device() == "cpu":
         run["cfg"] = _on_gloo(run["launcher"], run.get("cfg"))
 
@@ -64,18 +66,6 @@ def _is_class(kind: Any, base: type, registry: Any) -> bool:
     """Tell whether the ``type`` of a config is a class or a subclass."""
     cls = registry.get(kind) if isinstance(kind, str) else kind
     return isinstance(cls, type) and issubclass(cls, base)
-
-
-def _with_allocation(loader: Mapping[str, Any], tasks: Any) -> dict[str, Any]:
-    """Return a loader's config in which the batch sampler knows the tasks and ``drop_last``."""
-    loader = dict(loader)
-    batch_sampler = dict(loader["batch_sampler"])
-    if not batch_sampler.get("tasks"):
-        batch_sampler["tasks"] = list(tasks or ())
-    # PyTorch's loader takes it only without a batch sampler.
-    if "drop_last" in loader and not {"drop_last", "batch_sampler"} & batch_sampler.keys():
-        batch_sampler["drop_last"] = loader.pop("drop_last")
-    return loader | {"batch_sampler": batch_sampler}
 
 
 def _with_our_checkpoints(hooks: Mapping[str, Any]) -> dict[str, Any]:

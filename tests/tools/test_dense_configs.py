@@ -7,7 +7,6 @@ import functools
 import io
 import math
 import re
-import shutil
 import sys
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -22,7 +21,6 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.optim.scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, PolyLR
 from mmengine.registry import DefaultScope
-from mmengine.runner import Runner
 from mmseg.registry import DATASETS, METRICS, MODELS
 from torch import nn
 
@@ -331,29 +329,6 @@ def test_a_full_config_trains_and_is_validated(
     ):
         (value,) = re.findall(rf'"{re.escape(column)}": ([\d.e+-]+)', lines)
         assert math.isfinite(float(value)), column
-
-
-@pytest.mark.parametrize(("mtl", "steps"), [("sta", 1), ("ista", 3)])
-def test_allocation_keeps_whole_batches_as_the_loader_says(
-    files: Callable[[str], Path], tmp_path: Path, mtl: str, steps: int
-) -> None:
-    """Three images in batches of two are one batch: PyTorch refuses drop_last beside a sampler."""
-    root = files("nyuv2")
-    for path in root.rglob("1.npy"):
-        shutil.copy(path, path.with_name("2.npy"))
-    cfg = train.lay_over(Config.fromfile(ROOT / "configs/nyuv2/segnet-small_nyuv2.py"), mtl)
-    assert cfg.train_dataloader.drop_last
-    cfg.merge_from_dict(
-        {
-            "work_dir": str(tmp_path / "run"),
-            "train_dataloader.batch_size": 2,
-            "train_dataloader.sampler": {"_delete_": True, "type": "DefaultSampler"},
-            "visualizer.name": str(tmp_path),
-        }
-    )
-    runner = Runner.from_cfg(cfg)
-    loop = runner.build_train_loop(cfg.train_cfg)
-    assert len(loop.dataloader) == steps
 
 
 # ---------------------------------------------------------------------------- READMEs
