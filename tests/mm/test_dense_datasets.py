@@ -16,12 +16,12 @@ import pytest
 import torch
 from dense_files import HEIGHT, WIDTH, Truth
 from mmengine.config import ConfigDict
-from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 
+import mtl_plugins.mm.models  # noqa: F401
 from mtl_plugins.mm.data_check import data_problem, unlabelled_task
 from mtl_plugins.mm.datasets import (
     CityscapesDenseDataset,
@@ -31,6 +31,7 @@ from mtl_plugins.mm.datasets import (
     PASCALMTDataset,
 )
 from mtl_plugins.mm.structures import FIELDS
+from mtl_plugins.mm.test import main
 from mtl_plugins.mm.transforms.dense_files import PARTS, thin
 
 PIPELINE = [{"type": "LoadMultiTask"}, {"type": "PackMultiTaskInputs"}]
@@ -573,12 +574,14 @@ def test_padding_of_a_test_pipeline_is_told_to_the_model(tmp_path: Path) -> None
 def test_a_head_without_labels_in_any_data_set_is_named(tmp_path: Path) -> None:
     dense_files.nyud(tmp_path, png=False)
     model = MODELS.build(dense.config("seg", "depth", "normals"))
-    sets = [build(NYUDMTDataset, tmp_path, fields=[name]) for name in ("sem_seg", "depth")]
-    joined = RepeatDataset(ConcatDataset(sets), times=2)
+    one = {"type": "NYUDMTDataset", "data_root": str(tmp_path), "pipeline": PIPELINE}
+    sets = [one | {"fields": [name]} for name in ("sem_seg", "depth")]
+    both = {"type": "ConcatDataset", "datasets": sets}
+    joined = DATASETS.build({"type": "RepeatDataset", "dataset": both, "times": 2})
     problem = unlabelled_task(model, joined, "train_dataloader.dataset")
     assert problem is not None and problem.startswith("model.heads.normals: nothing would train it")
     assert "has no 'normals', but depth, sem_seg" in problem
-    whole = ConcatDataset([sets[0], build(NYUDMTDataset, tmp_path)])
+    whole = DATASETS.build({"type": "ConcatDataset", "datasets": [sets[0], one]})
     assert unlabelled_task(model, whole, "train_dataloader.dataset") is None
     assert unlabelled_task(model, [0], "train_dataloader.dataset") is None
 
@@ -606,3 +609,15 @@ def test_a_run_stops_before_a_head_stays_untrained(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"^model\.heads\.normals: nothing would train it"):
         runner.train()
+
+
+def test_the_test_script_says_that_it_saves_for_one_metric_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MMSegmentation's script would end in a TypeError about indices of a list."""
+    config = tmp_path / "config.py"
+    metrics = "test_evaluator = [dict(type='DenseIoUMetric'), dict(type='DenseDepthMetric')]"
+    config.write_text(f"default_scope = 'mmseg'\n{metrics}\n", "utf-8")
+    monkeypatch.setattr(sys, "argv", ["mtl-test", str(config), "some.pth", "--out", "folder"])
+    with pytest.raises(SystemExit, match="--out: .*DumpResults"):
+        main()
