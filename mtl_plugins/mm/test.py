@@ -27,8 +27,8 @@ def _script(arguments: Sequence[str]) -> Path:
     saves = any(text.split("=")[0] == "--out" for text in arguments)
     if scope == "mmseg" and saves and isinstance(cfg.get("test_evaluator"), list):
         raise SystemExit(
-            "--out: MMSegmentation saves the predictions of one IoUMetric alone, but "
-            "test_evaluator is a list; add dict(type='DumpResults', out_file_path='results.pkl') to it instead"
+            "--out: MMSegmentation saves the predictions of one IoUMetric alone, test_evaluator "
+            "is a list; add dict(type='DumpResults', out_file_path='results.pkl') to it instead"
         )
     package = find_spec("mmseg" if scope == "mmseg" else "mmdet")
     assert package is not None and package.origin is not None
