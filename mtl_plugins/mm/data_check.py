@@ -70,11 +70,49 @@ def check_runner(runner: Runner) -> None:
         loop = getattr(runner, f"{split}_loop", None)
         dataset = getattr(getattr(loop, "dataloader", None), "dataset", None)
         metainfo = getattr(dataset, "metainfo", None) or {}
-        problem = problem or class_count_problem(
-            runner.model, metainfo, f"{split}_dataloader.dataset"
-        )
+        key = f"{split}_dataloader.dataset"
+        problem = problem or class_count_problem(runner.model, metainfo, key)
+        if split == "train":
+            problem = problem or unlabelled_task(runner.model, dataset, key)
     if problem:
         raise ValueError(problem)
+
+
+def unlabelled_task(model: nn.Module, dataset: Any, key: str) -> str | None:
+    """Look for heads of dense prediction that no data set has labels for.
+
+    Args:
+        model: Model that is trained, also in a wrapper for several processes.
+        dataset: Data set, also a concatenation or repetition of such.
+        key: Config key of the data set, for the message.
+
+    Returns:
+        The problem; None if there is none, or a data set is not of dense prediction.
+    """
+    from mmengine.model import is_model_wrapper
+
+    from mtl_plugins.mm.datasets import DenseDataset
+    from mtl_plugins.mm.models import MultiTaskSegmentor
+    from mtl_plugins.mm.models.multi_task_segmentor import field_of
+
+    model = model.module if is_model_wrapper(model) else model
+    sets = [dataset]
+    while any(hasattr(one, "datasets") or hasattr(one, "dataset") for one in sets):
+        inner = (getattr(one, "datasets", [getattr(one, "dataset", one)]) for one in sets)
+        sets = [one for ones in inner for one in ones]
+    if not isinstance(model, MultiTaskSegmentor) or not all(
+        isinstance(one, DenseDataset) for one in sets
+    ):
+        return None
+    fields = {name for one in sets for name in one.fields}
+    for task, head in model.heads.items():
+        if field_of(head) not in fields:
+            return (
+                f"model.heads.{task}: nothing would train it, since {key} has no "
+                f"{field_of(head)!r}, but {', '.join(sorted(fields))}; add it to the fields of the "
+                "data set, or remove the head"
+            )
+    return None
 
 
 def class_count_problem(

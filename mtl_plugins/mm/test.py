@@ -15,9 +15,21 @@ def main() -> None:
 
 
 def _script(arguments: Sequence[str]) -> Path:
-    """Find the script of the framework that the config is for; MMDetection's is for all others."""
+    """Find the script of the framework that the config is for; MMDetection's is for all others.
+
+    Raises:
+        SystemExit: ``--out`` is given, which MMSegmentation's script cannot do with a list of
+            metrics.
+    """
     config = next((path for path in arguments if path.endswith(".py") and Path(path).is_file()), "")
-    scope = Config.fromfile(config).get("default_scope") if config else None
+    cfg = Config.fromfile(config) if config else Config()
+    scope = cfg.get("default_scope")
+    saves = any(text.split("=")[0] == "--out" for text in arguments)
+    if scope == "mmseg" and saves and isinstance(cfg.get("test_evaluator"), list):
+        raise SystemExit(
+            "--out: MMSegmentation saves the predictions of one IoUMetric alone, test_evaluator "
+            "is a list; add dict(type='DumpResults', out_file_path='results.pkl') to it instead"
+        )
     package = find_spec("mmseg" if scope == "mmseg" else "mmdet")
     assert package is not None and package.origin is not None
     # Both install their tools next to their modules, for mim.

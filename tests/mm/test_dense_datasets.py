@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dense
 import dense_files
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from dense_files import HEIGHT, WIDTH, Truth
 from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from mmseg.registry import DATASETS
+from mmseg.registry import DATASETS, MODELS
+from PIL import Image
 
-from mtl_plugins.mm.data_check import data_problem
+import mtl_plugins.mm.models  # noqa: F401
+from mtl_plugins.mm.data_check import data_problem, unlabelled_task
 from mtl_plugins.mm.datasets import (
     CityscapesDenseDataset,
     MTANCityscapesDataset,
@@ -28,6 +31,7 @@ from mtl_plugins.mm.datasets import (
     PASCALMTDataset,
 )
 from mtl_plugins.mm.structures import FIELDS
+from mtl_plugins.mm.test import main
 from mtl_plugins.mm.transforms.dense_files import PARTS, thin
 
 PIPELINE = [{"type": "LoadMultiTask"}, {"type": "PackMultiTaskInputs"}]
@@ -498,3 +502,122 @@ def test_mmsegmentation_trains_and_tests_on_it(tmp_path: Path) -> None:
     assert runner.iter == 2
     measured = runner.val_loop.run()
     assert 0 < measured["aAcc"] <= 100
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"reduce_zero_label": True},
+        {"ignore_index": 0},
+        {"ann_file": "some.txt"},
+        {"img_suffix": ".png"},
+        {"seg_map_suffix": "_ids.png"},
+        {"data_prefix": {"img_path": "images"}},
+        {"backend_args": {"backend": "http"}},
+    ],
+)
+def test_an_argument_that_the_layout_would_ignore_is_refused(
+    tmp_path: Path, setting: dict[str, Any]
+) -> None:
+    dense_files.nyud(tmp_path, png=False)
+    with pytest.raises(ValueError, match=f"{next(iter(setting))}: .* has no effect on NYUD"):
+        build(NYUDMTDataset, tmp_path, **setting)
+    assert len(build(NYUDMTDataset, tmp_path, reduce_zero_label=False, ignore_index=255)) == 2
+
+
+def test_a_selection_of_classes_maps_semantic_segmentation_alone(tmp_path: Path) -> None:
+    dense_files.nyud(tmp_path, png=False)
+    whole = build(NYUDMTDataset, tmp_path)
+    names = whole.metainfo["classes"]
+    some = build(NYUDMTDataset, tmp_path, metainfo={"classes": [names[7], names[2]]})
+    truth = whole[0]["data_samples"].gt_sem_seg.data
+    expected = torch.full_like(truth, 255)
+    expected[truth == 7], expected[truth == 2] = 0, 1
+    assert torch.equal(some[0]["data_samples"].gt_sem_seg.data, expected)
+    root = tmp_path / "pascal"
+    root.mkdir()
+    dense_files.pascal(root)
+    with pytest.raises(ValueError, match=r"metainfo\.human_parts_classes: .*'head'"):
+        build(PASCALMTDataset, root, metainfo={"human_parts_classes": ("head", "rest")})
+
+
+def test_labels_lie_over_the_stored_pixels_of_a_jpeg(tmp_path: Path) -> None:
+    """An orientation from the camera would turn the image, but not its labels."""
+    dense_files.nyud(tmp_path, png=False)
+    path = tmp_path / "images" / "0001.jpg"
+    image = Image.open(path)
+    orientation = image.getexif()
+    orientation[0x0112] = 3  # upside down
+    image.save(path, exif=orientation, quality=100, subsampling=0)
+    stored = np.array(Image.open(path)).astype(int)  # Pillow does not turn
+
+    def off(image: torch.Tensor, truth: np.ndarray) -> float:
+        return float(np.abs(image.numpy()[::-1].transpose(1, 2, 0).astype(int) - truth).mean())
+
+    data = build(NYUDMTDataset, tmp_path)
+    assert off(data[0]["inputs"], stored) < 2 < off(data[0]["inputs"], stored[::-1, ::-1])
+    unlabelled = data.pipeline({"img_path": str(path)})["inputs"]
+    assert off(unlabelled, stored[::-1, ::-1]) < 2
+
+
+def test_padding_of_a_test_pipeline_is_told_to_the_model(tmp_path: Path) -> None:
+    dense_files.nyud(tmp_path, png=False)
+    pads = [{"type": "MTPad", "size": (HEIGHT + 1, WIDTH)}, {"type": "MTPad", "size": (HEIGHT, 20)}]
+    image, labels = {"type": "LoadMultiTask", "labels": False}, PIPELINE[0] | {"image": False}
+    data = build(NYUDMTDataset, tmp_path, pipeline=[image, *pads, labels, PIPELINE[1]])
+    item = data[0]
+    assert item["inputs"].shape[1:] == (HEIGHT + 1, 20)
+    assert item["data_samples"].padding_size == [0, 20 - WIDTH, 0, 1]
+    assert item["data_samples"].gt_depth_map.data.shape[1:] == (HEIGHT, WIDTH)
+
+
+def test_a_head_without_labels_in_any_data_set_is_named(tmp_path: Path) -> None:
+    dense_files.nyud(tmp_path, png=False)
+    model = MODELS.build(dense.config("seg", "depth", "normals"))
+    one = {"type": "NYUDMTDataset", "data_root": str(tmp_path), "pipeline": PIPELINE}
+    sets = [one | {"fields": [name]} for name in ("sem_seg", "depth")]
+    both = {"type": "ConcatDataset", "datasets": sets}
+    joined = DATASETS.build({"type": "RepeatDataset", "dataset": both, "times": 2})
+    problem = unlabelled_task(model, joined, "train_dataloader.dataset")
+    assert problem is not None and problem.startswith("model.heads.normals: nothing would train it")
+    assert "has no 'normals', but depth, sem_seg" in problem
+    whole = DATASETS.build({"type": "ConcatDataset", "datasets": [sets[0], one]})
+    assert unlabelled_task(model, whole, "train_dataloader.dataset") is None
+    assert unlabelled_task(model, [0], "train_dataloader.dataset") is None
+
+
+def test_a_run_stops_before_a_head_stays_untrained(tmp_path: Path) -> None:
+    dense_files.nyud(tmp_path, png=False)
+    dataset = {"type": "NYUDMTDataset", "data_root": str(tmp_path), "pipeline": PIPELINE}
+    runner = Runner(
+        model=dense.config("depth", "normals"),
+        work_dir=str(tmp_path / "work"),
+        train_dataloader={
+            "batch_size": 2,
+            "sampler": {"type": "InfiniteSampler"},
+            "dataset": dataset | {"fields": ["depth"]},
+        },
+        train_cfg={"type": "IterBasedTrainLoop", "max_iters": 1},
+        optim_wrapper={
+            "type": "MTLOptimWrapper",
+            "tasks": {"depth": "depth.*", "normals": "normals.*"},
+            "aggregator": {"type": "Sum"},
+            "optimizer": {"type": "SGD", "lr": 0.01},
+        },
+        default_scope="mmseg",
+        experiment_name="unlabelled_head",
+    )
+    with pytest.raises(ValueError, match=r"^model\.heads\.normals: nothing would train it"):
+        runner.train()
+
+
+def test_the_test_script_says_that_it_saves_for_one_metric_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MMSegmentation's script would end in a TypeError about indices of a list."""
+    config = tmp_path / "config.py"
+    metrics = "test_evaluator = [dict(type='DenseIoUMetric'), dict(type='DenseDepthMetric')]"
+    config.write_text(f"default_scope = 'mmseg'\n{metrics}\n", "utf-8")
+    monkeypatch.setattr(sys, "argv", ["mtl-test", str(config), "some.pth", "--out", "folder"])
+    with pytest.raises(SystemExit, match="--out: .*DumpResults"):
+        main()

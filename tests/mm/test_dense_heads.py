@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from dense import FIELD, HEADS, HEIGHT, WIDTH, fcn, sample
+from dense import FIELD, HEADS, HEIGHT, WIDTH, config, fcn, sample
 from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 from torch.nn import functional as F
@@ -108,3 +110,48 @@ def test_settings_that_do_not_fit_are_refused(cfg: dict, message: str) -> None:
 def test_auxiliary_predictions_need_the_channels_of_the_head() -> None:
     with pytest.raises(ValueError, match="NormalHead needs predictions of 3 channels, got 2"):
         MODELS.build(HEADS["normals"]).loss_by_feat(torch.randn(1, 2, 4, 4), [sample()])
+
+
+def test_a_loss_that_mmengine_would_not_train_is_refused() -> None:
+    err = {"type": "DepthL1Loss", "loss_name": "err"}
+    with pytest.raises(ValueError, match=r"^model\.heads\.depth\.loss\.loss_name: .*'loss_err'"):
+        MODELS.build(config(heads={"depth": HEADS["depth"] | {"loss": err}}))
+    plain = fcn(num_classes=4, loss_decode={"type": "CrossEntropyLoss", "loss_name": "ce"})
+    with pytest.raises(ValueError, match=r"^model\.heads\.seg\.loss_decode\.loss_name: .*'ce'"):
+        MODELS.build(config(heads={"seg": plain}))
+
+
+@pytest.mark.parametrize("setting", [{"ignore_index": 0}, {"threshold": 0.3}])
+def test_settings_of_a_decoder_that_have_no_effect_are_refused(setting: dict[str, Any]) -> None:
+    head = HEADS["sal"] | {"decoder": fcn(**setting)}
+    with pytest.raises(ValueError, match=rf"^model\.heads\.sal\.decoder\.{next(iter(setting))}: "):
+        MODELS.build(config(heads={"sal": head}))
+
+
+@pytest.mark.parametrize(
+    ("task", "loss"),
+    [
+        ("edges", {"type": "CrossEntropyLoss", "use_sigmoid": True}),
+        ("depth", {"type": "SiLogLoss"}),
+    ],
+)
+def test_losses_of_mmsegmentation_get_no_image_without_a_known_pixel(
+    task: str, loss: dict[str, Any]
+) -> None:
+    """The first fails without a pixel, the second has then a gradient of NaN (root of 0)."""
+    head = MODELS.build(HEADS[task] | {"loss": loss})
+    logits = torch.rand(2, 1, HEIGHT, WIDTH, requires_grad=True)
+    samples = [sample(FIELD[task]) for _ in range(2)]
+    field = FIELDS[FIELD[task]]
+    samples[1].get(field.truth).data[:] = int(field.unknown)
+
+    def gradient(images: slice) -> torch.Tensor:
+        (value,) = head.loss_by_feat(logits[images], samples[images]).values()
+        return torch.autograd.grad(value, logits)[0]
+
+    assert (gradient(slice(1, 2)) == 0).all()
+    both = gradient(slice(0, 2))
+    assert (both[1] == 0).all()
+    assert both[0].any() and both.isfinite().all()
+    if task == "depth":
+        assert_close(both[0], gradient(slice(0, 1))[0])

@@ -63,12 +63,12 @@ def test_normals_edges_and_a_missing_truth(tmp_path: Path) -> None:
     assert drawn[:2, 4:, 0].tolist() == [[0, 255], [128, 0]]
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.npy"])
+@pytest.mark.parametrize("name", ["a.png", "a.npy", "bytes.npy"])
 def test_the_hook_draws_a_picture_a_sample(tmp_path: Path, name: str) -> None:
     image = np.full((32, 48, 3), 77, np.uint8)
     image[..., 0] = 200  # red
-    if name == "a.npy":
-        np.save(tmp_path / name, image.astype(np.float64) / 255)
+    if name.endswith(".npy"):
+        np.save(tmp_path / name, image / (255.0 if name == "a.npy" else 1.0))
     else:
         cv2.imwrite(str(tmp_path / name), image[..., ::-1])
     one = sample(img_path=str(tmp_path / name))

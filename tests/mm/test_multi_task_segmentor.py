@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -490,3 +491,49 @@ def test_two_processes_are_one_where_one_lacks_a_task(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     work(_of_rank)
+
+
+def test_a_class_that_a_plain_head_ignores_besides_unknown_pixels_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^model\.heads\.seg\.ignore_index: .* 255, got 0"):
+        MODELS.build(config(heads={"seg": fcn(num_classes=4, ignore_index=0)}))
+
+
+def test_auxiliary_predictions_have_the_channels_of_a_plain_head() -> None:
+    neck = {"type": "MTINet", "in_channels": [4, 8, 16, 32], "tasks": {"seg": 9}}
+    model = MODELS.build(config(heads={"seg": fcn(num_classes=4)}, neck=neck))
+    with pytest.raises(ValueError, match="FCNHead needs predictions of 4 channels, got 9"):
+        model.loss(images(), [sample(), sample()])
+
+
+def test_mmsegmentations_preprocessor_would_pad_depth_by_255() -> None:
+    plain = {"type": "SegDataPreProcessor", "size": (40, 64)}
+    with pytest.raises(ValueError, match=r"^model\.data_preprocessor\.type: .*gt_depth_map"):
+        MODELS.build(config("seg", "depth", data_preprocessor=plain))
+    MODELS.build(config("seg", data_preprocessor=plain))
+
+
+def test_one_labelled_image_before_a_norm_of_one_value_is_named() -> None:
+    decoder = {"type": "DeepLabHead", "in_channels": 16, "in_index": 2, "channels": 4}
+    heads = {"seg": HEADS["seg"], "depth": {"type": "DepthHead", "decoder": decoder}}
+    model = MODELS.build(config(heads=heads)).train()
+    with pytest.raises(ValueError, match=r"^model\.heads\.depth: only one image .* gt_depth_map"):
+        model.loss(images(), [sample(), sample("sem_seg")])
+
+
+def test_padding_of_the_pipeline_and_of_the_preprocessor_is_cut_off() -> None:
+    model = MODELS.build(config("depth")).eval()
+    ramp = torch.arange(float(WIDTH)).expand(1, 1, HEIGHT, WIDTH)
+    model.heads["depth"].predict = lambda features, metas, test_cfg: ramp
+    size = (HEIGHT - 6, WIDTH - 8)
+    pads = {"padding_size": [0, 5, 0, 2], "img_padding_size": [0, 3, 0, 4]}
+    (found,) = model.predict(images(1), [sample(**{**pads, "ori_shape": size})])
+    assert torch.equal(found.pred_depth_map.data[0], ramp[0, 0, : size[0], : size[1]])
+
+
+def test_a_model_can_be_pickled() -> None:
+    model = MODELS.build(config("depth")).eval()
+    batch = images(1)
+    copied = pickle.loads(pickle.dumps(model))
+    assert_close(
+        copied.predict(batch)[0].pred_depth_map.data, model.predict(batch)[0].pred_depth_map.data
+    )

@@ -26,6 +26,13 @@ _STAYING = {
     *("RandomApply", "RandomChoice", "Compose", "LoadImageFromNDArray"),
 }
 
+# Arguments of BaseSegDataset for other layouts, and the values without effect.
+_FIXED = {"ann_file": "", "img_suffix": ".jpg", "seg_map_suffix": ".png", "data_prefix": {}} | {
+    "reduce_zero_label": False,
+    "ignore_index": IGNORED,
+    "backend_args": None,
+}
+
 
 class DenseDataset(BaseSegDataset):
     """Images with several labels per pixel, of a folder whose layout a subclass knows.
@@ -45,8 +52,9 @@ class DenseDataset(BaseSegDataset):
             depth.
 
     Raises:
-        ValueError: ``split`` or ``fields`` names something that the data set lacks, or a transform
-            of the pipeline moves the image without all of its labels.
+        ValueError: ``split`` or ``fields`` names something that the data set lacks, an argument of
+            ``BaseSegDataset`` contradicts the layout, or a transform of the pipeline moves the
+            image without all of its labels.
         FileNotFoundError: A folder, list or file is missing.
     """
 
@@ -73,11 +81,25 @@ class DenseDataset(BaseSegDataset):
                 f"fields: {fields!r} is not a list of labels of {type(self).__name__}, which has "
                 f"{', '.join(self.available)}"
             )
+        for name, own in _FIXED.items():
+            if kwargs.get(name, own) != own:
+                raise ValueError(
+                    f"{name}: {kwargs[name]!r} has no effect on {type(self).__name__}, whose files "
+                    f"follow from data_root and split, with {IGNORED} for unknown classes; leave "
+                    "it out"
+                )
+        for name, own in self.METAINFO.items():
+            given = (kwargs.get("metainfo") or {}).get(name, own)
+            if name.endswith("_classes") and tuple(given) != tuple(own):
+                raise ValueError(
+                    f"metainfo.{name}: {type(self).__name__} has {tuple(own)}, got {given!r}; only "
+                    "'classes' can be a selection"
+                )
         self.split = split
         self.fields = tuple(name for name in FIELDS if name in fields)
         self.check = check
         self.root = Path(data_root or ".")
-        super().__init__(data_root=data_root, data_prefix={}, **kwargs)
+        super().__init__(data_root=data_root, **{"data_prefix": {}, **kwargs})
         _no_moves(self.pipeline.transforms, "pipeline")
 
     def image_paths(self) -> list[Path]:

@@ -38,8 +38,8 @@ class DenseHead(BaseModule):
         out_channels: Number of channels of the logits.
 
     Raises:
-        ValueError: The decoder has another number of channels, or settings of losses, which this
-            head does not use.
+        ValueError: The decoder has another number of channels, or settings of losses or classes,
+            which this head does not use; or the loss has a name by which MMEngine would not train.
     """
 
     field: ClassVar[str]
@@ -60,14 +60,15 @@ class DenseHead(BaseModule):
             align_corners = getattr(self.decoder, "align_corners", False)
         self.align_corners = align_corners
         self.loss_module = MODELS.build(dict(loss or self.default_loss))
+        check_loss_name("loss.loss_name", self.loss_name)
         self.loss_weight = loss_weight
 
     def _build_decoder(self, cfg: Config) -> BaseDecodeHead:
-        for name in ("loss_decode", "sampler"):
-            if cfg.get(name) is not None:
+        for name in ("loss_decode", "sampler", "ignore_index", "threshold"):
+            if cfg.get(name) is not None and (name, cfg[name]) != ("ignore_index", IGNORED):
                 raise ValueError(
-                    f"decoder.{name}: {type(self).__name__} does not use it; set 'loss' beside "
-                    "'decoder'"
+                    f"decoder.{name}: {type(self).__name__} does not use it; the loss is 'loss' "
+                    f"beside 'decoder', unknown pixels are {self.label.unknown:g}"
                 )
         for name in ("num_classes", "out_channels"):
             if cfg.get(name, self.out_channels) != self.out_channels:
@@ -137,6 +138,12 @@ class DenseHead(BaseModule):
             )
         labels = torch.stack([sample.get(self.label.truth).data for sample in samples])
         logits = self._resized(logits, labels.shape[2:])
+        known = (labels != self.label.unknown).flatten(1).any(1)
+        if self.label.kind != "classes" and not known.any():
+            # Losses of MMSegmentation fail without a pixel, or have a gradient that is NaN.
+            return {self.loss_name: 0 * logits.float().sum()}
+        if self.label.kind in ("depth", "normals") and not known.all():
+            logits, labels = logits[known], labels[known]
         return self._losses(logits, labels)
 
     def _losses(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -154,6 +161,23 @@ class DenseHead(BaseModule):
     def _resized(self, logits: Tensor, size: Sequence[int]) -> Tensor:
         how = {"mode": "bilinear", "align_corners": self.align_corners}
         return resize(logits, size=tuple(size), warning=False, **how)
+
+
+def check_loss_name(key: str, *names: str) -> None:
+    """Refuse names of losses by which MMEngine logs a loss, but does not train it.
+
+    Args:
+        key: Config key of the names.
+        *names: Names of a head's losses.
+
+    Raises:
+        ValueError: No name contains ``loss``.
+    """
+    if not any("loss" in name for name in names):
+        raise ValueError(
+            f"{key}: MMEngine trains only losses with 'loss' in their name, got "
+            f"{', '.join(map(repr, names))}; such as {f'loss_{names[0]}'!r}"
+        )
 
 
 @MODELS.register_module()

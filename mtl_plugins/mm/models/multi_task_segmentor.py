@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import register_pytree_node
 
 from mtl_plugins.mm.allocation import scaled
-from mtl_plugins.mm.models.dense_heads import DenseHead
+from mtl_plugins.mm.models.dense_heads import DenseHead, check_loss_name
 from mtl_plugins.mm.models.semantic_detector import share_of_images
 from mtl_plugins.mm.models.task_features import TaskFeatures
 from mtl_plugins.mm.structures import FIELDS, IGNORED
@@ -115,6 +115,7 @@ class MultiTaskSegmentor(BaseSegmentor):
                     f"{FIELDS[field_of(head)].prediction!r}; keep one, and put others into "
                     "model.auxiliary_heads"
                 )
+        _check_preprocessor(self.data_preprocessor, fields)
         self.auxiliary_heads = ModuleDict()
         for task in self.heads:
             key = f"model.auxiliary_heads.{task}"
@@ -130,7 +131,7 @@ class MultiTaskSegmentor(BaseSegmentor):
                 if not _has_decoder(head):
                     raise ValueError(f"{key}[{i}].decoder: an auxiliary head needs one")
             self.auxiliary_heads[task] = built
-        self.trains: Callable[[Any, str], bool] = lambda sample, loss: True
+        self.trains: Callable[[Any, str], bool] = _all_train
 
     @property
     def optional_losses(self) -> list[str]:
@@ -243,7 +244,7 @@ class MultiTaskSegmentor(BaseSegmentor):
             loss: Loss of the features, samples and training settings, such as ``head.loss``.
         """
         truth = FIELDS[field_of(head)].truth
-        name = f"{prefix}.{_loss_name(head)}"
+        name = f"{prefix}.{_loss_names(head)[0]}"
         chosen = [i for i, s in enumerate(samples) if truth in s and self.trains(s, name)]
         takes_part = get_world_size() > 1
         if not (chosen or takes_part):
@@ -253,7 +254,16 @@ class MultiTaskSegmentor(BaseSegmentor):
             targets = [_unlabelled(samples[0], x[0].device, field_of(head))]
         if rows != list(range(len(samples))):
             x = tuple(level[rows] for level in x)
-        terms = add_prefix(loss(x, targets, self.train_cfg), prefix)
+        try:
+            terms = add_prefix(loss(x, targets, self.train_cfg), prefix)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"model.heads.{prefix}: only one image of the batch has {truth}, and a batch norm "
+                f"of {type(head).__name__} after global pooling needs two; take norm_cfg="
+                "dict(type='GN', num_groups=...) for the head, or one without global pooling"
+            ) from error
         if not chosen:
             terms = {name: term for name, term in terms.items() if "loss" in name}
         if takes_part:
@@ -395,16 +405,29 @@ def _features(x: TaskFeatures | Sequence[Tensor], task: str) -> Sequence[Tensor]
 
 
 def _by_logits(head: Any) -> Callable[..., dict[str, Any]]:
-    return lambda x, samples, train_cfg: head.loss_by_feat(x[0], samples)
+    def loss(x: Sequence[Tensor], samples: Sequence[SegDataSample], _: Any) -> dict[str, Any]:
+        (logits,) = x
+        if logits.shape[1] != head.out_channels:
+            raise ValueError(
+                f"{type(head).__name__} needs predictions of {head.out_channels} channels, got "
+                f"{logits.shape[1]} from backbone or neck"
+            )
+        return head.loss_by_feat(logits, samples)
+
+    return loss
 
 
-def _loss_name(head: nn.Module) -> str:
-    """Return the name of a head's (first) loss, by which its task is found."""
+def _loss_names(head: nn.Module) -> list[str]:
+    """Return the names of a head's losses; its task is found by the first."""
     if isinstance(head, DenseHead):
-        return head.loss_name
-    losses = head.loss_decode
-    first = losses[0] if isinstance(losses, nn.ModuleList) else losses
-    return getattr(first, "loss_name", "loss_")
+        return [head.loss_name]
+    losses: Any = head.loss_decode
+    losses = losses if isinstance(losses, nn.ModuleList) else [losses]
+    return [getattr(one, "loss_name", "loss_") for one in losses]
+
+
+def _all_train(sample: Any, loss: str) -> bool:
+    return True
 
 
 def _unlabelled(sample: SegDataSample, device: torch.device, name: str) -> SegDataSample:
@@ -429,7 +452,9 @@ def _windows(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
 
 def _original(logits: Tensor, meta: Config, head: nn.Module) -> Tensor:
     """Return logits ``[C, H, W]`` without padding and flip, at the size of the image's file."""
-    left, right, top, bottom = meta.get("img_padding_size", meta.get("padding_size", [0] * 4))
+    # By the preprocessor, and by the pipeline.
+    given = (meta.get(key, [0] * 4) for key in ("img_padding_size", "padding_size"))
+    left, right, top, bottom = map(sum, zip(*given, strict=True))
     height, width = logits.shape[-2:]
     logits = logits[:, top : height - bottom, left : width - right]
     if meta.get("flip"):
@@ -466,7 +491,24 @@ def _build(key: str, cfg: Any) -> nn.Module:
             "head of MMSegmentation (for gt_sem_seg), or DepthHead, NormalHead, EdgeHead, "
             "SaliencyHead, SegmentationHead, PartsHead with a decoder"
         )
+    if isinstance(head, BaseDecodeHead):
+        if head.ignore_index != IGNORED:
+            raise ValueError(
+                f"{key}.ignore_index: pixels without a class are {IGNORED}, got {head.ignore_index}"
+            )
+        check_loss_name(f"{key}.loss_decode.loss_name", *_loss_names(head))
     return head
+
+
+def _check_preprocessor(preprocessor: nn.Module, fields: Iterable[str]) -> None:
+    """Refuse MMSegmentation's own preprocessor, for labels that it does not pad as unknown."""
+    others = [FIELDS[name].truth for name in fields if name != "sem_seg"]
+    plain = isinstance(preprocessor, SegDataPreProcessor)
+    if plain and others and not isinstance(preprocessor, MultiTaskDataPreProcessor):
+        raise ValueError(
+            f"model.data_preprocessor.type: {type(preprocessor).__name__} pads {', '.join(others)} "
+            "not at all or by 255, such as a depth of 255 m; take MultiTaskDataPreProcessor"
+        )
 
 
 def _check_tasks(heads: Any, auxiliary_heads: Any) -> None:

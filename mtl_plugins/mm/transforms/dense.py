@@ -25,7 +25,8 @@ class LoadMultiTask(BaseTransform):
     255 where a class is unknown, 0 where depth is, zero vectors where normals are. A depth that is
     not finite is unknown. Normals are scaled to unit length, see
     ``mtl_plugins.mm.transforms.dense_files.NORMAL_TOLERANCE``. An image without a label, such as
-    one without persons for their parts, has no such key.
+    one without persons for their parts, has no such key. The orientation that a camera wrote into a
+    JPEG is obeyed only for an image without labels, since label files have the pixels as stored.
 
     Args:
         image: Whether to load the image; False to load labels after the image was resized, as
@@ -53,7 +54,8 @@ class LoadMultiTask(BaseTransform):
             ValueError: A file is malformed; the message names the file and the field.
         """
         if self.image:
-            image = read_file("img", {"path": results["img_path"], "read": "image"})
+            file = {"path": results["img_path"], "read": "image"}
+            image = read_file("img", {**file, "stored": bool(results.get("label_files"))})
             assert image is not None
             results["img"] = image
             results["img_shape"] = results["ori_shape"] = image.shape[:2]
@@ -98,7 +100,7 @@ class PackMultiTaskInputs(BaseTransform):
         self,
         meta_keys: Sequence[str] = (
             *("img_path", "seg_map_path", "ori_shape", "img_shape", "pad_shape", "scale_factor"),
-            *("flip", "flip_direction", "reduce_zero_label"),
+            *("flip", "flip_direction", "reduce_zero_label", "padding_size"),
         ),
     ) -> None:
         self.meta_keys = meta_keys

@@ -56,10 +56,16 @@ def read_array(path: str) -> np.ndarray:
     return array * np.uint8(IGNORED) if array.dtype == bool else array
 
 
-def read_image(path: str) -> np.ndarray:
-    """Read an image as ``[H, W, 3]`` in the order blue, green, red: uint8, or float32 of floats."""
+def read_image(path: str, stored: bool = True) -> np.ndarray:
+    """Read an image as ``[H, W, 3]`` in the order blue, green, red: uint8, or float32 of floats.
+
+    Args:
+        path: Path of the file.
+        stored: Whether pixels stay as stored, rather than turned as a camera wrote into a JPEG.
+    """
     if not path.endswith(".npy"):
-        image = mmcv.imfrombytes(fileio.get(path), flag="color")
+        flag = "color_ignore_orientation" if stored else "color"
+        image = mmcv.imfrombytes(fileio.get(path), flag=flag)
         if image is None:
             raise ValueError("is no image that can be decoded")
         return image

@@ -289,6 +289,8 @@ class MTRandomCrop(RandomCrop):
 class MTPad(BaseTransform):
     """Pad an image and all labels at the right and the bottom; padded pixels are unknown.
 
+    A prediction loses the padding again, before it is resized to the size of the file.
+
     Args:
         size: Least height and width.
         pad_val: Value of the image's padded pixels.
@@ -309,6 +311,8 @@ class MTPad(BaseTransform):
             around = more + [(0, 0)] * (array.ndim - 2)
             results[key] = np.pad(array, around, constant_values=array.dtype.type(value))
         results["img_shape"] = results["pad_shape"] = results["img"].shape[:2]
+        _, right, _, bottom = results.get("padding_size", [0] * 4)
+        results["padding_size"] = [0, right + more[1][1], 0, bottom + more[0][1]]
         return results
 
 

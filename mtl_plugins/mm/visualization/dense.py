@@ -152,7 +152,8 @@ class MultiTaskVisualizationHook(SegVisualizationHook):
     def _add(self, split: str, sample: SegDataSample, step: int) -> None:
         image = read_image(sample.img_path)[..., ::-1]
         if image.dtype != np.uint8:
-            image = np.round(255 * image.clip(0, 1)).astype(np.uint8)
+            scale = 255 if image.max() <= 1 else 1  # npy files have either
+            image = np.round(scale * image).clip(0, 255).astype(np.uint8)
         self._visualizer.add_datasample(
             f"{split}_{Path(sample.img_path).name}",
             np.ascontiguousarray(image),
