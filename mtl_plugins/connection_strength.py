@@ -122,7 +122,7 @@ def project_groups(gradients: Tensor, top: Tensor, one_top: OneTop = "project") 
     rows = gradients.double().flatten(2)
     group = torch.nn.functional.one_hot(top, tasks).double()  # [C, T]
     reference = rows[top, torch.arange(channels, device=top.device)]
-    products = (rows * reference).sum(2) @ group  # of each task in each group
+    products = (rows * reference).sum(2) @ group  # [tasks, groups]
     squares = reference.square().sum(1) @ group
     conflicts = (products < 0) & (squares > 0)
     factors = torch.where(conflicts, products / squares, 0.0).sum(0)

@@ -11,7 +11,7 @@ train_pipeline = [
 ]
 # Labels stay at the size of the file, at which the test compares.
 test_pipeline = [
-    dict(type="LoadMultiTask", labels=False),
+    dict(type="LoadImageFromFile", color_type="color_ignore_orientation"),
     dict(type="MTResize", scale=(1024, 512)),
     dict(type="LoadMultiTask", image=False),
     dict(type="PackMultiTaskInputs"),

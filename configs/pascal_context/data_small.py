@@ -9,7 +9,7 @@ train_pipeline = [
     dict(type="PackMultiTaskInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadMultiTask", labels=False),
+    dict(type="LoadImageFromFile", color_type="color_ignore_orientation"),
     dict(type="MTResize", scale=(160, 160)),
     dict(type="LoadMultiTask", image=False),
     dict(type="PackMultiTaskInputs"),

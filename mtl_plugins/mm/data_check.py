@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -263,11 +264,11 @@ def broken_labels(cfg: Mapping[str, Any]) -> str | None:
     Returns:
         The first problem, as for :func:`missing_data`, with file and field.
     """
-    from mtl_plugins.mm.transforms import LoadMultiTask
-
     for key, options in _local_datasets(cfg):
         if (kind := _dense(options)) is None:
             continue
+        from mtl_plugins.mm.transforms import LoadMultiTask
+
         dataset = _lazily(options, kind)
         dataset.full_init()
         steps = dataset.pipeline.transforms
@@ -289,6 +290,8 @@ def broken_labels(cfg: Mapping[str, Any]) -> str | None:
 
 def _dense(options: Mapping[str, Any]) -> type[DenseDataset] | None:
     """Return the class of a data set of dense prediction; None for other data sets."""
+    if "mtl_plugins.mm.datasets.dense" not in sys.modules:  # importing it takes a second
+        return None
     from mmseg.registry import DATASETS
 
     from mtl_plugins.mm.datasets import DenseDataset

@@ -32,7 +32,8 @@ from mtl_plugins.mm.datasets import (
 )
 from mtl_plugins.mm.structures import FIELDS
 from mtl_plugins.mm.test import main
-from mtl_plugins.mm.transforms.dense_files import PARTS, thin
+from mtl_plugins.mm.thinning import thin
+from mtl_plugins.mm.transforms.dense_files import PARTS
 
 PIPELINE = [{"type": "LoadMultiTask"}, {"type": "PackMultiTaskInputs"}]
 

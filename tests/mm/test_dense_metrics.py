@@ -34,8 +34,9 @@ from mtl_plugins.mm.evaluation import (
     NormalMetric,
     SaliencyMetric,
 )
-from mtl_plugins.mm.evaluation.dense_binary import count_matches, thin
+from mtl_plugins.mm.evaluation.dense_binary import count_matches
 from mtl_plugins.mm.structures import FIELDS
+from mtl_plugins.mm.thinning import thin
 
 Maps = list[np.ndarray]
 seeds = st.integers(0, 2**32 - 1)

@@ -17,7 +17,7 @@ from mtl_plugins.mm.structures import FIELDS
 from mtl_plugins.mm.visualization.dense import MultiTaskVisualizationHook, MultiTaskVisualizer
 
 PALETTE = [[10, 20, 30], [40, 50, 60]]
-GREY = [128, 128, 128]
+GREY = [224, 224, 224]
 
 
 def _drawn(tmp_path: Path, **maps: Any) -> np.ndarray:
@@ -55,12 +55,12 @@ def test_normals_edges_and_a_missing_truth(tmp_path: Path) -> None:
     normals = [[[1.0, 0.0], [0.0, 0.0]], [[0.0, -1.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]]]
     drawn = _drawn(tmp_path, pred_normal_map=normals, gt_edge_map=[[[0, 1], [255, 0]]])
     assert drawn.shape == (4, 6, 3)
-    assert (drawn[:2, 2:4] == 128).all()
+    assert (drawn[:2, 2:4] == 224).all()
     assert drawn[2:, 2:4].tolist() == [
         [[255, 128, 128], [128, 0, 128]],
         [[128, 128, 128], [128, 128, 255]],
     ]
-    assert drawn[:2, 4:, 0].tolist() == [[0, 255], [128, 0]]
+    assert drawn[:2, 4:, 0].tolist() == [[0, 255], [224, 0]]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.npy", "bytes.npy"])

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mtl_plugins.extras import require
 from mtl_plugins.mm.structures import IGNORED
+from mtl_plugins.mm.thinning import thin
 
 NORMAL_TOLERANCE = 0.1
 """Largest deviation from 1 of the length of a normal that counts as a unit vector.
@@ -249,34 +250,6 @@ def read_parts(path: str) -> np.ndarray | None:
                 raise ValueError(f"has masks of the sizes {parts.shape} and {mask.shape}")
             parts[mask] = PARTS[name]
     return parts
-
-
-def thin(mask: np.ndarray) -> np.ndarray:
-    """Thin a mask to lines one pixel wide, by Guo and Hall's parallel algorithm (1989, A1).
-
-    Args:
-        mask: Bool ``[H, W]``.
-    """
-    mask = mask.copy()
-    while True:
-        before = mask.copy()
-        for half in range(2):
-            padded = np.pad(mask, 1)
-            height, width = mask.shape
-            # From the east counter-clockwise, as in the paper's figure.
-            offsets = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1))
-            x = [padded[1 + r : 1 + r + height, 1 + c : 1 + c + width] for r, c in offsets]
-            nxt = [*x[1:], x[0]]
-            corners = (0, 2, 4, 6)
-            crossings = np.sum([~x[i] & (nxt[i] | x[(i + 2) % 8]) for i in corners], axis=0)
-            odd = np.sum([x[i] | x[i - 1] for i in corners], axis=0)
-            even = np.sum([x[i] | nxt[i] for i in corners], axis=0)
-            fewest = np.minimum(odd, even)
-            a, b, c, d = (1, 2, 7, 0) if half == 0 else (5, 6, 3, 4)
-            side = (x[a] | x[b] | ~x[c]) & x[d]
-            mask &= ~((crossings == 1) & (fewest >= 2) & (fewest <= 3) & ~side)
-        if (mask == before).all():
-            return mask
 
 
 Reader = Callable[..., np.ndarray | None]

@@ -20,8 +20,8 @@ from mmseg.visualization import SegLocalVisualizer
 from mtl_plugins.mm.structures import FIELDS, IGNORED, DenseField
 from mtl_plugins.mm.transforms.dense_files import read_image
 
-GREY = 128
-"""Value of the channels of a pixel without a label."""
+GREY = 224
+"""Value of the channels of a pixel without a label; no class of VOC's palette has it."""
 
 
 @VISUALIZERS.register_module()
