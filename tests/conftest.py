@@ -3,6 +3,7 @@
 import functools
 import os
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from commands import run
 from hypothesis import settings
+from mmengine.registry import DefaultScope
 from models import Trunk, build_detector, mask_rcnn_config
 from torch import Tensor, nn
 
@@ -36,6 +38,12 @@ def model_index_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mmengine.config.utils.load", functools.cache(mmengine.config.utils.load))
         yield
+
+
+@pytest.fixture(autouse=True)
+def default_scope(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scope of a Runner outlives it, and changes what a registry finds in the next test."""
+    monkeypatch.setattr(DefaultScope, "_instance_dict", OrderedDict())
 
 
 @pytest.fixture(scope="session")

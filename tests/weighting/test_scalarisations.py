@@ -34,8 +34,8 @@ def test_gls_is_the_geometric_mean(losses):
 @settings(max_examples=50)
 def test_stch_is_the_smooth_maximum(losses, mu):
     preference, ideal = {"a": 0.5, "c": 2.0}, {"a": -1.0, "b": 0.3}
-    factors = torch.tensor([preference.get(t, 1.0) for t in losses]).double()
-    ideals = torch.tensor([ideal.get(t, 0.0) for t in losses]).double()
+    factors = torch.tensor([preference.get(t, 1.0) for t in losses], dtype=torch.float64)
+    ideals = torch.tensor([ideal.get(t, 0.0) for t in losses], dtype=torch.float64)
 
     def scalarise(x: Tensor) -> Tensor:
         return mu * torch.logsumexp(factors * (x - ideals) / mu, dim=0)
