@@ -43,4 +43,3 @@ test_dataloader = val_dataloader
 seg_evaluator = dict(type="DenseIoUMetric", task="seg", nan_to_num=0)
 depth_evaluator = dict(type="DenseDepthMetric", task="depth", depth_metrics=["rmse", "abs_rel"])
 normals_evaluator = dict(type="NormalMetric", task="normals")
-edges_evaluator = dict(type="EdgeMetric", task="edges", thresholds=0)  # the loss alone

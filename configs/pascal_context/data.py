@@ -46,4 +46,3 @@ seg_evaluator = dict(type="DenseIoUMetric", task="seg", nan_to_num=0)
 parts_evaluator = dict(type="DenseIoUMetric", field="human_parts", task="parts", nan_to_num=0)
 sal_evaluator = dict(type="SaliencyMetric", task="sal")
 normals_evaluator = dict(type="NormalMetric", task="normals")
-edges_evaluator = dict(type="EdgeMetric", task="edges", thresholds=0)  # the loss alone

@@ -15,10 +15,8 @@ from mtl_plugins.mm.models.dense_losses import BalancedBCELoss, DepthL1Loss, Nor
 from mtl_plugins.mm.models.losses import PartialDiceLoss
 from mtl_plugins.mm.models.mtan import MTANSegNet
 from mtl_plugins.mm.models.mti_net import MTINet
-from mtl_plugins.mm.models.multi_task_segmentor import (
-    MultiTaskDataPreProcessor,
-    MultiTaskSegmentor,
-)
+from mtl_plugins.mm.models.multi_task_preprocessor import MultiTaskDataPreProcessor
+from mtl_plugins.mm.models.multi_task_segmentor import MultiTaskSegmentor
 from mtl_plugins.mm.models.rgbd import RGBDDataPreprocessor, RGBDResNet
 from mtl_plugins.mm.models.segnet import SegNet
 from mtl_plugins.mm.models.semantic_detector import PartialDataPreprocessor, SemanticDetector

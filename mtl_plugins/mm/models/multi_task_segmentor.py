@@ -25,6 +25,7 @@ from torch.utils._pytree import register_pytree_node
 
 from mtl_plugins.mm.allocation import scaled
 from mtl_plugins.mm.models.dense_heads import DenseHead, check_loss_name
+from mtl_plugins.mm.models.multi_task_preprocessor import MultiTaskDataPreProcessor
 from mtl_plugins.mm.models.semantic_detector import share_of_images
 from mtl_plugins.mm.models.task_features import TaskFeatures
 from mtl_plugins.mm.structures import FIELDS, IGNORED
@@ -329,68 +330,6 @@ class MultiTaskSegmentor(BaseSegmentor):
         return {task: logits / count for task, logits in total.items()}
 
 
-@MODELS.register_module()
-class MultiTaskDataPreProcessor(SegDataPreProcessor):
-    """Pad each label with the value that means unknown, such as 0 for depth and normals.
-
-    Args:
-        size: Size of all images of a training batch after padding (height, width).
-        size_divisor: Divisor of that size instead; 1 without both.
-        seg_pad_val: 255, the value for classes.
-        batch_augments: None; augmentations of MMSegmentation's batches know ``gt_sem_seg`` alone.
-        **kwargs: Other arguments of ``SegDataPreProcessor``.
-
-    Raises:
-        ValueError: ``batch_augments`` or another ``seg_pad_val``.
-    """
-
-    def __init__(
-        self,
-        *,
-        size: tuple[int, int] | None = None,
-        size_divisor: int | None = None,
-        seg_pad_val: float = IGNORED,
-        batch_augments: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        key = "model.data_preprocessor"
-        if batch_augments is not None:
-            raise ValueError(f"{key}.batch_augments: would mix images but not all of their labels")
-        if seg_pad_val != IGNORED:
-            raise ValueError(f"{key}.seg_pad_val: unknown pixels are {IGNORED}, got {seg_pad_val}")
-        if size is None and size_divisor is None:
-            size_divisor = 1
-        super().__init__(size=size, size_divisor=size_divisor, **kwargs)
-
-    def forward(self, data: dict, training: bool = False) -> dict[str, Any]:
-        """Return the batch, normalised and padded, on the device of the model.
-
-        Raises:
-            ValueError: A label has another size than its image.
-        """
-        data = self.cast_data(data)
-        if not training:
-            return super().forward(data, training)
-        labels = []
-        for image, sample in zip(data["inputs"], data["data_samples"], strict=True):
-            fields = [field for field in FIELDS.values() if field.truth in sample]
-            labels.append([(field, sample.get(field.truth).data) for field in fields])
-            for field, label in labels[-1]:
-                if label.shape[-2:] != image.shape[-2:]:
-                    raise ValueError(
-                        f"train_dataloader.dataset.pipeline: {field.truth} of "
-                        f"{sample.metainfo.get('img_path')!r} is {_size(label)} pixels, the image "
-                        f"{_size(image)} (height x width); transforms have to change both"
-                    )
-        data = super().forward(data, training)
-        for sample, given in zip(data["data_samples"], labels, strict=True):
-            sample.set_metainfo({"pad_shape": tuple(data["inputs"].shape[-2:])})
-            for field, label in given:
-                padded = F.pad(label, tuple(sample.padding_size), value=field.unknown)
-                sample.set_data({field.truth: PixelData(data=padded)})
-        return data
-
-
 def field_of(head: nn.Module) -> str:
     """Return the name of a head's label in :data:`~mtl_plugins.mm.structures.FIELDS`."""
     return head.field if isinstance(head, DenseHead) else "sem_seg"
@@ -543,7 +482,3 @@ def _check_test_cfg(test_cfg: Config) -> None:
 
 def _is_pair(value: Any) -> bool:
     return isinstance(value, Iterable) and [type(v) for v in value] == [int, int]
-
-
-def _size(tensor: Tensor) -> str:
-    return " x ".join(map(str, tensor.shape[-2:]))

@@ -20,13 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtl_plugins.mm.allocation import scaled, select
+from mtl_plugins.mm.structures import IGNORED
 from mtl_plugins.registry import suggest
 
 SOURCES = ("gt", "pseudo")
 """Sources of labels: ``<source>_instances`` and ``<source>_sem_seg`` of a data sample."""
-
-IGNORED = 255
-"""Class number that marks a pixel without a label."""
 
 PASSING_OVER = ("FCOSHead", "NASFCOSHead", "RetinaHead", "RetinaSepBNHead", "ATSSHead", "GFLHead")
 """Heads whose loss of the background can leave out ignored boxes."""
