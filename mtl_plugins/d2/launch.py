@@ -10,7 +10,8 @@ from typing import Any
 import detectron2.engine
 import torch
 from detectron2.utils import comm
-from torch import distributed, multiprocessing
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -47,7 +48,7 @@ def launch(
         with socket.socket() as free:
             free.bind(("", 0))
             dist_url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    multiprocessing.spawn(
+    spawn(
         _on_gloo,
         (num_gpus_per_machine, num_machines, machine_rank, dist_url, timeout, main_func, args),
         nprocs=num_gpus_per_machine,

@@ -36,7 +36,7 @@ class AllocationGates(gating.AllocationGates):
     key = "train_dataloader.batch_sampler"
     tasks_key = "optim_wrapper.tasks"
 
-    def __init__(self, model: nn.Module, groups: TaskGroups) -> None:
+    def __init__(self, model: Any, groups: TaskGroups) -> None:
         if "mmdet.models" in sys.modules:
             _register_mmdet()
         super().__init__(model, groups)

@@ -90,13 +90,12 @@ def unlabelled_task(model: nn.Module, dataset: Any, key: str) -> str | None:
     Returns:
         The problem; None if there is none, or a data set is not of dense prediction.
     """
-    from mmengine.model import is_model_wrapper
-
     from mtl_plugins.mm.datasets import DenseDataset
     from mtl_plugins.mm.models import MultiTaskSegmentor
     from mtl_plugins.mm.models.multi_task_segmentor import field_of
+    from mtl_plugins.mm.optim.model import unwrapped
 
-    model = model.module if is_model_wrapper(model) else model
+    model = unwrapped(model)
     sets = [dataset]
     while any(hasattr(one, "datasets") or hasattr(one, "dataset") for one in sets):
         inner = (getattr(one, "datasets", [getattr(one, "dataset", one)]) for one in sets)
@@ -133,10 +132,11 @@ def class_count_problem(
         The problem, in which all these heads are named; None if there is none.
     """
     from mmdet.models.roi_heads.mask_heads import FusedSemanticHead
-    from mmengine.model import is_model_wrapper
     from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 
-    model = model.module if is_model_wrapper(model) else model
+    from mtl_plugins.mm.optim.model import unwrapped
+
+    model = unwrapped(model)
     classes = metainfo.get("classes")
     if classes is None or hasattr(model, "language_model"):  # classes are words of a prompt
         return None
@@ -297,7 +297,7 @@ def _dense(options: Mapping[str, Any]) -> type[DenseDataset] | None:
     from mtl_plugins.mm.datasets import DenseDataset
 
     kind = options.get("type")
-    cls = DATASETS.get(kind) if isinstance(kind, str) else kind
+    cls: Any = DATASETS.get(kind) if isinstance(kind, str) else kind
     return cls if isinstance(cls, type) and issubclass(cls, DenseDataset) else None
 
 
@@ -359,8 +359,9 @@ def _use(key: str, dataset: Mapping[str, Any]) -> _Use | None:
     from mmdet.registry import DATASETS
 
     kind = dataset.get("type")
-    cls = DATASETS.get(kind) if isinstance(kind, str) else kind
-    if not isinstance(dataset.get("ann_file"), str) or not isinstance(cls, type):
+    cls: Any = DATASETS.get(kind) if isinstance(kind, str) else kind
+    is_class = isinstance(cls, type)
+    if not isinstance(dataset.get("ann_file"), str) or not is_class:
         return None
     if not issubclass(cls, CocoDataset) or any(
         not method.__module__.startswith(("mmdet.datasets.coco", "mtl_plugins."))

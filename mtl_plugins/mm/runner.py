@@ -50,7 +50,7 @@ def prepare(run: MutableMapping[str, Any]) -> None:
     wrapper = run.get("optim_wrapper")
     if is_mtl(wrapper):
         run["default_hooks"] = _with_our_checkpoints(run.get("default_hooks") or {})
-        loader = run.get("train_dataloader")
+        loader: Any = run.get("train_dataloader")
         batch_sampler = loader.get("batch_sampler") if isinstance(loader, Mapping) else None
         if isinstance(batch_sampler, Mapping) and isinstance(wrapper, Mapping):
             allocates = _is_class(batch_sampler["type"], ISTABatchSampler, DATA_SAMPLERS)

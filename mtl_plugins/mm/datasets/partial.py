@@ -51,6 +51,9 @@ class PartialDataset(CocoDataset):
         ...     data_prefix=dict(img='images/10k/train', seg='labels/sem_seg/masks/train'))
     """
 
+    filter_cfg: Any
+    ann_file: str
+
     def __init__(
         self,
         *args: Any,
@@ -102,6 +105,7 @@ class PartialDataset(CocoDataset):
 
     def _teachers_boxes(self) -> dict[str, list[dict[str, Any]]]:
         """Return the teacher's instances by path of the image."""
+        assert self.pseudo_ann_file is not None
         labels, self.ann_file = self.ann_file, str(Path(self.data_root, self.pseudo_ann_file))
         try:
             return {image["img_path"]: image["instances"] for image in super().load_data_list()}

@@ -55,6 +55,8 @@ class MTLCheckpointHook(CheckpointHook):
         >>> default_hooks = dict(checkpoint=dict(type='MTLCheckpointHook', interval=1))
     """
 
+    backend_args: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         unset = self.backend_args is None and self.file_client_args is None

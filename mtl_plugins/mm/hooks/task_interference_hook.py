@@ -67,7 +67,7 @@ class TaskInterferenceHook(Hook):
             return
         if self.representation is not None:
             wrapper.watch(runner.model, self.representation)
-        elif wrapper.multitask.level != "feature":
+        elif wrapper.multitask is None or wrapper.multitask.level != "feature":
             raise ValueError(
                 "TaskInterferenceHook.representation: monitors has 'fd', which needs the path of "
                 "the module whose output the tasks share, such as 'neck'"

@@ -16,7 +16,7 @@ from mmdet.utils import reduce_mean
 from mmengine.dist import get_world_size
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mtl_plugins.mm.allocation import scaled, select
@@ -93,10 +93,10 @@ class SemanticDetector(BaseDetector):
         self.backbone = MODELS.build(backbone)
         self.neck = MODELS.build(neck)
         self.test_cfg = dict(test_cfg or {})
-        self.bbox_head = bbox_head and MODELS.build(
+        self.bbox_head: Any = bbox_head and MODELS.build(
             {**bbox_head, "train_cfg": train_cfg, "test_cfg": test_cfg}
         )
-        self.semantic_head = semantic_head and MODELS.build(semantic_head)
+        self.semantic_head: Any = semantic_head and MODELS.build(semantic_head)
         self.trains: Callable[[DetDataSample, str], bool] = lambda sample, loss: True
         """Tells whether a sample trains the losses with a prefix; task allocation replaces this."""
 
@@ -163,9 +163,9 @@ class SemanticDetector(BaseDetector):
             return {}
         # The head runs once, since all sources share the outputs.
         outputs = head(_of(x, seen, len(samples)))
-        losses = {}
+        losses: dict[str, Any] = {}
         for source, chosen in labelled.items():
-            factor = self.source_weights[source] * self.task_weights[task]
+            factor: Any = self.source_weights[source] * self.task_weights[task]
             targets = [samples[i] for i in chosen]
             labels = [sample.get(f"{source}_{kind}") for sample in targets]
             if not chosen and takes_part:
@@ -189,7 +189,7 @@ class SemanticDetector(BaseDetector):
         self, outputs: Any, samples: SampleList, labels: Sequence[InstanceData]
     ) -> dict[str, Any]:
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        crowds = [
+        crowds: Any = [
             sample.get("ignored_instances") if one is sample.get("gt_instances") else None
             for sample, one in zip(samples, labels, strict=True)
         ]
@@ -298,7 +298,7 @@ def _of(values: Any, chosen: Sequence[int], total: int) -> Any:
 
 
 def _pass_over(
-    head: nn.Module,
+    head: Any,
     scores: Sequence[Tensor],
     labels: Sequence[InstanceData],
     crowds: Sequence[InstanceData],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmengine.model import BaseModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
@@ -53,7 +53,7 @@ class ParsedLosses(Replacement):
         sums: True if the method is MMEngine's, which sums all that has ``"loss"`` in its name.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__(model.parse_losses, self._parse)
         self.sums = getattr(model.parse_losses, "__func__", None) is BaseModel.parse_losses
         self._model = model
@@ -61,7 +61,7 @@ class ParsedLosses(Replacement):
         self._used = False  # calls were trained: the next call belongs to another step
 
     @classmethod
-    def of(cls, model: nn.Module) -> ParsedLosses:
+    def of(cls, model: Any) -> ParsedLosses:
         """Return the stand-in of a model, which all optimizer wrappers of the model share.
 
         Raises:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
+from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from mtl_plugins import replay
@@ -36,6 +37,11 @@ def late_losses(model: nn.Module) -> list[str]:
     ]
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside a wrapper for several processes, or the model itself."""
+    return cast(nn.Module, model.module) if is_model_wrapper(model) else model
+
+
 class Replay(replay.Replay):
     """Replay of a model whose ``forward(mode='loss')`` returns the losses."""
 
@@ -48,5 +54,6 @@ class Replay(replay.Replay):
 
     def _terms(self, losses: Mapping[str, Any]) -> dict[str, Tensor]:
         # The method of the class: the optimizer wrapper listens to the instance's.
-        _, terms = type(self._model).parse_losses(self._model, losses)
+        kind: Any = type(self._model)
+        _, terms = kind.parse_losses(self._model, losses)
         return {name: term for name, term in terms.items() if "loss" in name and name in losses}

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from mmengine.device import get_device
 from mmengine.logging import MessageHub, print_log
-from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from mtl_plugins.aggregation import build_aggregator
 from mtl_plugins.features import find_module
 from mtl_plugins.mm.allocation import AllocationGates
 from mtl_plugins.mm.optim.losses import ParsedLosses
-from mtl_plugins.mm.optim.model import Replay, differentiate_twice, late_losses
+from mtl_plugins.mm.optim.model import Replay, differentiate_twice, late_losses, unwrapped
 from mtl_plugins.precision import cpu_precision, gradient_scale, scaler_for
 from mtl_plugins.registry import suggest, under
 from mtl_plugins.regularization import build_regularizer
@@ -121,10 +120,10 @@ class MTLOptimWrapper(OptimWrapper):
         known = [
             parameter.name
             for cls in type(self).__mro__
-            for parameter in inspect.signature(cls.__init__).parameters.values()
+            for parameter in inspect.signature(cls).parameters.values()
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         ]
-        valid = sorted({*known, *_OPTIONS} - {"self"})
+        valid = sorted({*known, *_OPTIONS})
         for key in options:
             if key not in valid:
                 raise TypeError(f"optim_wrapper: there is no option {key!r}; {suggest(key, valid)}")
@@ -154,8 +153,7 @@ class MTLOptimWrapper(OptimWrapper):
                 "MMDistributedDataParallel"
             )
         whole = model
-        if is_model_wrapper(model):
-            model = model.module
+        model = unwrapped(model)
         losses = ParsedLosses.of(model)
         weighting = self._options["weighting"]
         computes_again = weighting is not None and weighting.needs_new_losses
@@ -223,12 +221,12 @@ class MTLOptimWrapper(OptimWrapper):
         """
         self.attach(model)
         assert self.multitask is not None
-        if is_model_wrapper(model):
-            model = model.module
-        self.multitask.watch(find_module(model, path, "TaskInterferenceHook.representation"))
+        self.multitask.watch(
+            find_module(unwrapped(model), path, "TaskInterferenceHook.representation")
+        )
 
     @contextmanager
-    def optim_context(self, model: nn.Module) -> Iterator[None]:
+    def optim_context(self, model: Any) -> Iterator[None]:
         self.attach(model)
         assert self.multitask is not None
         if self.multitask.steps_per_epoch is None:
@@ -336,7 +334,10 @@ class MTLOptimWrapper(OptimWrapper):
 
 def _check_clipping(clip: Any) -> None:
     """Refuse arguments by which MMEngine would not clip, or not before the first step."""
-    functions = {"norm": nn.utils.clip_grad_norm_, "value": nn.utils.clip_grad_value_}
+    functions: dict[str, Any] = {
+        "norm": nn.utils.clip_grad_norm_,
+        "value": nn.utils.clip_grad_value_,
+    }
     example = "such as dict(max_norm=35) or dict(type='value', clip_value=1.0)"
     if not isinstance(clip, Mapping):
         raise TypeError(f"optim_wrapper.clip_grad: expected a dict {example}, got {clip!r}")

@@ -11,7 +11,7 @@ from typing import Any
 from mmengine.dist import get_dist_info, sync_random_seed
 from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS
-from torch.utils.data import BatchSampler, Dataset, Sampler
+from torch.utils.data import BatchSampler, Dataset
 
 from mtl_plugins.allocation import TaskAllocation
 
@@ -52,7 +52,7 @@ class ISTABatchSampler(BatchSampler):
 
     def __init__(
         self,
-        sampler: Sampler,
+        sampler: Any,
         batch_size: int,
         tasks: Sequence[str] | None = None,
         tasks_per_sample: int = 1,
@@ -121,7 +121,7 @@ class STABatchSampler(ISTABatchSampler):
                 f"{KEY}.gap: a STABatchSampler draws anew at each step and has no turns; "
                 "ISTABatchSampler has"
             )
-        super().__init__(*args, gap=None, **kwargs)
+        super().__init__(*args, **kwargs | {"gap": None})
 
 
 class AllocatedIndex(int):
@@ -149,11 +149,12 @@ def carry_tasks(dataset: Dataset) -> None:
     asks the dataset for examples.
     """
     if not hasattr(dataset, "_without_tasks"):
-        dataset.__class__ = _carrying(type(dataset))
+        cls: Any = type(dataset)
+        dataset.__class__ = _carrying(cls)
 
 
 @cache
-def _carrying(cls: type) -> type:
+def _carrying(cls: Any) -> Any:
     def carry(index: int, example: Any) -> Any:
         if isinstance(index, AllocatedIndex):
             if not isinstance(example, dict) or "data_samples" not in example:

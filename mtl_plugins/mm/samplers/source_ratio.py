@@ -5,9 +5,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
+from typing import Any
 
 from mmengine.registry import DATA_SAMPLERS
-from torch.utils.data import BatchSampler, Sampler
+from torch.utils.data import BatchSampler
 
 
 @DATA_SAMPLERS.register_module()
@@ -34,11 +35,12 @@ class SourceRatioBatchSampler(BatchSampler):
         ...     batch_sampler=dict(type='SourceRatioBatchSampler', ratio=[3, 1]))
     """
 
-    def __init__(self, sampler: Sampler, batch_size: int, ratio: Sequence[int]) -> None:
+    def __init__(self, sampler: Any, batch_size: int, ratio: Sequence[int]) -> None:
         key = "train_dataloader.batch_sampler.ratio"
-        self._ends = getattr(sampler.dataset, "cumulative_sizes", None)
-        if self._ends is None:
+        ends = getattr(sampler.dataset, "cumulative_sizes", None)
+        if ends is None:
             raise ValueError(f"{key}: the data set is no ConcatDataset, and has one source only")
+        self._ends: Sequence[int] = ends
         whole = all(isinstance(part, int) and part >= 0 for part in ratio)
         if len(ratio) != len(self._ends) or not whole or not sum(ratio):
             raise ValueError(
@@ -60,8 +62,9 @@ class SourceRatioBatchSampler(BatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the batches of one epoch, or of an infinite sampler without end."""
-        indices = iter(self.sampler)
-        while epoch := list(islice(indices, len(self.sampler))):
+        sampler: Any = self.sampler
+        indices = iter(sampler)
+        while epoch := list(islice(indices, len(sampler))):
             sources: list[list[int]] = [[] for _ in self.counts]
             for index in epoch:
                 sources[bisect_right(self._ends, index)].append(index)

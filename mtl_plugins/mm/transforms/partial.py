@@ -56,7 +56,7 @@ class LoadPartialAnnotations(LoadAnnotations):
         return results
 
     def _map(self, path: str, results: dict[str, Any]) -> np.ndarray:
-        found = {"seg_map_path": path}
+        found: dict[str, Any] = {"seg_map_path": path}
         self._load_seg_map(found)
         if found["gt_seg_map"].shape != tuple(results["ori_shape"]):
             raise ValueError(

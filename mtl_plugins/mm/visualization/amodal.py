@@ -14,9 +14,8 @@ from mmdet.structures.mask import BitmapMasks, bitmap_to_polygon
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.structures import InstanceData
 
-_COLOURS = [
-    tuple(round(255 * part) for part in colour) for colour in matplotlib.colormaps["tab10"].colors
-]
+_TEN: Any = matplotlib.colormaps["tab10"]
+_COLOURS = [tuple(round(255 * part) for part in colour) for colour in _TEN.colors]
 
 
 @VISUALIZERS.register_module()
