@@ -1,0 +1,41 @@
+# Images of 256 x 128 in batches of four, loaded in the training process.
+_base_ = ["./data_official.py"]
+
+train_pipeline = [
+    dict(type="LoadMultiTask"),
+    dict(type="MTRandomFlip", prob=0.5),
+    dict(type="MTRandomScaleCrop", scales=(1.0, 1.2, 1.5), crop="random"),
+    dict(type="MTResize", scale=(256, 128)),
+    dict(type="PackMultiTaskInputs"),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile", color_type="color_ignore_orientation"),
+    dict(type="MTResize", scale=(256, 128)),
+    dict(type="LoadMultiTask", image=False),
+    dict(type="PackMultiTaskInputs"),
+]
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=0,
+    persistent_workers=False,
+    sampler=dict(_delete_=True, type="InfiniteSampler", shuffle=True),
+    dataset=dict(pipeline=train_pipeline),
+)
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
+# A quarter of ResNet-18's channels, with the dilations of the full variant's ResNet-50, from
+# scratch; the head's dilations are for maps of 32 x 16.
+r18_small = dict(
+    type="ResNet",
+    depth=18,
+    base_channels=16,
+    strides=(1, 2, 1, 1),
+    dilations=(1, 1, 2, 4),
+    out_indices=(3,),
+    norm_cfg=dict(type="BN", requires_grad=True),
+    norm_eval=False,
+)
+deeplab_small = dict(
+    type="DeepLabHead", in_channels=128, in_index=0, channels=32, dilations=(1, 2, 4, 6)
+)
