@@ -1,5 +1,5 @@
 # Images of 256 x 128 in batches of four, loaded in the training process.
-_base_ = ["./data_official.py"]
+_base_ = ["./data_official.py", "../_base_/models/survey_small.py"]
 
 train_pipeline = [
     dict(type="LoadMultiTask"),
@@ -23,19 +23,3 @@ train_dataloader = dict(
 )
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-
-# A quarter of ResNet-18's channels, with the dilations of the full variant's ResNet-50, from
-# scratch; the head's dilations are for maps of 32 x 16.
-r18_small = dict(
-    type="ResNet",
-    depth=18,
-    base_channels=16,
-    strides=(1, 2, 1, 1),
-    dilations=(1, 1, 2, 4),
-    out_indices=(3,),
-    norm_cfg=dict(type="BN", requires_grad=True),
-    norm_eval=False,
-)
-deeplab_small = dict(
-    type="DeepLabHead", in_channels=128, in_index=0, channels=32, dilations=(1, 2, 4, 6)
-)

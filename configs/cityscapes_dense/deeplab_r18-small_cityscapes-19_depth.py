@@ -4,8 +4,8 @@ _base_ = ["./data_official_small.py", "../_base_/schedules/dense_small.py"]
 model = dict(
     type="MultiTaskSegmentor",
     data_preprocessor=_base_.preprocessor,
-    backbone=_base_.r18_small,
-    heads=dict(depth=dict(type="DepthHead", decoder=_base_.deeplab_small)),
+    backbone=_base_.small_r18,
+    heads=dict(depth=_base_.small_disparity),
 )
 optim_wrapper = dict(tasks=dict(depth="depth.*"))
 train_dataloader = dict(dataset=dict(fields=["depth"]))

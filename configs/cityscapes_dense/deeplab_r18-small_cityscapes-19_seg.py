@@ -4,8 +4,8 @@ _base_ = ["./data_official_small.py", "../_base_/schedules/dense_small.py"]
 model = dict(
     type="MultiTaskSegmentor",
     data_preprocessor=_base_.preprocessor,
-    backbone=_base_.r18_small,
-    heads=dict(seg=dict(type="SegmentationHead", num_classes=19, decoder=_base_.deeplab_small)),
+    backbone=_base_.small_r18,
+    heads=dict(seg=dict(type="SegmentationHead", num_classes=19, decoder=_base_.small_deeplab)),
 )
 optim_wrapper = dict(tasks=dict(seg="seg.*"))
 train_dataloader = dict(dataset=dict(fields=["sem_seg"]))
