@@ -310,12 +310,7 @@ def test_networks_take_a_step_on_the_data_of_their_config(
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        name
-        for name in CONFIGS
-        if re.match("cityscapes_dense/.*-small", name) and "_seg" not in name
-    ],
+    "name", [name for name in CONFIGS if re.search(r"dense/.*small_cityscapes-\d+(_depth)?$", name)]
 )
 def test_small_variants_begin_near_the_depth_of_cityscapes(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
