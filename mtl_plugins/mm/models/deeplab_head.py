@@ -72,7 +72,7 @@ class DeepLabHead(ASPPHead):
             norm_cfg=norm_cfg,
             **kwargs,
         )
-        self.image_pool = ImagePooling(*self.image_pool)
+        self.image_pool: nn.Sequential = ImagePooling(*self.image_pool)
         layer = {"conv_cfg": self.conv_cfg, "norm_cfg": self.norm_cfg, "act_cfg": self.act_cfg}
         self.bottleneck = nn.Sequential(
             ConvModule((len(dilations) + 1) * channels, channels, 1, **layer),
