@@ -5,5 +5,5 @@ _base_ = [
     "../_base_/schedules/dense_small.py",
 ]
 
-model = dict(heads=dict(seg=dict(_base_.seg, num_classes=7), depth=_base_.depth))
+model = dict(heads=dict(seg=dict(_base_.seg, num_classes=7), depth=_base_.inverse_depth))
 optim_wrapper = dict(tasks=dict(seg="seg.*", depth="depth.*"))

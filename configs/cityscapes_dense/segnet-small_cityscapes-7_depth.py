@@ -5,7 +5,7 @@ _base_ = [
     "../_base_/schedules/dense_small.py",
 ]
 
-model = dict(heads=dict(depth=_base_.depth))
+model = dict(heads=dict(depth=_base_.inverse_depth))
 optim_wrapper = dict(tasks=dict(depth="depth.*"))
 train_dataloader = dict(dataset=dict(fields=["depth"]))
 val_dataloader = dict(dataset=dict(fields=["depth"]))

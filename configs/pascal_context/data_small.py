@@ -23,3 +23,5 @@ train_dataloader = dict(
 )
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
+
+sync_bn = None  # PyTorch synchronises norms on GPUs alone

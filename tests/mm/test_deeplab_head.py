@@ -76,6 +76,24 @@ def test_half_of_the_joined_branches_are_dropped_in_training_only() -> None:
     assert torch.equal(found([x]), found([x]))
 
 
+def test_a_task_may_have_a_single_image_of_a_batch() -> None:
+    """torchvision's head fails there; the running statistics normalise the pooled map."""
+    found = head(in_channels=4, channels=8)
+    norm = found.image_pool[1].bn
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    before = norm.running_mean.clone()
+    x = torch.randn(1, 4, 6, 6)
+    trained = found.image_pool(x)
+    assert norm.training and torch.equal(norm.running_mean, before)
+    found([x]).sum().backward()
+    assert all(p.grad.isfinite().all() for p in found.parameters())
+    assert torch.equal(found.eval().image_pool(x), trained)
+
+    found.train().image_pool(torch.randn(2, 4, 6, 6))
+    assert not torch.equal(norm.running_mean, before)
+
+
 def test_norm_cfg_says_which_normalisation() -> None:
     config = {"in_channels": 4, "channels": 8, "num_classes": 5, "norm_cfg": {"type": "SyncBN"}}
     found = MODELS.build({"type": "DeepLabHead", **config})

@@ -513,7 +513,14 @@ def test_mmsegmentations_preprocessor_would_pad_depth_by_255() -> None:
 
 
 def test_one_labelled_image_before_a_norm_of_one_value_is_named() -> None:
-    decoder = {"type": "DeepLabHead", "in_channels": 16, "in_index": 2, "channels": 4}
+    norm = {"type": "BN"}
+    decoder = {
+        "type": "ASPPHead",
+        "in_channels": 16,
+        "in_index": 2,
+        "channels": 4,
+        "norm_cfg": norm,
+    }
     heads = {"seg": HEADS["seg"], "depth": {"type": "DepthHead", "decoder": decoder}}
     model = MODELS.build(config(heads=heads)).train()
     with pytest.raises(ValueError, match=r"^model\.heads\.depth: only one image .* gt_depth_map"):

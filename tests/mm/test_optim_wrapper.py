@@ -149,6 +149,23 @@ def test_feature_level_finds_its_module(tmp_path):
     assert step.gramian.shape == (2, 2)
 
 
+def test_a_module_called_representation_is_not_taken_for_a_path():
+    class Net(TwoTasks):
+        def __init__(self, **parts):
+            super().__init__()
+            self.representation = torch.nn.Linear(6, 6)
+            self.add_module("neck", parts.get("neck"))
+            self.with_neck = "neck" in parts
+
+    def attach(model):
+        wrapper = MTLOptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1), level="feature")
+        wrapper.attach(model)
+
+    attach(Net(neck=torch.nn.Linear(6, 6)))
+    with pytest.raises(ValueError, match="optim_wrapper.representation: .*needs the path"):
+        attach(Net())
+
+
 @pytest.mark.parametrize("name", AGGREGATORS)
 def test_bfloat16_trains_on_a_cpu(name, tmp_path):
     cfg = mtl(name) | dict(type="AmpMTLOptimWrapper")

@@ -13,10 +13,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import train
 from commands import ROOT
+from demo_scenes.draw import LAYOUTS
+from demo_scenes.scene import draw_scene
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.optim.scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, PolyLR
@@ -283,6 +286,7 @@ def test_networks_take_a_step_on_the_data_of_their_config(
         "nyuv2/mtan_segnet-small_nyuv2",
         "cityscapes_dense/cross-stitch_segnet-small_cityscapes-7",
         "cityscapes_dense/deeplab_r50_100e_cityscapes-19",
+        "cityscapes_dense/deeplab_r18-small_cityscapes-19",
         "nyud/mti-net_hr-small_nyud",
         "pascal_context/mti-net_hr18_100e_pascal-context",
     ):
@@ -303,6 +307,30 @@ def test_networks_take_a_step_on_the_data_of_their_config(
         total.backward()
         lost = [key for key, p in model.named_parameters() if p.grad is None]
         assert not lost, (name, lost)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CONFIGS if re.search(r"dense/.*small_cityscapes-\d+(_depth)?$", name)]
+)
+def test_small_variants_begin_near_the_depth_of_cityscapes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From far away, or from far apart, some hundred iterations do not reach the labels."""
+    official = "-19" in name
+    write = LAYOUTS["cityscapes" if official else "cityscapes_mt"]
+    scenes = [draw_scene(np.random.default_rng(i), (128, 256)) for i in range(2)]
+    write(tmp_path, "train", scenes)
+    monkeypatch.setenv("CITYSCAPES_ROOT" if official else "CITYSCAPES_MTAN_ROOT", str(tmp_path))
+    cfg = Config.fromfile(ROOT / f"configs/{name}.py")
+    data = DATASETS.build(cfg.train_dataloader.dataset)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    batch = model.data_preprocessor(pseudo_collate(list(data)), True)
+    depth = torch.cat([sample.gt_depth_map.data for sample in batch["data_samples"]])
+    depth = depth[depth > 0]
+    constant = (depth - depth.median()).abs().mean()
+    assert model(**batch, mode="loss")["depth.loss_depth"] < 2 * constant
 
 
 def test_a_full_config_trains_and_is_validated(

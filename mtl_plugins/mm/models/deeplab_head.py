@@ -6,11 +6,33 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmcv.cnn import ConvModule
+from mmengine.dist import get_world_size
 from mmseg.models.decode_heads import ASPPHead
 from mmseg.registry import MODELS
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mtl_plugins.mm.models.segnet import BATCH_NORM
+
+
+class ImagePooling(nn.Sequential):
+    """Branch of global pooling, whose batch norm has no variance to learn from in a single image.
+
+    A task has one image of a batch now and then with STA and ISTA, or with partial labels. The
+    running statistics then normalise, as in the test.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``[N, C, 1, 1]`` of features ``[N, C_in, H, W]``."""
+        norm = getattr(self[1], "norm", None)
+        shared = isinstance(norm, nn.SyncBatchNorm) and get_world_size() > 1
+        if len(x) > 1 or shared or not (isinstance(norm, _BatchNorm) and norm.training):
+            return super().forward(x)
+        norm.eval()
+        try:
+            return super().forward(x)
+        finally:
+            norm.train()
 
 
 @MODELS.register_module()
@@ -50,6 +72,7 @@ class DeepLabHead(ASPPHead):
             norm_cfg=norm_cfg,
             **kwargs,
         )
+        self.image_pool: nn.Sequential = ImagePooling(*self.image_pool)
         layer = {"conv_cfg": self.conv_cfg, "norm_cfg": self.norm_cfg, "act_cfg": self.act_cfg}
         self.bottleneck = nn.Sequential(
             ConvModule((len(dilations) + 1) * channels, channels, 1, **layer),

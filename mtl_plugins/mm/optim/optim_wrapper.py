@@ -186,8 +186,8 @@ class MTLOptimWrapper(OptimWrapper):
         path, by_features = self._representation, self._options.get("level") == "feature"
         if path is None and by_features:
             path = getattr(model, "representation", None)
-            if path is None and getattr(model, "with_neck", False):
-                path = "neck"
+            if not isinstance(path, str):  # a module of that name, which may be anything
+                path = "neck" if getattr(model, "with_neck", False) else None
         if path is not None:
             return find_module(model, path, "optim_wrapper.representation")
         if by_features:
