@@ -53,7 +53,7 @@ class Chooser:
         if not measured.shared:
             return Choice(dict.fromkeys(losses, 1.0))
         if not isinstance(self.aggregator, GramianAggregator):
-            return self._combine(measured, [self._tasks.index(name) for name in losses])
+            return self._combine(measured, losses, window)
         # A task without a gradient, for want of examples in this batch, has no say.
         active = [i for i in range(len(losses)) if measured.gramian[i, i] > 0.0]
         names = [name for i, name in enumerate(losses) if i in active]
@@ -77,15 +77,29 @@ class Chooser:
         weights = self.aggregator.weights(gramian, losses=losses, tasks=numbers) if names else None
         return {} if weights is None else dict(zip(names, weights.tolist(), strict=True))
 
-    def _combine(self, measured: Measured, present: Sequence[int]) -> Choice:
-        rows = measured.rows
-        assert rows is not None
-        if not present:
+    def _combine(self, measured: Measured, losses: Mapping[str, float], window: Window) -> Choice:
+        rows, gramian = measured.rows, measured.gramian
+        assert rows is not None and gramian is not None
+        names = list(losses)
+        if self.aggregator.remembers_rows:  # zero is no gradient to be remembered
+            names = [name for i, name in enumerate(names) if gramian[i, i] > 0.0]
+        if not names:
             return Choice(None, rows.new_zeros(rows.shape[1]))
+        present = [self._tasks.index(name) for name in names]
         rows = rows if len(present) == len(rows) else rows[present]
         if measured.features:
             return Choice(None, self.aggregator.on_features(rows, measured.features, present))
-        return Choice(None, self.aggregator(rows, present))
+        # What is remembered must not depend on the loss scale of the step.
+        scale = measured.scale if self.aggregator.remembers_rows else None
+        seen = torch.tensor([losses[name] * window.factors[name] for name in names])
+        update = self.aggregator(rows if scale is None else rows / scale, present, seen)
+        factors = self.aggregator.own_factors
+        own = {} if factors is None else dict(zip(names, factors, strict=True))
+        return Choice(
+            None,
+            update if scale is None else (update * scale).to(update),
+            _with_the_mean_of_others(self._tasks, own),
+        )
 
     def _again(self, last: bool) -> Choice:
         self.steps_left -= last

@@ -97,6 +97,11 @@ class Options:
                     f"{key} is for level='parameter': at the feature level a step costs about as "
                     "much as a plain one anyway"
                 )
+        if aggregator.remembers_rows and self.level == "feature":
+            raise ValueError(
+                f"level: {type(aggregator).__name__} keeps gradients from step to step, and those "
+                "of features are of other images each time; use level='parameter'"
+            )
         if aggregator.scales_own and self.level == "feature":
             raise ValueError(
                 f"level: {type(aggregator).__name__} weighs what a task has alone too, which "

@@ -30,20 +30,33 @@ class Aggregator(Method, ABC):
             much.
         needs_gradients: Whether the weights depend on the gradients; if not, one backward pass of
             the weighted loss is enough.
+        scales_own: Whether the method weighs what each task has alone, too.
+        remembers_rows: Whether the method keeps gradients from one step to the next. Those of
+            features are of other images in each step, and have nothing to be kept for.
+        own_factors: Factors ``[T]`` of the gradients of what each task has alone, found with the
+            last update, if the method :attr:`scales_own`.
     """
 
     scale: ClassVar[Literal["sum", "mean"]]
     needs_gradients: ClassVar[bool] = True
     scales_own: ClassVar[bool] = False
+    remembers_rows: ClassVar[bool] = False
+    own_factors: Vector | None = None
 
     @abstractmethod
-    def __call__(self, jacobian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
+    def __call__(
+        self,
+        jacobian: Tensor,
+        tasks: Sequence[int] | None = None,
+        losses: Tensor | None = None,
+    ) -> Tensor:
         """Aggregate the gradients of the tasks.
 
         Args:
             jacobian: Gradients ``[T, D]``, any floating dtype and device.
             tasks: Number of each row's task, for methods that know tasks apart. Defaults to
                 ``0 … T - 1``.
+            losses: Loss values ``[T]``, for methods that normalise by them.
 
         Returns:
             The update ``[D]``, same dtype and device.
@@ -77,19 +90,21 @@ class GramianAggregator(Aggregator):
     Attributes:
         fallbacks: Number of times that :meth:`solve` did not converge, and :meth:`fallback` stood
             in.
-        own_factors: Factors ``[T]`` of the gradients of what each task has alone, found with the
-            last weights, if the method :attr:`scales_own`.
     """
 
     _fallbacks = 0
-    own_factors: Vector | None = None
 
     @property
     def fallbacks(self) -> int:
         return self._fallbacks
 
-    def __call__(self, jacobian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
-        return combine(self.weights(gramian_of(jacobian), tasks=tasks), jacobian)
+    def __call__(
+        self,
+        jacobian: Tensor,
+        tasks: Sequence[int] | None = None,
+        losses: Tensor | None = None,
+    ) -> Tensor:
+        return combine(self.weights(gramian_of(jacobian), losses, tasks), jacobian)
 
     def weights(
         self,

@@ -259,3 +259,93 @@ def best_length(quadratic: float, linear: float, ratios: Vector, decrement: floa
         if size < 0.1:  # nothing is gained by more: the next direction is another
             break
     return length
+
+
+def fair_allocation(a: Matrix, c: Vector, power: float, steps: int = 100) -> Vector:
+    """Find the unique ``x > 0`` with ``x_i^p (A x)_i = c_i``.
+
+    The equation is the optimality condition of ``min ½ xᵀ A x - Σ c_i ∫ x_i^{-p}``, which is
+    strictly convex; with ``p = 1`` and ``c = 1`` it is :func:`nash_bargaining`. Newton's method on
+    ``x_i`` relative to itself, with a search along each direction.
+
+    Args:
+        a: Matrix ``A``, ``[T, T]``, symmetric positive definite, with a diagonal of about 1.
+        c: Right-hand sides ``[T]``, positive.
+        power: Exponent ``p``, positive.
+        steps: Bound on the number of Newton steps.
+
+    Returns:
+        The solution ``x``, ``[T]``.
+
+    Raises:
+        NotConverged: No solution in ``steps`` steps, or numbers beyond a double.
+    """
+    try:
+        x = [c_i ** (1.0 / (1.0 + power)) for c_i in c]  # the solution for A = I
+        for _ in range(steps):
+            product = [dot(row, x) for row in a]
+            wanted = [c_i * x_i ** (1.0 - power) for c_i, x_i in zip(c, x, strict=True)]
+            # Best multiple of x.
+            longer = (sum(wanted) / dot(x, product)) ** (1.0 / (1.0 + power))
+            x = [longer * x_i for x_i in x]
+            wanted = [w * longer ** (1.0 - power) for w in wanted]
+            have = [longer * p * x_i for p, x_i in zip(product, x, strict=True)]
+            downhill = [w - h for w, h in zip(wanted, have, strict=True)]
+            if all(abs(d) <= 1e-9 * w for d, w in zip(downhill, wanted, strict=True)):
+                return x
+            hessian = [
+                [x_i * g * x_j for g, x_j in zip(r, x, strict=True)]
+                for x_i, r in zip(x, a, strict=True)
+            ]
+            for i, w in enumerate(wanted):
+                hessian[i][i] += power * w
+            (ratios,) = solve_spd(hessian, downhill)
+            step = [r * x_i for r, x_i in zip(ratios, x, strict=True)]
+            if max(map(abs, ratios)) <= 1e-6:  # and the square, what is left then, is rounding
+                return [x_i + s for x_i, s in zip(x, step, strict=True)]
+            curvature = dot(step, [dot(row, step) for row in a])
+            length = _power_length(curvature, dot(ratios, have), ratios, wanted, power)
+            x = [x_i + length * s for x_i, s in zip(x, step, strict=True)]
+    except (OverflowError, ZeroDivisionError) as error:
+        raise NotConverged("fair_allocation: numbers beyond a double") from error
+    raise NotConverged(f"fair_allocation: {steps} steps")
+
+
+def _power_length(
+    quadratic: float, linear: float, ratios: Vector, weights: Vector, power: float
+) -> float:
+    """Find the zero of ``q t + l - Σ w_i r_i (1 + t r_i)^{-p}`` over ``t > 0``, roughly.
+
+    The function increases; the zero is in a bracket that a Newton step may not leave.
+    """
+    low, high = 0.0, min((-1.0 / r for r in ratios if r < 0.0), default=math.inf)
+    length = min(1.0, 0.5 * high)
+    first = 0.0
+    for _ in range(30):
+        terms = [w * r * (1.0 + length * r) ** -power for r, w in zip(ratios, weights, strict=True)]
+        slope = quadratic * length + linear - sum(terms)
+        first = first or abs(linear - dot(ratios, weights))
+        if abs(slope) <= 0.1 * first:  # nothing is gained by more: the next direction is another
+            break
+        low, high = (length, high) if slope < 0.0 else (low, length)
+        growth = quadratic + power * sum(
+            t * r / (1.0 + length * r) for t, r in zip(terms, ratios, strict=True)
+        )
+        length -= slope / growth
+        if not low < length < high:
+            length = 0.5 * (low + high) if high < math.inf else 2.0 * low
+    return length
+
+
+def on_simplex(v: Sequence[float]) -> Vector:
+    """Return the point of the probability simplex that is closest to ``v``.
+
+    Args:
+        v: Vector ``[T]``.
+    """
+    total, shift = 0.0, 0.0
+    for count, value in enumerate(sorted(v, reverse=True), start=1):
+        total += value
+        if value > (total - 1.0) / count:
+            shift = (total - 1.0) / count
+    return [max(value - shift, 0.0) for value in v]

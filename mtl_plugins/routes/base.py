@@ -158,6 +158,7 @@ class Route(ABC):
             shared,
             () if cut is None else cut.tensors,
             shared=count > 0,
+            scale=batch.scale,
         )
 
     def of_present(self, gramian: Tensor, batch: Batch, reports: Sequence[Report]) -> Tensor:
