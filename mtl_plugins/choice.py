@@ -89,10 +89,11 @@ class Chooser:
         rows = rows if len(present) == len(rows) else rows[present]
         if measured.features:
             return Choice(None, self.aggregator.on_features(rows, measured.features, present))
-        # What is remembered must not depend on the loss scale of the step.
+        # The loss scale of the step must not be in the memory.
         scale = measured.scale if self.aggregator.remembers_rows else None
         seen = torch.tensor([losses[name] * window.factors[name] for name in names])
-        update = self.aggregator(rows if scale is None else rows / scale, present, seen)
+        more = {"losses": seen} if self.aggregator.needs_losses else {}
+        update = self.aggregator(rows if scale is None else rows / scale, present, **more)
         factors = self.aggregator.own_factors
         own = {} if factors is None else dict(zip(names, factors, strict=True))
         return Choice(

@@ -31,6 +31,8 @@ class Aggregator(Method, ABC):
         needs_gradients: Whether the weights depend on the gradients; if not, one backward pass of
             the weighted loss is enough.
         scales_own: Whether the method weighs what each task has alone, too.
+        needs_losses: Whether a call takes the ``losses`` too, ``[T]``, where it takes the gradients
+            themselves.
         remembers_rows: Whether the method keeps gradients from one step to the next. Those of
             features are of other images in each step, and have nothing to be kept for.
         own_factors: Factors ``[T]`` of the gradients of what each task has alone, found with the
@@ -40,23 +42,18 @@ class Aggregator(Method, ABC):
     scale: ClassVar[Literal["sum", "mean"]]
     needs_gradients: ClassVar[bool] = True
     scales_own: ClassVar[bool] = False
+    needs_losses: ClassVar[bool] = False
     remembers_rows: ClassVar[bool] = False
     own_factors: Vector | None = None
 
     @abstractmethod
-    def __call__(
-        self,
-        jacobian: Tensor,
-        tasks: Sequence[int] | None = None,
-        losses: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, jacobian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
         """Aggregate the gradients of the tasks.
 
         Args:
             jacobian: Gradients ``[T, D]``, any floating dtype and device.
             tasks: Number of each row's task, for methods that know tasks apart. Defaults to
                 ``0 … T - 1``.
-            losses: Loss values ``[T]``, for methods that normalise by them.
 
         Returns:
             The update ``[D]``, same dtype and device.
@@ -98,13 +95,8 @@ class GramianAggregator(Aggregator):
     def fallbacks(self) -> int:
         return self._fallbacks
 
-    def __call__(
-        self,
-        jacobian: Tensor,
-        tasks: Sequence[int] | None = None,
-        losses: Tensor | None = None,
-    ) -> Tensor:
-        return combine(self.weights(gramian_of(jacobian), losses, tasks), jacobian)
+    def __call__(self, jacobian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
+        return combine(self.weights(gramian_of(jacobian), tasks=tasks), jacobian)
 
     def weights(
         self,

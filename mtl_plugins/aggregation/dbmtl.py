@@ -51,12 +51,7 @@ class DBMTL(Aggregator):
         self._step = state["step"]
         self._means.load_state_dict(state["means"])
 
-    def __call__(
-        self,
-        jacobian: Tensor,
-        tasks: Sequence[int] | None = None,
-        losses: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, jacobian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
         tasks = range(len(jacobian)) if tasks is None else tasks
         means = in_single(jacobian)
         self._step += 1

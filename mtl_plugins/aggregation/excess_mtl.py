@@ -59,12 +59,7 @@ class ExcessMTL(Aggregator):
         self._squares.load_state_dict(state["squares"])
         self._first, self._weights = dict(state["first"]), dict(state["weights"])
 
-    def __call__(
-        self,
-        jacobian: Tensor,
-        tasks: Sequence[int] | None = None,
-        losses: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, jacobian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
         tasks = range(len(jacobian)) if tasks is None else tasks
         rows = in_single(jacobian)
         squares = rows.square()

@@ -81,12 +81,7 @@ class GCond(Aggregator):
         self._before.load_state_dict(state["before"])
         self._usual, self._winners = dict(state["usual"]), list(state["winners"])
 
-    def __call__(
-        self,
-        jacobian: Tensor,
-        tasks: Sequence[int] | None = None,
-        losses: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, jacobian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
         tasks = range(len(jacobian)) if tasks is None else tasks
         rows = in_single(jacobian)
         before = self._before.get(tasks, rows)
@@ -118,7 +113,7 @@ class GCond(Aggregator):
         for _ in range(2 * size):
             products = [[dot(row, v_i) for row in gramian] for v_i in v]
             norms = [math.sqrt(max(dot(p, v_i), 0.0)) for p, v_i in zip(products, v, strict=True)]
-            # What rounding leaves of a gradient has no direction.
+            # The rest that rounding leaves of a gradient has no direction.
             live = [i for i, n in enumerate(norms) if n > 1e-6 * math.sqrt(max(gramian[i][i], 0.0))]
             cosines = [
                 (dot(products[i], v[j]) / norms[i] / norms[j], i, j)

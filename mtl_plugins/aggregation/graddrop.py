@@ -51,12 +51,7 @@ class GradDrop(RandomMethod, Aggregator):
             raise ValueError(f"leak lies in [0, 1], got {leak}")
         self.leak = leak
 
-    def __call__(
-        self,
-        jacobian: Tensor,
-        tasks: Sequence[int] | None = None,
-        losses: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, jacobian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
         leaks = self._leaks(jacobian, tasks)
         # All draws at once, where the update will be: they do not depend on the chunks.
         update = _uniform(jacobian.shape[1:], self._device_generator(jacobian)).to(leaks)

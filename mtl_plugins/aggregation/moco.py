@@ -41,6 +41,7 @@ class MoCo(Aggregator):
     """
 
     scale = "mean"
+    needs_losses = True
     remembers_rows = True
 
     def __init__(

@@ -194,12 +194,7 @@ class JacobianTorchJD(TorchJD):
     def fallbacks(self) -> int:
         return self._fallbacks
 
-    def __call__(
-        self,
-        jacobian: Tensor,
-        tasks: Sequence[int] | None = None,
-        losses: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, jacobian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
         rows = jacobian.to(torch.promote_types(jacobian.dtype, torch.float32))
         if not torch.stack(rows.aminmax()).isfinite().all():
             # The step will be skipped, and must leave no trace in the memory.
