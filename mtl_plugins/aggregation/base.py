@@ -36,7 +36,8 @@ class Aggregator(Method, ABC):
         remembers_rows: Whether the method keeps gradients from one step to the next. Those of
             features are of other images in each step, and have nothing to be kept for.
         own_factors: Factors ``[T]`` of the gradients of what each task has alone, found with the
-            last update, if the method :attr:`scales_own`.
+            last update, if the method :attr:`scales_own`; if not, the factors with
+            ``heads="weighted"``, where those are not the weights.
     """
 
     scale: ClassVar[Literal["sum", "mean"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -36,7 +37,8 @@ class NashMTL(GramianAggregator):
 
     Args:
         max_norm: Norm to which a longer ``d`` is scaled down, whatever the weights come from; 0
-            turns that off.
+            turns that off. With ``heads="weighted"`` the heads have the weights before that, times
+            the root of the Gramian's norm, as in the authors' code.
         update_every: Number of steps for which the weights are kept.
     """
 
@@ -62,10 +64,14 @@ class NashMTL(GramianAggregator):
     def solve(
         self, gramian: Matrix, *, eps: float, losses: Tensor | None, tasks: Sequence[int]
     ) -> Vector:
+        self.own_factors = None  # should the solver not converge
         if self._age % self.update_every == 0 or self._alpha.keys() != set(tasks):
             self._alpha = dict(zip(tasks, self._bargain(gramian, eps), strict=True))
             self._age = 0
         self._age += 1
+        # Where heads are weighted, theirs are the weights for a Gramian of norm 1, not clipped.
+        norm = math.hypot(*chain.from_iterable(gramian))
+        self.own_factors = [self._alpha[t] * math.sqrt(norm) for t in tasks]
         return self._clipped(gramian, [self._alpha[t] for t in tasks])
 
     def fallback(self, gramian: Matrix) -> Vector:
