@@ -84,11 +84,14 @@ def _row(name: str) -> Row:
         about.append(_about(REGULARIZERS[part["type"]]))
     if not about:
         sampler: dict[str, Any] = config.get("train_dataloader", {}).get("batch_sampler", {})
-        scale, level = "-", "f" if wrapper.get("level") == "feature" else "p f"
+        scale = "-"
+        level = {"feature": "f", "layers": "p"}.get(wrapper.get("level"), "p f")
         about.append(
             f"{sampler['type'].removesuffix('BatchSampler')}: each image trains some of the tasks"
             if sampler
             else "laid over another method: gradients of the features decide"
+            if level == "f"
+            else "laid over another method: gradients of the neck's parameters decide"
         )
     return Row(name, scale, level, cost, "; ".join(about))
 
