@@ -206,7 +206,8 @@ PUBLISHED = sorted(
 def test_as_published(name):
     cfg = train.lay_over(Config.fromfile(ROOT / SMALL), name)
     options = cfg.optim_wrapper.to_dict()
-    kept = {k: v for k, v in options.items() if k not in ("type", "optimizer", "clip_grad")}
+    framework = ("_scope_", "type", "optimizer", "clip_grad")
+    kept = {k: v for k, v in options.items() if k not in framework}
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     wrapper = MTLOptimWrapper(optimizer, **kept)
     assert wrapper._options.keys() >= {"aggregator", "weighting"}
