@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -37,8 +36,8 @@ class NashMTL(GramianAggregator):
 
     Args:
         max_norm: Norm to which a longer ``d`` is scaled down, whatever the weights come from; 0
-            turns that off. With ``heads="weighted"`` the heads have the weights before that, times
-            the root of the Gramian's norm, as in the authors' code.
+            turns that off. With ``heads="weighted"`` the heads have the weights before that,
+            as in the authors' code.
         update_every: Number of steps for which the weights are kept.
     """
 
@@ -69,10 +68,9 @@ class NashMTL(GramianAggregator):
             self._alpha = dict(zip(tasks, self._bargain(gramian, eps), strict=True))
             self._age = 0
         self._age += 1
-        # Where heads are weighted, theirs are the weights for a Gramian of norm 1, not clipped.
-        norm = math.hypot(*chain.from_iterable(gramian))
-        self.own_factors = [self._alpha[t] * math.sqrt(norm) for t in tasks]
-        return self._clipped(gramian, [self._alpha[t] for t in tasks])
+        alpha = [self._alpha[t] for t in tasks]
+        self.own_factors = alpha  # before the clipping
+        return self._clipped(gramian, alpha)
 
     def fallback(self, gramian: Matrix) -> Vector:
         return self._clipped(gramian, super().fallback(gramian))
