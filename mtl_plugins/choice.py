@@ -107,7 +107,9 @@ class Chooser:
         # The loss scale of the step must not be in the memory.
         scale = measured.scale if self.aggregator.remembers_rows else None
         seen = torch.tensor([losses[name] * window.factors[name] for name in names])
-        more = {"losses": seen} if self.aggregator.needs_losses else {}
+        more: dict[str, Any] = {"losses": seen} if self.aggregator.needs_losses else {}
+        if self.aggregator.needs_widths:
+            more["widths"] = measured.widths
         update = self.aggregator(rows if scale is None else rows / scale, present, **more)
         by = self._factor(len(names))
         if scale is not None:

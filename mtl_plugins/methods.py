@@ -72,7 +72,10 @@ def _row(name: str) -> Row:
         scale = AGGREGATORS[base].scale
         if not isinstance(scale, str):  # a property: each method of TorchJD has one of its own
             scale = "any"
-        level = "p" if aggregator.scales_own or aggregator.remembers_rows else "p f"
+        by_parameters = (
+            aggregator.scales_own or aggregator.remembers_rows or aggregator.needs_widths
+        )
+        level = "p" if by_parameters else "p f"
         cost = "T" if aggregator.needs_gradients else "1"
         about.append(_about(aggregator))
     if part := wrapper.get("weighting"):

@@ -139,6 +139,11 @@ class Options:
                     f"{key} is for level='parameter': at the feature level a step costs about as "
                     "much as a plain one anyway"
                 )
+        if aggregator.needs_widths and self.level == "feature":
+            raise ValueError(
+                f"level: {type(aggregator).__name__} is about parameters, and level='feature' has "
+                "the gradients of features; use level='parameter'"
+            )
         if aggregator.remembers_rows and self.level == "feature":
             raise ValueError(
                 f"level: {type(aggregator).__name__} keeps gradients from step to step, and those "

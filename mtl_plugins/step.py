@@ -101,6 +101,7 @@ class Measured:
         features: Features that the rows are gradients of; empty for parameters.
         shared: Whether the tasks share anything.
         scale: Factor of a loss scaler in the rows; None without one.
+        widths: Number of columns of each shared parameter, which sum to ``D``.
     """
 
     reports: Sequence[Report]
@@ -109,6 +110,7 @@ class Measured:
     features: Sequence[Tensor] = ()
     shared: bool = True
     scale: Tensor | None = None
+    widths: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

@@ -63,11 +63,15 @@ GRAMIAN_METHODS = [
     for name in GRADIENT_METHODS
     if name == "TorchJD" or issubclass(AGGREGATORS[name], GramianAggregator)
 ]
-# Not those that weigh what a task has alone, too, or that keep gradients.
+# Not those that weigh what a task has alone, keep gradients, or are about parameters.
 FEATURE_METHODS = [
     name
     for name in GRADIENT_METHODS
-    if not (AGGREGATORS[name].scales_own or AGGREGATORS[name].remembers_rows)
+    if not (
+        AGGREGATORS[name].scales_own
+        or AGGREGATORS[name].remembers_rows
+        or AGGREGATORS[name].needs_widths
+    )
 ]
 
 

@@ -36,7 +36,7 @@ class MoCo(Aggregator):
         gamma: Step size :math:`\gamma` of the weights.
         gamma_sigma: Decay :math:`\sigma_\gamma`.
         rho: Regularisation :math:`\rho`.
-        normalise: Whether each gradient is scaled to the length of its loss, as in the code; False
+        normalise: Whether each gradient is scaled to the size of its loss, as in the code; False
             takes the gradients as they are, as in the paper.
     """
 
@@ -90,7 +90,7 @@ class MoCo(Aggregator):
             if losses is None:
                 raise ValueError("normalise=True needs the loss values")
             norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64)
-            wanted = losses.to(norms)[:, None]
+            wanted = losses.to(norms).abs()[:, None]  # a negative loss must not turn it round
             rows = rows * torch.where(norms > 0.0, wanted / norms, 0.0).to(rows)
         self._step += 1
         means = self._means.get(tasks, rows)

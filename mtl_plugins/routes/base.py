@@ -161,6 +161,7 @@ class Route(ABC):
             () if cut is None else cut.tensors,
             shared=count > 0,
             scale=batch.scale,
+            widths=[leaf.numel() for leaf in rows.leaves[:count]],
         )
 
     def of_present(self, gramian: Tensor, batch: Batch, reports: Sequence[Report]) -> Tensor:

@@ -103,6 +103,11 @@ def test_moco(kind, seed):
         assert_close(ours(jacobian, losses=LOSSES), shares @ y)
 
 
+def test_moco_with_a_negative_loss_descends():
+    jacobian = make_jacobian("random", 4, 0)
+    assert_close(MoCo()(jacobian, losses=-LOSSES), MoCo()(jacobian, losses=LOSSES))
+
+
 @pytest.mark.parametrize("sigma", [0.0, 0.5])
 @given(**cases)
 @settings(max_examples=10)
