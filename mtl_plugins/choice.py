@@ -95,7 +95,8 @@ class Chooser:
         rows, gramian = measured.rows, measured.gramian
         assert rows is not None and gramian is not None
         names = list(losses)
-        if self.aggregator.remembers_rows:  # zero is no gradient to be remembered
+        if self.aggregator.remembers_rows or self.aggregator.needs_widths:
+            # A task without a gradient has no say, in the memory either.
             names = [name for i, name in enumerate(names) if gramian[i, i] > 0.0]
         if not names:
             return Choice(None, rows.new_zeros(rows.shape[1]))
