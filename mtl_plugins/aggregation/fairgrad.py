@@ -7,14 +7,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from mtl_plugins.aggregation.bargaining import fair_allocation, nash_bargaining
 from mtl_plugins.aggregation.base import GramianAggregator
 from mtl_plugins.aggregation.solvers import (
     Matrix,
     Vector,
     correlation,
     dot,
-    fair_allocation,
-    nash_bargaining,
     regularised,
 )
 

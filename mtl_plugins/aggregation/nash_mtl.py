@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from mtl_plugins.aggregation.bargaining import nash_bargaining
 from mtl_plugins.aggregation.base import GramianAggregator
 from mtl_plugins.aggregation.solvers import (
     Matrix,
     Vector,
     correlation,
     dot,
-    nash_bargaining,
     regularised,
 )
 
