@@ -22,7 +22,7 @@ from mtl_plugins.losses import (
     refuse_hooks,
     scalars,
 )
-from mtl_plugins.options import Level, OnNonfinite, Options, Sync
+from mtl_plugins.options import Heads, Level, OnNonfinite, Options, Scale, Sync
 from mtl_plugins.ownership import Ownership
 from mtl_plugins.regularization import Penalty, Regularizer, build_regularizer
 from mtl_plugins.report import Report
@@ -50,9 +50,10 @@ class MultiTaskBackward:
             to the loss; None for none. In a data-parallel run each rank's term is about the
             gradients of its own batch.
         representation: Module whose output the tasks share, with ``level="feature"``.
+        layers: Module whose shared parameters' gradients decide, with ``level="layers"``.
         tasks: Names of all tasks; by default tasks are numbered as they appear. Needed in a
             data-parallel run where a rank's first batch may lack a task.
-        level, sync, low_memory, weights_every, on_nonfinite, max_skips: See
+        level, heads, scale, sync, low_memory, weights_every, on_nonfinite, max_skips: See
             :class:`~mtl_plugins.options.Options`.
         total_steps: Number of aggregations in the run, for a method with a schedule.
         steps_per_epoch: Number of aggregations in an epoch; None for a run that counts iterations.
@@ -91,6 +92,9 @@ class MultiTaskBackward:
         max_skips: int = 20,
         total_steps: int | None = None,
         steps_per_epoch: int | None = None,
+        layers: nn.Module | None = None,
+        heads: Heads = "own",
+        scale: Scale = "own",
     ) -> None:
         self._optimizer: torch.optim.Optimizer | None = None
         if isinstance(params, torch.optim.Optimizer):
@@ -101,8 +105,10 @@ class MultiTaskBackward:
         self.aggregator = build_aggregator(aggregator)
         self.weighting = None if weighting is None else build_weighting(weighting)
         self.regularizer = None if regularizer is None else build_regularizer(regularizer)
-        self.options = Options(level, sync, low_memory, weights_every, on_nonfinite, max_skips)
-        self.options.check(self.aggregator, representation)
+        self.options = Options(
+            level, heads, scale, sync, low_memory, weights_every, on_nonfinite, max_skips
+        )
+        self.options.check(self.aggregator, representation, layers)
         if self.aggregator.needs_gradients:
             let_compiled_models_run_back_again()
         self.tasks = list(tasks)
@@ -121,7 +127,7 @@ class MultiTaskBackward:
         self._penalty = None if self.regularizer is None else Penalty(self.regularizer, self.params)
         self._watching = Watching(cut)
         self._teaching = Teaching(self.weighting, self.params, sync == "exact", cut)
-        self._chooser = Chooser(self.aggregator, self.tasks, weights_every)
+        self._chooser = Chooser(self.aggregator, self.tasks, weights_every, heads, scale)
         self._guard = Guard(on_nonfinite, max_skips)
         self._routes = Routes(
             Parts(
@@ -131,6 +137,7 @@ class MultiTaskBackward:
                 self.options,
                 self._ownership,
                 cut,
+                layers,
                 self._watching,
                 self._penalty,
             )

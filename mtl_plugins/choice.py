@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mtl_plugins.aggregation import Aggregator, GramianAggregator
+from mtl_plugins.options import Heads, Scale
 from mtl_plugins.step import Choice, Measured
 from mtl_plugins.window import Window
 
@@ -19,16 +20,26 @@ class Chooser:
         aggregator: The method.
         tasks: Names of all tasks; the list grows.
         every: Number of steps for which weights hold.
+        heads, scale: See :class:`~mtl_plugins.options.Options`.
 
     Attributes:
         steps_left: Number of steps for which the weights found last still hold.
     """
 
-    def __init__(self, aggregator: Aggregator, tasks: Sequence[str], every: int = 1) -> None:
+    def __init__(
+        self,
+        aggregator: Aggregator,
+        tasks: Sequence[str],
+        every: int = 1,
+        heads: Heads = "own",
+        scale: Scale = "own",
+    ) -> None:
         self.aggregator = aggregator
         self.steps_left = 0
         self._tasks = tasks
         self._every = every
+        self._heads = heads
+        self._scale = scale
         self._weights: dict[str, float] = {}
         self._own: dict[str, float] = {}
 
@@ -53,7 +64,7 @@ class Chooser:
         if not measured.shared:
             return Choice(dict.fromkeys(losses, 1.0))
         if not isinstance(self.aggregator, GramianAggregator):
-            return self._combine(measured, [self._tasks.index(name) for name in losses])
+            return self._combine(measured, losses, window)
         # A task without a gradient, for want of examples in this batch, has no say.
         active = [i for i in range(len(losses)) if measured.gramian[i, i] > 0.0]
         names = [name for i, name in enumerate(losses) if i in active]
@@ -61,8 +72,11 @@ class Chooser:
             return Choice(dict.fromkeys(losses, 0.0))
         seen = torch.tensor([losses[name] * window.factors[name] for name in names])
         found = self._weigh(measured.gramian[active][:, active], names, seen)
-        factors = self.aggregator.own_factors
-        own = {} if factors is None else dict(zip(names, factors, strict=True))
+        by = self._factor(len(names))
+        found = {name: weight * by for name, weight in found.items()}
+        own = self._own_factors(names)
+        if self._heads == "weighted":
+            own = {name: factor * by for name, factor in own.items()} or found
         if keep and self._every > 1:
             self._weights, self._own, self.steps_left = found, own, self._every - 1
         return Choice(
@@ -77,15 +91,47 @@ class Chooser:
         weights = self.aggregator.weights(gramian, losses=losses, tasks=numbers) if names else None
         return {} if weights is None else dict(zip(names, weights.tolist(), strict=True))
 
-    def _combine(self, measured: Measured, present: Sequence[int]) -> Choice:
-        rows = measured.rows
-        assert rows is not None
-        if not present:
+    def _combine(self, measured: Measured, losses: Mapping[str, float], window: Window) -> Choice:
+        rows, gramian = measured.rows, measured.gramian
+        assert rows is not None and gramian is not None
+        names = list(losses)
+        if self.aggregator.remembers_rows or self.aggregator.needs_widths:
+            # A task without a gradient has no say, in the memory either.
+            names = [name for i, name in enumerate(names) if gramian[i, i] > 0.0]
+        if not names:
             return Choice(None, rows.new_zeros(rows.shape[1]))
+        present = [self._tasks.index(name) for name in names]
         rows = rows if len(present) == len(rows) else rows[present]
         if measured.features:
-            return Choice(None, self.aggregator.on_features(rows, measured.features, present))
-        return Choice(None, self.aggregator(rows, present))
+            update = self.aggregator.on_features(rows, measured.features, present)
+            return Choice(None, update * self._factor(len(names)))
+        # The loss scale of the step must not be in the memory.
+        scale = measured.scale if self.aggregator.remembers_rows else None
+        seen = torch.tensor([losses[name] * window.factors[name] for name in names])
+        more: dict[str, Any] = {"losses": seen} if self.aggregator.needs_losses else {}
+        if self.aggregator.needs_widths:
+            more["widths"] = measured.widths
+        update = self.aggregator(rows if scale is None else rows / scale, present, **more)
+        by = self._factor(len(names))
+        if scale is not None:
+            update = (update * scale).to(update)
+        return Choice(
+            None,
+            update if by == 1.0 else update * by,
+            _with_the_mean_of_others(self._tasks, self._own_factors(names)),
+        )
+
+    def _factor(self, tasks: int) -> float:
+        """Return the factor that brings the update of some tasks to the scale that is asked for."""
+        if self._scale in ("own", self.aggregator.scale):
+            return 1.0
+        return float(tasks) if self._scale == "sum" else 1.0 / tasks
+
+    def _own_factors(self, names: Sequence[str]) -> dict[str, float]:
+        """Return the factors that the method has for what each task has alone; empty for none."""
+        factors = self.aggregator.own_factors
+        asked = self.aggregator.scales_own or self._heads == "weighted"
+        return dict(zip(names, factors, strict=True)) if asked and factors is not None else {}
 
     def _again(self, last: bool) -> Choice:
         self.steps_left -= last

@@ -43,3 +43,8 @@ class RandomMethod(Method):
     def draw_seed(self) -> int:
         """Draw a seed for draws elsewhere, such as on another device."""
         return int(torch.randint(2**62, (), generator=self.generator()))
+
+    def orders(self, tasks: int) -> list[list[int]]:
+        """Draw, for each task, an order of the other tasks."""
+        draws = torch.rand(tasks, tasks, generator=self.generator()).argsort(dim=1).tolist()
+        return [[j for j in row if j != i] for i, row in enumerate(draws)]

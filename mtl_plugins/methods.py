@@ -42,7 +42,7 @@ def table() -> str:
 
     Examples:
         >>> print(table().splitlines()[0])
-        --mtl         scale  level  cost          method
+        --mtl                 scale  level  cost          method
     """
     rows = [Row("--mtl", "scale", "level", "cost", "method"), *methods()]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
@@ -72,7 +72,10 @@ def _row(name: str) -> Row:
         scale = AGGREGATORS[base].scale
         if not isinstance(scale, str):  # a property: each method of TorchJD has one of its own
             scale = "any"
-        level = "p" if aggregator.scales_own else "p f"
+        by_parameters = (
+            aggregator.scales_own or aggregator.remembers_rows or aggregator.needs_widths
+        )
+        level = "p" if by_parameters else "p f"
         cost = "T" if aggregator.needs_gradients else "1"
         about.append(_about(aggregator))
     if part := wrapper.get("weighting"):
@@ -84,11 +87,14 @@ def _row(name: str) -> Row:
         about.append(_about(REGULARIZERS[part["type"]]))
     if not about:
         sampler: dict[str, Any] = config.get("train_dataloader", {}).get("batch_sampler", {})
-        scale, level = "-", "f" if wrapper.get("level") == "feature" else "p f"
+        scale = "-"
+        level = {"feature": "f", "layers": "p"}.get(wrapper.get("level"), "p f")
         about.append(
             f"{sampler['type'].removesuffix('BatchSampler')}: each image trains some of the tasks"
             if sampler
             else "laid over another method: gradients of the features decide"
+            if level == "f"
+            else "laid over another method: gradients of the neck's parameters decide"
         )
     return Row(name, scale, level, cost, "; ".join(about))
 

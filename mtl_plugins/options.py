@@ -9,7 +9,9 @@ from torch import nn
 
 from mtl_plugins.aggregation import Aggregator, GramianAggregator
 
-Level = Literal["parameter", "feature"]
+Level = Literal["parameter", "feature", "layers"]
+Heads = Literal["own", "weighted"]
+Scale = Literal["own", "sum", "mean"]
 Sync = Literal["exact", "gramian"]
 OnNonfinite = Literal["skip", "raise"]
 
@@ -21,7 +23,15 @@ class Options:
     Args:
         level: Gradients that are aggregated. ``"parameter"``: those of the shared parameters, at
             the cost of one backward pass through the shared part a task; ``"feature"``: those of
-            the representation, from which the layers before it are then run back once.
+            the representation, from which the layers before it are then run back once;
+            ``"layers"``: those of some shared layers, whose weights then apply to all that is
+            shared, in one pass. Every micro-batch is aggregated by itself there.
+        heads: Weight of the gradient of what a task has alone. ``"own"``: 1, unless the method says
+            otherwise; ``"weighted"``: that of the task's gradient in the update of what is shared,
+            as where a weighted sum of the losses is run back.
+        scale: Scale of the update of what is shared. ``"own"``: the method's; ``"sum"``: a
+            mean-scaled method is multiplied by the number of tasks that take part; ``"mean"``: a
+            sum-scaled method is divided by it.
         sync: Values that a data-parallel run averages over the ranks before it aggregates.
             ``"exact"``: the gradient of every task, so that the weights are those of the whole
             batch. ``"gramian"``: the ``T × T`` inner products of the gradients, and afterwards one
@@ -48,6 +58,8 @@ class Options:
     """
 
     level: Level = "parameter"
+    heads: Heads = "own"
+    scale: Scale = "own"
     sync: Sync = "exact"
     low_memory: bool = False
     weights_every: int = 1
@@ -55,7 +67,13 @@ class Options:
     max_skips: int = 20
 
     def __post_init__(self) -> None:
-        for key, valid in (("level", Level), ("sync", Sync), ("on_nonfinite", OnNonfinite)):
+        for key, valid in (
+            ("level", Level),
+            ("heads", Heads),
+            ("scale", Scale),
+            ("sync", Sync),
+            ("on_nonfinite", OnNonfinite),
+        ):
             value = getattr(self, key)
             if value not in get_args(valid):
                 raise ValueError(f"{key}: expected one of {get_args(valid)}, got {value!r}")
@@ -66,26 +84,50 @@ class Options:
         if not isinstance(self.low_memory, bool):
             raise ValueError(f"low_memory: expected True or False, got {self.low_memory!r}")
 
-    def check(self, aggregator: Aggregator, representation: nn.Module | None) -> None:
+    def check(
+        self,
+        aggregator: Aggregator,
+        representation: nn.Module | None,
+        layers: nn.Module | None = None,
+    ) -> None:
         """Check that the options go with each other, the method and the representation.
 
         Raises:
             ValueError: Two options exclude each other.
-            TypeError: The representation is no module.
+            TypeError: The representation is no module, or the layers are none.
         """
-        if (self.level == "feature") != (representation is not None):
-            raise ValueError(
-                f"representation: level={self.level!r} "
-                + ("needs the module" if self.level == "feature" else "takes no module")
-                + " whose output the tasks share"
-            )
-        if representation is not None and not isinstance(representation, nn.Module):
-            raise TypeError(
-                f"representation: expected a module, got {type(representation).__name__} "
-                f"({representation!r})"
-            )
+        for key, module, level, whose in (
+            ("representation", representation, "feature", "output the tasks share"),
+            ("layers", layers, "layers", "gradients decide"),
+        ):
+            if (self.level == level) != (module is not None):
+                needs = "needs the" if self.level == level else "takes no"
+                raise ValueError(f"{key}: level={self.level!r} {needs} module whose {whose}")
+            if module is not None and not isinstance(module, nn.Module):
+                raise TypeError(
+                    f"{key}: expected a module, got {type(module).__name__} ({module!r})"
+                )
         saving = {"low_memory": self.low_memory, "weights_every": self.weights_every > 1}
-        by_weights = saving | {"sync='gramian'": self.sync == "gramian"}
+        by_weights = saving | {
+            "sync='gramian'": self.sync == "gramian",
+            "level='layers'": self.level == "layers",
+            "heads='weighted'": self.heads == "weighted",
+        }
+        if self.level == "layers" and self.low_memory:
+            raise ValueError(
+                "low_memory is for level='parameter': at the level of layers a step keeps little"
+            )
+        if self.heads == "weighted" and self.level == "feature":
+            raise ValueError(
+                "heads: level='feature' leaves what a task has alone as it is; heads='weighted' "
+                "needs level='parameter' or 'layers'"
+            )
+        if not aggregator.needs_gradients and (self.heads, self.scale) != ("own", "own"):
+            raise ValueError(
+                f"{'heads' if self.heads != 'own' else 'scale'}: is for methods that take the "
+                f"gradients of the tasks; {type(aggregator).__name__} is 'Sum' or 'Mean', heads "
+                "included"
+            )
         for key in [key for key, used in by_weights.items() if used]:
             if not isinstance(aggregator, GramianAggregator):
                 raise ValueError(
@@ -97,6 +139,16 @@ class Options:
                     f"{key} is for level='parameter': at the feature level a step costs about as "
                     "much as a plain one anyway"
                 )
+        if aggregator.needs_widths and self.level == "feature":
+            raise ValueError(
+                f"level: {type(aggregator).__name__} is about parameters, and level='feature' has "
+                "the gradients of features; use level='parameter'"
+            )
+        if aggregator.remembers_rows and self.level == "feature":
+            raise ValueError(
+                f"level: {type(aggregator).__name__} keeps gradients from step to step, and those "
+                "of features are of other images each time; use level='parameter'"
+            )
         if aggregator.scales_own and self.level == "feature":
             raise ValueError(
                 f"level: {type(aggregator).__name__} weighs what a task has alone too, which "

@@ -100,6 +100,8 @@ class Measured:
         rows: Gradients ``[T, D]`` of all tasks, scaled; None if there are none.
         features: Features that the rows are gradients of; empty for parameters.
         shared: Whether the tasks share anything.
+        scale: Factor of a loss scaler in the rows; None without one.
+        widths: Number of columns of each shared parameter, which sum to ``D``.
     """
 
     reports: Sequence[Report]
@@ -107,6 +109,8 @@ class Measured:
     rows: Tensor | None = None
     features: Sequence[Tensor] = ()
     shared: bool = True
+    scale: Tensor | None = None
+    widths: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,15 @@ NARROW_UOAIS = {
 GRADIENT_METHODS = [name for name, cls in AGGREGATORS.items() if cls.needs_gradients]
 RANDOM = [name for name, cls in AGGREGATORS.items() if issubclass(cls, RandomMethod)]
 # What they cannot do without: a method's name, the length of the run.
-NEEDED = {"TorchJD": {"name": "UPGradWeighting"}, "MCLGS": {"total_steps": 100, "a0": 1.0}}
+# Or, of four, a form that is simple: without a mean over earlier steps, the loss, a clipping.
+NEEDED = {
+    "TorchJD": {"name": "UPGradWeighting"},
+    "MCLGS": {"total_steps": 100, "a0": 1.0},
+    "DBMTL": {"beta": 0.0},
+    "MoCo": {"normalise": False},
+    "FairGrad": {"max_norm": 0.0},
+    "SDMGrad": {"lr": 0.5},  # long steps amplify what rounding does
+}
 
 
 def method(name: str) -> dict[str, object]:
@@ -55,8 +63,16 @@ GRAMIAN_METHODS = [
     for name in GRADIENT_METHODS
     if name == "TorchJD" or issubclass(AGGREGATORS[name], GramianAggregator)
 ]
-# Not those that weigh what a task has alone, too.
-FEATURE_METHODS = [name for name in GRADIENT_METHODS if not AGGREGATORS[name].scales_own]
+# Not those that weigh what a task has alone, keep gradients, or are about parameters.
+FEATURE_METHODS = [
+    name
+    for name in GRADIENT_METHODS
+    if not (
+        AGGREGATORS[name].scales_own
+        or AGGREGATORS[name].remembers_rows
+        or AGGREGATORS[name].needs_widths
+    )
+]
 
 
 class Trunk(nn.Module):

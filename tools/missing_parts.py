@@ -14,7 +14,7 @@ from pathlib import Path
 
 # Folders of the package that hold methods, each with its files that are no methods.
 METHODS = {
-    "aggregation": {"__init__", "base", "solvers"},
+    "aggregation": {"__init__", "bargaining", "base", "memory", "solvers"},
     "weighting": {"__init__", "base"},
     "regularization": {"__init__", "base", "penalty"},
 }

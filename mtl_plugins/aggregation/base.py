@@ -30,11 +30,25 @@ class Aggregator(Method, ABC):
             much.
         needs_gradients: Whether the weights depend on the gradients; if not, one backward pass of
             the weighted loss is enough.
+        scales_own: Whether the method weighs what each task has alone, too.
+        needs_losses: Whether a call takes the ``losses`` too, ``[T]``, where it takes the gradients
+            themselves.
+        needs_widths: Whether a call takes the ``widths`` too, the number of columns of each shared
+            parameter, where it takes the gradients themselves.
+        remembers_rows: Whether the method keeps gradients from one step to the next. Those of
+            features are of other images in each step, and have nothing to be kept for.
+        own_factors: Factors ``[T]`` of the gradients of what each task has alone, found with the
+            last update, if the method :attr:`scales_own`; if not, the factors with
+            ``heads="weighted"``, where those are not the weights.
     """
 
     scale: ClassVar[Literal["sum", "mean"]]
     needs_gradients: ClassVar[bool] = True
     scales_own: ClassVar[bool] = False
+    needs_losses: ClassVar[bool] = False
+    needs_widths: ClassVar[bool] = False
+    remembers_rows: ClassVar[bool] = False
+    own_factors: Vector | None = None
 
     @abstractmethod
     def __call__(self, jacobian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
@@ -77,12 +91,9 @@ class GramianAggregator(Aggregator):
     Attributes:
         fallbacks: Number of times that :meth:`solve` did not converge, and :meth:`fallback` stood
             in.
-        own_factors: Factors ``[T]`` of the gradients of what each task has alone, found with the
-            last weights, if the method :attr:`scales_own`.
     """
 
     _fallbacks = 0
-    own_factors: Vector | None = None
 
     @property
     def fallbacks(self) -> int:
@@ -163,8 +174,3 @@ class GramianAggregator(Aggregator):
 
 class RandomAggregator(RandomMethod, GramianAggregator):
     """A Gramian aggregator that draws random numbers."""
-
-    def orders(self, tasks: int) -> list[list[int]]:
-        """Draw, for each task, an order of the other tasks."""
-        draws = torch.rand(tasks, tasks, generator=self.generator()).argsort(dim=1).tolist()
-        return [[j for j in row if j != i] for i, row in enumerate(draws)]

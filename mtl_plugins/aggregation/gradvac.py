@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,8 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtl_plugins.aggregation.base import RandomAggregator
+from mtl_plugins.aggregation.base import Aggregator, RandomAggregator
+from mtl_plugins.aggregation.memory import in_single
 from mtl_plugins.aggregation.solvers import Matrix, Vector, dot
+from mtl_plugins.draws import RandomMethod
+from mtl_plugins.gradients import combine, gramian_of
+
+logger = logging.getLogger(__name__)
 
 
 class GradVac(RandomAggregator):
@@ -49,36 +55,116 @@ class GradVac(RandomAggregator):
         super().load_state_dict(state)
         self._target = state["target"].tolist()
 
-    def _grow(self, tasks: int) -> None:
-        for row in self._target:
-            row.extend([0.0] * (tasks - len(row)))
-        self._target.extend([0.0] * tasks for _ in range(tasks - len(self._target)))
-
     def solve(
         self, gramian: Matrix, *, eps: float, losses: Tensor | None, tasks: Sequence[int]
     ) -> Vector:
-        self._grow(max(tasks) + 1)
-        norms = [math.sqrt(max(row[t], 0.0)) for t, row in enumerate(gramian)]
-        total = [0.0] * len(gramian)
-        for i, others in enumerate(self.orders(len(gramian))):
-            v = [0.0] * len(gramian)
-            v[i] = 1.0
-            norm_v = norms[i]
-            products = gramian[i]
-            target = self._target[tasks[i]]
-            for j in others:
-                norm_j = norms[j]
-                if not norm_v or not norm_j:
-                    continue
-                phi = max(-1.0, min(1.0, products[j] / norm_v / norm_j))
-                wanted = target[tasks[j]]
-                if phi < wanted < 1.0:
-                    step = (norm_v / norm_j) * (
-                        wanted * math.sqrt((1.0 - phi * phi) / (1.0 - wanted * wanted)) - phi
-                    )
-                    v[j] += step
-                    products = [p + step * g for p, g in zip(products, gramian[j], strict=True)]
-                    norm_v = math.sqrt(max(dot(products, v), 0.0))
-                target[tasks[j]] = (1.0 - self.beta) * wanted + self.beta * phi
-            total = [a + b for a, b in zip(total, v, strict=True)]
-        return total
+        grow(self._target, max(tasks) + 1)
+        return vaccinate(gramian, self.orders(len(gramian)), self._target, tasks, self.beta)
+
+
+class GradVacByParameter(RandomMethod, Aggregator):
+    """GradVac with targets of their own for each shared parameter (Wang et al. 2021, section 4).
+
+    Each parameter's part of the gradients is treated by itself, as :class:`GradVac` treats the
+    whole. The targets are part of the checkpoint; they are dropped where other parameters are
+    shared than before.
+
+    Args:
+        beta: Share of each new cosine in the target.
+        seed: Seed of the orders; None takes the seed of the run.
+    """
+
+    scale = "sum"
+    needs_widths = True
+
+    def __init__(self, beta: float = 0.01, seed: int | None = None) -> None:
+        super().__init__(seed)
+        if not 0.0 <= beta <= 1.0:
+            raise ValueError(f"beta lies in [0, 1], got {beta}")
+        self.beta = beta
+        self._widths: list[int] = []
+        self._targets: list[Matrix] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        targets = [torch.tensor(target, dtype=torch.float64) for target in self._targets]
+        return super().state_dict() | {"widths": list(self._widths), "targets": targets}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._widths = list(state["widths"])
+        self._targets = [target.tolist() for target in state["targets"]]
+
+    def __call__(
+        self,
+        jacobian: Tensor,
+        tasks: Sequence[int] | None = None,
+        widths: Sequence[int] | None = None,
+    ) -> Tensor:
+        tasks = range(len(jacobian)) if tasks is None else tasks
+        widths = [jacobian.shape[1]] if widths is None else list(widths)
+        if widths != self._widths:
+            if self._widths:
+                logger.warning("what the tasks share has changed; GradVac's targets are dropped")
+            self._widths, self._targets = list(widths), [[] for _ in widths]
+        parts = jacobian.split(widths, dim=1)
+        # All Gramians come from the device at once.
+        gramians = torch.stack([in_single(part) @ in_single(part).T for part in parts]).cpu()
+        if not gramians.isfinite().all():
+            gramians = torch.stack([gramian_of(part).double() for part in parts])
+        orders = self.orders(len(jacobian))
+        update = torch.empty_like(jacobian[0])
+        pairs = zip(parts, update.split(widths), gramians.tolist(), self._targets, strict=True)
+        for part, out, gramian, target in pairs:
+            grow(target, max(tasks) + 1)
+            weights = vaccinate(gramian, orders, target, tasks, self.beta)
+            out.copy_(combine(torch.tensor(weights, dtype=torch.float64), part))
+        return update
+
+
+def grow(target: Matrix, tasks: int) -> None:
+    """Make room for the targets of more tasks, at first 0."""
+    for row in target:
+        row.extend([0.0] * (tasks - len(row)))
+    target.extend([0.0] * tasks for _ in range(tasks - len(target)))
+
+
+def vaccinate(
+    gramian: Matrix,
+    orders: Sequence[Sequence[int]],
+    targets: Matrix,
+    tasks: Sequence[int],
+    beta: float,
+) -> Vector:
+    """Find the weights of the gradients, and move the targets.
+
+    Args:
+        gramian: Gramian ``[T, T]``.
+        orders: Order of the other tasks, for each task.
+        targets: Target cosines of all tasks; changed in place.
+        tasks: Number of each row's task.
+        beta: Share of each new cosine in the target.
+    """
+    norms = [math.sqrt(max(row[t], 0.0)) for t, row in enumerate(gramian)]
+    total = [0.0] * len(gramian)
+    for i, others in enumerate(orders):
+        v = [0.0] * len(gramian)
+        v[i] = 1.0
+        norm_v = norms[i]
+        products = gramian[i]
+        target = targets[tasks[i]]
+        for j in others:
+            norm_j = norms[j]
+            if not norm_v or not norm_j:
+                continue
+            phi = max(-1.0, min(1.0, products[j] / norm_v / norm_j))
+            wanted = target[tasks[j]]
+            if phi < wanted < 1.0:
+                step = (norm_v / norm_j) * (
+                    wanted * math.sqrt((1.0 - phi * phi) / (1.0 - wanted * wanted)) - phi
+                )
+                v[j] += step
+                products = [p + step * g for p, g in zip(products, gramian[j], strict=True)]
+                norm_v = math.sqrt(max(dot(products, v), 0.0))
+            target[tasks[j]] = (1.0 - beta) * wanted + beta * phi
+        total = [a + b for a, b in zip(total, v, strict=True)]
+    return total

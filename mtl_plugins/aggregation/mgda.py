@@ -17,6 +17,7 @@ from mtl_plugins.aggregation.solvers import (
 )
 
 Normalization = Literal["none", "l2", "loss", "loss+"]
+Update = Literal["plain", "normalised"]
 
 
 class MGDA(GramianAggregator):
@@ -31,23 +32,28 @@ class MGDA(GramianAggregator):
 
     Args:
         normalization: Divisor of ``g_t`` where the weights are found: ``"none"``: 1; ``"l2"``:
-            ``‖g_t‖``; ``"loss"``: ``L_t``; ``"loss+"``: ``L_t ‖g_t‖``. The weights then apply to
-            the gradients as they are.
+            ``‖g_t‖``; ``"loss"``: ``L_t``; ``"loss+"``: ``L_t ‖g_t‖``.
+        update: Gradients that the weights then apply to: ``"plain"``, as they are, or
+            ``"normalised"``, as in LibMTL.
     """
 
     scale = "mean"
 
-    def __init__(self, normalization: Normalization = "none") -> None:
+    def __init__(self, normalization: Normalization = "none", update: Update = "plain") -> None:
         if normalization not in get_args(Normalization):
             raise ValueError(
                 f"normalization is one of {get_args(Normalization)}, got {normalization!r}"
             )
+        if update not in get_args(Update):
+            raise ValueError(f"update is one of {get_args(Update)}, got {update!r}")
         self.normalization = normalization
+        self.update = update
 
     def solve(
         self, gramian: Matrix, *, eps: float, losses: Tensor | None, tasks: Sequence[int]
     ) -> Vector:
         cosines, norms = correlation(gramian)
+        lengths = norms
         if self.normalization in ("l2", "loss+"):
             norms = [1.0 if n else 0.0 for n in norms]
         if self.normalization in ("loss", "loss+"):
@@ -65,4 +71,6 @@ class MGDA(GramianAggregator):
         u = nonnegative_qp(regularised(cosines, eps), inverse)
         weights = [u_t * b for u_t, b in zip(u, inverse, strict=True)]
         total = sum(weights)
+        if self.update == "normalised":  # by n of each normalised gradient per length
+            weights = [w * n / length for w, n, length in zip(weights, norms, lengths, strict=True)]
         return [w / total for w in weights]

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from mtl_plugins.aggregation.bargaining import nash_bargaining
 from mtl_plugins.aggregation.base import GramianAggregator
 from mtl_plugins.aggregation.solvers import (
     Matrix,
     Vector,
     correlation,
     dot,
-    nash_bargaining,
     regularised,
 )
 
@@ -36,7 +36,8 @@ class NashMTL(GramianAggregator):
 
     Args:
         max_norm: Norm to which a longer ``d`` is scaled down, whatever the weights come from; 0
-            turns that off.
+            turns that off. With ``heads="weighted"`` the heads have the weights before that,
+            as in the authors' code.
         update_every: Number of steps for which the weights are kept.
     """
 
@@ -62,11 +63,14 @@ class NashMTL(GramianAggregator):
     def solve(
         self, gramian: Matrix, *, eps: float, losses: Tensor | None, tasks: Sequence[int]
     ) -> Vector:
+        self.own_factors = None  # should the solver not converge
         if self._age % self.update_every == 0 or self._alpha.keys() != set(tasks):
             self._alpha = dict(zip(tasks, self._bargain(gramian, eps), strict=True))
             self._age = 0
         self._age += 1
-        return self._clipped(gramian, [self._alpha[t] for t in tasks])
+        alpha = [self._alpha[t] for t in tasks]
+        self.own_factors = alpha  # before the clipping
+        return self._clipped(gramian, alpha)
 
     def fallback(self, gramian: Matrix) -> Vector:
         return self._clipped(gramian, super().fallback(gramian))

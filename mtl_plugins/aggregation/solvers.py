@@ -169,93 +169,15 @@ def nonnegative_qp(a: Matrix, b: Sequence[float], support: Collection[int] = ())
     raise NotConverged("nonnegative_qp: too many supports")
 
 
-def nash_bargaining(a: Matrix, steps: int = 100) -> Vector:
-    """Find the unique ``x > 0`` with ``x_i (A x)_i = 1``, to a relative 1e-8.
-
-    The equation is the optimality condition of ``min ½ xᵀ A x - Σ log x_i``, which is strictly
-    convex and self-concordant. Far from the solution, take Newton's direction with an exact search
-    along it: a fixed damping would take ten times as many steps where ``A`` is almost singular.
-    Near the solution, take Chebyshev's method, which converges cubically: the third derivative is
-    diagonal and costs one more substitution.
+def on_simplex(v: Sequence[float]) -> Vector:
+    """Return the point of the probability simplex that is closest to ``v``.
 
     Args:
-        a: Matrix ``A``, ``[T, T]``, symmetric positive definite.
-        steps: Bound on the number of Newton steps.
-
-    Returns:
-        The solution ``x``, ``[T]``.
-
-    Raises:
-        NotConverged: No solution in ``steps`` steps. With a diagonal that is 1e-10 above that of a
-            positive semidefinite matrix, 30 are enough.
+        v: Vector ``[T]``.
     """
-    x = nash_guess(a)
-    decrement = 1.0
-    for _ in range(steps):
-        product = [dot(row, x) for row in a]
-        longer = math.sqrt(len(a) / dot(x, product)) if a else 1.0  # best multiple of x
-        x = [longer * x_i for x_i in x]
-        inverse = [1.0 / x_i for x_i in x]
-        downhill = [v - longer * p for p, v in zip(product, inverse, strict=True)]
-        # Rounding, where A is almost singular, keeps the error above that; the step from a
-        # decrement this small does all that is to be done.
-        if max(map(abs, map(mul, x, downhill)), default=0.0) < 1e-8 or decrement < 1e-5:
-            return x
-        hessian = [row[:] for row in a]
-        for i, v in enumerate(inverse):
-            hessian[i][i] += v * v
-        lower = cholesky(hessian)
-        step = substitute(lower, downhill)
-        decrement = dot(step, downhill)
-        ratios = list(map(mul, step, inverse))
-        if decrement < 0.25:
-            bend = substitute(lower, [r * r * v for r, v in zip(ratios, inverse, strict=True)])
-            near = [x_i + s + b for x_i, s, b in zip(x, step, bend, strict=True)]
-            if min(near) > 0.0:
-                x = near
-                continue
-        # xᵀ A s = Σ s_i / x_i - downhill · s
-        curvature = dot(step, [dot(row, step) for row in a])
-        length = best_length(curvature, sum(ratios) - decrement, ratios, decrement)
-        x = [x_i + length * s for x_i, s in zip(x, step, strict=True)]
-    raise NotConverged(f"nash_bargaining: {steps} steps")
-
-
-def nash_guess(a: Matrix) -> Vector:
-    """Solve :func:`nash_bargaining` up to scale for a matrix with equal row sums.
-
-    For other matrices the result is one Newton step from equal entries, for the mean of ``A`` over
-    all permutations of the tasks, a matrix that is inverted at no cost.
-
-    Args:
-        a: Matrix ``A``, ``[T, T]``, symmetric positive definite.
-    """
-    size = len(a)
-    sums = list(map(sum, a))
-    total = max(sum(sums), 1e-3 * size)
-    trace = sum(row[i] for i, row in enumerate(a))
-    off_diagonal = (total - trace) / max(size * (size - 1), 1)
-    mean = total / max(size, 1)
-    ratios = [(mean - r) / (trace / size - off_diagonal + mean) for r in sums]
-    return [1.0 + r if r > 0.0 else 1.0 / (1.0 - r) for r in ratios]
-
-
-def best_length(quadratic: float, linear: float, ratios: Vector, decrement: float) -> float:
-    """Minimise ``½ q a² + l a - Σ log(1 + a r_i)`` over ``a > 0`` by damped Newton steps.
-
-    Args:
-        quadratic: Factor ``q``, not negative.
-        linear: Factor ``l``.
-        ratios: Vector ``r``.
-        decrement: Minus the slope at 0, and the curvature there.
-    """
-    length = 1.0 / (1.0 + math.sqrt(decrement))
-    for _ in range(20):
-        terms = [r / (1.0 + length * r) for r in ratios]
-        slope = quadratic * length + linear - sum(terms)
-        curvature = quadratic + dot(terms, terms)
-        size = abs(slope) / math.sqrt(curvature)
-        length -= slope / curvature / (1.0 + size)
-        if size < 0.1:  # nothing is gained by more: the next direction is another
-            break
-    return length
+    total, shift = 0.0, 0.0
+    for count, value in enumerate(sorted(v, reverse=True), start=1):
+        total += value
+        if value > (total - 1.0) / count:
+            shift = (total - 1.0) / count
+    return [max(value - shift, 0.0) for value in v]

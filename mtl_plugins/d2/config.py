@@ -22,9 +22,18 @@ from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import WEIGHTINGS, build_weighting
 
 # Options of MultiTaskBackward that are the same word in the config.
-OPTIONS = ("LEVEL", "SYNC", "LOW_MEMORY", "WEIGHTS_EVERY", "ON_NONFINITE", "MAX_SKIPS")
+OPTIONS = (
+    "LEVEL",
+    "HEADS",
+    "SCALE",
+    "SYNC",
+    "LOW_MEMORY",
+    "WEIGHTS_EVERY",
+    "ON_NONFINITE",
+    "MAX_SKIPS",
+)
 _METHODS = ("AGGREGATOR", "WEIGHTING", "REGULARIZER")
-_KEYS = (*OPTIONS, *_METHODS, "TASKS", "OPTIONAL_LOSSES", "REPRESENTATION")
+_KEYS = (*OPTIONS, *_METHODS, "TASKS", "OPTIONAL_LOSSES", "REPRESENTATION", "LAYERS")
 
 
 def add_mtl_config(cfg: CfgNode) -> None:
@@ -55,6 +64,10 @@ def add_mtl_config(cfg: CfgNode) -> None:
     # At the level "feature", the tasks share what the module at this path of the model returns.
     mtl.LEVEL = "parameter"
     mtl.REPRESENTATION = "backbone"
+    # At the level "layers", the gradients of the module at this path decide.
+    mtl.LAYERS = ""
+    mtl.HEADS = "own"
+    mtl.SCALE = "own"
     mtl.SYNC = "exact"
     mtl.LOW_MEMORY = False
     mtl.WEIGHTS_EVERY = 1
@@ -128,6 +141,8 @@ def build_multitask(
     options: dict[str, Any] = {key.lower(): mtl[key] for key in OPTIONS}
     if mtl.LEVEL == "feature":
         options["representation"] = find_module(model, mtl.REPRESENTATION, "MTL.REPRESENTATION")
+    if mtl.LAYERS:
+        options["layers"] = find_module(model, mtl.LAYERS, "MTL.LAYERS")
     with naming_keys():
         aggregator, weighting, regularizer = (_arguments(mtl, key) for key in _METHODS)
         if aggregator is None:

@@ -86,7 +86,7 @@ def enter_configs() -> None:
             path = Path(folder) / "bases.py"
             path.write_text(f"_base_ = {filename.others!r}\n")
             below, text, env = file2dict(str(path), *args, **kwargs)
-        names = "+".join(Path(method).stem for method in filename.methods)
+        names = "+".join(m.removeprefix(METHODS).removesuffix(".py") for m in filename.methods)
         empty: dict[str, Any] = {"optim_wrapper": {}, "train_dataloader": {}}
         try:
             cfg = lay_over(Config(empty | below), names).to_dict()

@@ -20,6 +20,7 @@ from mtl_plugins.mm.runner import is_mtl
 from mtl_plugins.registry import suggest
 
 METHODS = mtl_plugins.configs() / "_base_" / "mtl"
+NAMES = sorted(p.relative_to(METHODS).with_suffix("").as_posix() for p in METHODS.rglob("*.py"))
 PARTS = ("aggregator", "weighting", "regularizer")
 # Errors that begin with one of these keys are about the config, and need no traceback.
 _KEYS = re.compile(
@@ -45,7 +46,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--mtl",
         metavar="NAME",
         help="lay configs/_base_/mtl/NAME.py over the config, or several as NAME+NAME; "
-        f"of {', '.join(sorted(p.stem for p in METHODS.glob('*.py')))}",
+        f"of {', '.join(NAMES)}",
     )
     parser.add_argument("--list", action=_List, nargs=0, help="print all methods and leave")
     parser.add_argument("--amp", action="store_true", help="train in mixed precision")
@@ -88,10 +89,7 @@ def lay_over(cfg: Config, names: str) -> Config:
     for name in names.split("+"):
         path = METHODS / f"{name}.py"
         if not path.is_file():
-            raise SystemExit(
-                f"--mtl: no method is called {name!r}; "
-                + suggest(name, sorted(p.stem for p in METHODS.glob("*.py")))
-            )
+            raise SystemExit(f"--mtl: no method is called {name!r}; " + suggest(name, NAMES))
         method = Config.fromfile(path)
         parts = [part for part in PARTS if part in method.optim_wrapper]
         allocation = method.get("train_dataloader", {}).get("batch_sampler")
@@ -151,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get("work_dir") is None:
-        method = f"_{args.mtl}" if args.mtl else ""
+        method = f"_{args.mtl.replace('/', '-')}" if args.mtl else ""
         cfg.work_dir = f"work_dirs/{Path(args.config).stem}{method}"
 
     if args.amp:

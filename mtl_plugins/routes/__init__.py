@@ -6,6 +6,7 @@ To add one: a file with a subclass of :class:`Route`, and its line in :meth:`Rou
 from mtl_plugins.choice import Chooser
 from mtl_plugins.routes.base import Parts, Route
 from mtl_plugins.routes.features import FeatureLevel
+from mtl_plugins.routes.layers import LayersLevel
 from mtl_plugins.routes.one_pass import OnePass
 from mtl_plugins.routes.rows import ParameterLevel
 from mtl_plugins.routes.weighted import KnownWeights, LowMemory
@@ -25,6 +26,7 @@ class Routes:
         self._known = KnownWeights(self._frugal)
         cut = parts.representation
         self._features = None if cut is None else FeatureLevel(parts, cut)
+        self._layers = None if parts.layers is None else LayersLevel(parts, parts.layers)
 
     def choose(self, chooser: Chooser, averages: bool) -> Route:
         """Choose the way to take this step.
@@ -40,6 +42,8 @@ class Routes:
             return self._features
         if chooser.steps_left:
             return self._known
+        if self._layers is not None:
+            return self._layers
         return self._frugal if self._frugal.parts.options.low_memory else self._rows
 
 

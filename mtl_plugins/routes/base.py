@@ -32,6 +32,7 @@ class Parts:
         options: Options of the step.
         ownership: Ownership of the parameters.
         representation: Features where the graph is cut, at the feature level.
+        layers: Module whose gradients decide, at the level of layers.
         watching: Measures that hooks asked for.
         penalty: The regulariser's term.
     """
@@ -42,6 +43,7 @@ class Parts:
     options: Options
     ownership: Ownership
     representation: Representation | None
+    layers: nn.Module | None
     watching: Watching
     penalty: Penalty | None
 
@@ -158,6 +160,8 @@ class Route(ABC):
             shared,
             () if cut is None else cut.tensors,
             shared=count > 0,
+            scale=batch.scale,
+            widths=[leaf.numel() for leaf in rows.leaves[:count]],
         )
 
     def of_present(self, gramian: Tensor, batch: Batch, reports: Sequence[Report]) -> Tensor:

@@ -29,6 +29,20 @@ class WeightedPass(Route):
         by_graph = zip(self.parts.params, ownership.by_graph(), strict=True)
         batch.graph.share([p for p, t in by_graph if t == SEVERAL])
 
+    def take_evidence(self, batch: Batch) -> None:
+        """Look at gradients while it is not known who reaches what; not in the steps after that."""
+        params, tasks, ownership = self.parts.params, self.parts.tasks, self.parts.ownership
+        unsettled = ownership.unsettled(tasks.index(name) for name in batch.report.losses)
+        if unsettled:
+            doubtful = ownership.doubtful
+            rows = TaskRows(self.parts.device)
+            rows.arrange([params[i] for i in doubtful], len(tasks))
+            turns = [(t, loss) for t, loss in batch.turns() if t in unsettled]
+            with grads_set_aside(params):
+                rows.fill(turns, lambda task: None, retain_graph=True)
+            reach, _ = reach_of(rows.views)
+            ownership.take_evidence(dict(zip(doubtful, reach, strict=True)))
+
     def apply(self, batch: Batch, choice: Choice) -> None:
         weights, ownership = choice.weights, self.parts.ownership
         assert weights is not None
@@ -119,23 +133,9 @@ class KnownWeights(WeightedPass):
 
     def measure(self, batch: Batch) -> Measured | None:
         self.prepare(batch)
-        self._take_evidence(batch)
+        self.take_evidence(batch)
         if self.parts.options.low_memory and self.parts.watching.wants_gramian(batch):
             self.monitored = self._frugal.gramian_alone(batch)
         else:
             self.monitor(batch)
         return Measured(batch.window.reports)
-
-    def _take_evidence(self, batch: Batch) -> None:
-        """Look at gradients while it is not known who reaches what; not in the steps after that."""
-        params, tasks, ownership = self.parts.params, self.parts.tasks, self.parts.ownership
-        unsettled = ownership.unsettled(tasks.index(name) for name in batch.report.losses)
-        if unsettled:
-            doubtful = ownership.doubtful
-            rows = TaskRows(self.parts.device)
-            rows.arrange([params[i] for i in doubtful], len(tasks))
-            turns = [(t, loss) for t, loss in batch.turns() if t in unsettled]
-            with grads_set_aside(params):
-                rows.fill(turns, lambda task: None, retain_graph=True)
-            reach, _ = reach_of(rows.views)
-            ownership.take_evidence(dict(zip(doubtful, reach, strict=True)))

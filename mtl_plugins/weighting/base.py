@@ -84,7 +84,7 @@ class LearnedWeighting(Weighting):
         bounds: Least and largest value of the numbers.
     """
 
-    initial: ClassVar[float] = 0.0
+    initial: float = 0.0
     bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
 
     def __init__(self, lr: float = 0.025, weight_decay: float = 0.0) -> None:

@@ -7,7 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from mtl_plugins.aggregation import AlignedMTL, NashMTL, nash_mtl
-from mtl_plugins.aggregation.solvers import NotConverged, nash_bargaining
+from mtl_plugins.aggregation.bargaining import nash_bargaining
+from mtl_plugins.aggregation.solvers import NotConverged
 
 
 def test_bound_on_the_newton_steps():

@@ -1,10 +1,12 @@
+import pytest
 import torch
 import torchjd.aggregation
 from hypothesis import given, settings
 from strategies import make_jacobian, seeds, tasks
 from torch.testing import assert_close
 
-from mtl_plugins.aggregation import GradVac
+from mtl_plugins import MultiTaskBackward
+from mtl_plugins.aggregation import GradVac, GradVacByParameter
 
 
 def vaccinate(jacobian, orders, target, beta):
@@ -67,3 +69,52 @@ def test_targets_belong_to_tasks_not_to_rows():
     cosine = gramian[0, 2] / (gramian[0, 0] * gramian[2, 2]).sqrt()
     assert_close(target[0, 2], 0.5 * cosine)
     assert target[0, 1] == target[1, 2] == 0.0
+
+
+WIDTHS = [5, 1, 7]
+
+
+def test_by_parameter_is_gradvac_of_each():
+    """With the same draws, and targets that go their own ways."""
+    jacobians = [make_jacobian("conflicting", 4, seed) for seed in range(6)]
+    ours = GradVacByParameter(beta=0.5, seed=1)
+    parts = [GradVac(beta=0.5, seed=1) for _ in WIDTHS]
+    for jacobian in jacobians:
+        split = jacobian.split(WIDTHS, dim=1)
+        expected = torch.cat([one(part) for one, part in zip(parts, split, strict=True)])
+        assert_close(ours(jacobian, widths=WIDTHS), expected)
+
+
+def test_by_parameter_continues_from_a_checkpoint(caplog):
+    jacobians = [make_jacobian("conflicting", 4, seed) for seed in range(6)]
+    straight = GradVacByParameter(beta=0.5, seed=1)
+    expected = [straight(jacobian, widths=WIDTHS) for jacobian in jacobians]
+    first = GradVacByParameter(beta=0.5, seed=1)
+    for jacobian in jacobians[:3]:
+        first(jacobian, widths=WIDTHS)
+    resumed = GradVacByParameter(beta=0.5, seed=2)
+    resumed.load_state_dict(first.state_dict())
+    for jacobian, update in zip(jacobians[3:], expected[3:], strict=True):
+        assert torch.equal(resumed(jacobian, widths=WIDTHS), update)
+    assert not caplog.text
+    resumed(jacobians[0], widths=[6, 7])
+    assert "GradVac's targets are dropped" in caplog.text
+
+
+def test_by_parameter_gets_the_widths_of_the_shared_parameters():
+    torch.manual_seed(0)
+    trunk, heads = torch.nn.Linear(3, 4), torch.nn.ModuleList(torch.nn.Linear(4, 1) for _ in "ab")
+    model = torch.nn.ModuleList([trunk, heads])
+    backward = MultiTaskBackward(model.parameters(), {"type": "GradVacByParameter", "seed": 0})
+    x = torch.randn(5, 3)
+    losses = [(head(trunk(x)) - 3 * i).square().mean() for i, head in enumerate(heads)]
+    params = list(trunk.parameters())
+    grads = [torch.autograd.grad(loss, params, retain_graph=True) for loss in losses]
+    backward(dict(zip("ab", losses, strict=True)))
+    for i, p in enumerate(params):
+        rows = torch.stack([row[i].flatten() for row in grads])
+        assert_close(p.grad.flatten(), GradVac(seed=0)(rows))
+    with pytest.raises(ValueError, match="level: GradVacByParameter is about parameters"):
+        MultiTaskBackward(
+            model.parameters(), "GradVacByParameter", level="feature", representation=trunk
+        )

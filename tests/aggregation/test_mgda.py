@@ -72,3 +72,16 @@ def test_loss_normalization_needs_losses():
 def test_zero_gradient_is_the_shortest():
     weights = MGDA().weights(torch.diag(torch.tensor([0.0, 1.0, 4.0])))
     assert_close(weights, torch.tensor([1.0, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize("normalization", ["none", "l2", "loss", "loss+"])
+@given(jacobian=well_scaled)
+@settings(max_examples=10)
+def test_update_of_normalised_gradients(normalization, jacobian):
+    """As LibMTL: MGDA of the normalised rows, from beginning to end."""
+    losses = torch.linspace(0.5, 2.0, len(jacobian), dtype=torch.float64)
+    norms = jacobian.norm(dim=1)
+    divisor = {"none": norms**0, "l2": norms, "loss": losses, "loss+": losses * norms}
+    rows = jacobian / divisor[normalization][:, None]
+    weights = MGDA(normalization, "normalised").weights(jacobian @ jacobian.T, losses)
+    assert_close(weights @ jacobian, MGDA()(rows), rtol=1e-6, atol=1e-7)

@@ -7,7 +7,8 @@ from strategies import full_rank, jacobians, make_jacobian, seeds
 from torch.testing import assert_close
 
 from mtl_plugins.aggregation import MCLGS, NashMTL
-from mtl_plugins.aggregation.solvers import NotConverged, nash_bargaining
+from mtl_plugins.aggregation.bargaining import nash_bargaining
+from mtl_plugins.aggregation.solvers import NotConverged
 
 stationary = st.builds(
     lambda shape, seed, spread: (

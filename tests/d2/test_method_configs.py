@@ -47,6 +47,8 @@ def test_same_method(name):
     model = toy()
     tasks = {"detection": ["loss_cls", "loss_reg"], "mask": ["loss_mask"]}
     cfg.MTL.TASKS = type(cfg)(tasks)
+    if cfg.MTL.LAYERS:
+        cfg.MTL.LAYERS = "backbone.2"  # the toy has no FPN
     multitask = build_multitask(cfg, model, list(model.parameters()), build_groups(cfg))
     defaults = {"aggregator": "Sum", "weighting": None, "regularizer": None}
     for part, default in defaults.items():

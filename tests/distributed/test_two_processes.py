@@ -46,6 +46,7 @@ def losses_of(model: Trunk, batch: Tensor, names: str = "abc") -> dict[str, Tens
 # At the feature level GradDrop decides by the examples of the rank.
 CASES = [(name, "parameter") for name in AGGREGATORS]
 CASES += [(name, "feature") for name in ["Sum", "Mean", *FEATURE_METHODS] if name != "GradDrop"]
+CASES += [(name, "layers") for name in ("PCGrad", "NashMTL", "MCLGS")]
 WEIGHTING_OPTIONS: dict[str, dict[str, Any]] = {
     "Uncertainty": {},
     "GradNorm": {},
@@ -65,11 +66,13 @@ def train(name: str, level: str, batch: Tensor, **options: Any) -> dict[str, Any
     """Trains on one batch; what it returns is comparable across numbers of ranks."""
     model = new_trunk()
     representation = model.trunk if level == "feature" else None
+    layers = model.trunk[2] if level == "layers" else None
     backward = MultiTaskBackward(
         model.parameters(),
         method(name),
         level=level,
         representation=representation,
+        layers=layers,
         tasks="abcd",
         **options,
     )

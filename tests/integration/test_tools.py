@@ -19,6 +19,7 @@ from models import build_detector, mask_rcnn_config
 from mtl_plugins import MultiTaskBackward
 from mtl_plugins.aggregation import AGGREGATORS, build_aggregator
 from mtl_plugins.mm import train
+from mtl_plugins.mm.optim import MTLOptimWrapper
 from mtl_plugins.regularization import REGULARIZERS, build_regularizer
 from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import WEIGHTINGS, build_weighting
@@ -193,6 +194,26 @@ def test_method_as_base_of_a_config(tmp_path):
         "optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1), aggregator=dict(c=0.2))\n"
     )
     assert build_aggregator(Config.fromfile(path).optim_wrapper.aggregator.to_dict()).c == 0.2
+
+
+PUBLISHED = sorted(
+    path.relative_to(ROOT / "configs/_base_/mtl").with_suffix("").as_posix()
+    for path in (ROOT / "configs/_base_/mtl/as_published").rglob("*.py")
+)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_as_published(name):
+    cfg = train.lay_over(Config.fromfile(ROOT / SMALL), name)
+    options = cfg.optim_wrapper.to_dict()
+    framework = ("_scope_", "type", "optimizer", "clip_grad")
+    kept = {k: v for k, v in options.items() if k not in framework}
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    wrapper = MTLOptimWrapper(optimizer, **kept)
+    assert wrapper._options.keys() >= {"aggregator", "weighting"}
+    assert f"`{name.removeprefix('as_published/')}`" in (ROOT / "docs/reproduce.md").read_text()
+    with pytest.raises(SystemExit, match=f"did you mean '{name}'"):
+        train.lay_over(Config.fromfile(ROOT / SMALL), name + "s")
 
 
 class TestBadInput:

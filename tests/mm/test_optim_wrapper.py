@@ -141,6 +141,12 @@ def test_a_loss_called_loss_counts(names):
         assert torch.equal(p, q)
 
 
+def test_level_of_layers_finds_its_module(tmp_path):
+    runner = make_runner(tmp_path, mtl("PCGrad", level="layers", layers="trunk"))
+    runner.train()
+    assert runner.optim_wrapper.multitask.last.gramian is not None
+
+
 def test_feature_level_finds_its_module(tmp_path):
     runner = make_runner(tmp_path, mtl("PCGrad", level="feature", representation="trunk"))
     runner.train()
@@ -422,6 +428,12 @@ class TestErrors:
                 ValueError,
                 "optim_wrapper.representation: .*needs the path .*trunk, box, mask",
             ),
+            (
+                mtl("MGDA", level="layers", layers="truk"),
+                ValueError,
+                "layers: the model has no module .truk",
+            ),
+            (mtl("MGDA", level="layers"), ValueError, "layers: level='layers' needs the module"),
             (mtl(level="features"), ValueError, "level: expected one of"),
             (mtl(sync="exakt"), ValueError, "sync: expected one of"),
             (mtl(weights_evry=2), TypeError, "weights_evry"),

@@ -24,7 +24,9 @@ def read(folder: Path, *bases: str, rest: str = "") -> Config:
 
 
 @pytest.mark.parametrize("base", [MASK_RCNN, SEGMENTER, "own.py"])
-@pytest.mark.parametrize("names", ["pcgrad", "uncertainty+mgda+feature", "ista"])
+@pytest.mark.parametrize(
+    "names", ["pcgrad", "uncertainty+mgda+feature", "ista", "as_published/nash-mtl/mgda"]
+)
 def test_methods_among_the_bases_are_laid_over_the_others(base, names, tmp_path):
     (tmp_path / "own.py").write_text(
         f"_base_ = {MASK_RCNN!r}\n"

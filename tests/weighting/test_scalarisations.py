@@ -1,4 +1,4 @@
-"""GLS and STCH: their weights are the derivative of a function of the losses."""
+"""GLS, STCH and Log: their weights are the derivative of a function of the losses."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mtl_plugins import MultiTaskBackward
-from mtl_plugins.weighting import GLS, STCH, build_weighting
+from mtl_plugins.weighting import GLS, STCH, Log, build_weighting
 
 TASKS = ("a", "b", "c", "d")
 losses_of = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=4).map(
@@ -28,6 +28,13 @@ def by_autograd(scalarise, losses):
 def test_gls_is_the_geometric_mean(losses):
     expected = by_autograd(lambda x: x.prod() ** (1 / len(x)), losses)
     assert GLS().weights(losses, losses) == pytest.approx(expected, rel=1e-9)
+
+
+@given(losses=losses_of)
+@settings(max_examples=50)
+def test_log_is_the_sum_of_logarithms(losses):
+    expected = by_autograd(lambda x: x.log().sum(), losses)
+    assert Log(eps=0.0).weights(losses, losses) == pytest.approx(expected, rel=1e-9)
 
 
 @given(losses=losses_of, mu=st.sampled_from([0.1, 1.0, 30.0]))
@@ -68,9 +75,10 @@ def test_gls_refuses_a_negative_loss():
     ("cfg", "scalarise"),
     [
         ("GLS", lambda a, b: (a * b).sqrt()),
+        ("Log", lambda a, b: a.log() + b.log()),
         ({"type": "STCH", "mu": 0.5}, lambda a, b: 0.5 * ((2 * a).exp() + (2 * b).exp()).log()),
     ],
-    ids=["GLS", "STCH"],
+    ids=["GLS", "Log", "STCH"],
 )
 def test_gradient_of_a_model(cfg, scalarise):
     """As that of the function itself."""
@@ -108,7 +116,7 @@ def test_stch_with_a_task_that_is_not_there(key):
         STCH(**{key: {"aa": 1.0}}).check(TASKS)
 
 
-@pytest.mark.parametrize("weighting", [GLS(), STCH()])
+@pytest.mark.parametrize("weighting", [GLS(), Log(), STCH()])
 def test_not_finite_is_left_to_the_step(weighting):
     losses = {"a": math.nan, "b": 2.0}
     assert all(map(math.isfinite, weighting.weights(losses, losses).values()))

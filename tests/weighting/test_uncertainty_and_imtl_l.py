@@ -91,3 +91,13 @@ def test_long_stretch_of_tiny_losses_is_not_added_up(method):
     for _ in range(50):
         weighting.update({"a": 1.0})
     assert weighting.weights(["a"])["a"] < 1e-3 * bound
+
+
+def test_uncertainty_begins_where_it_is_told():
+    weighting = Uncertainty(lr=0.1, initial=-0.5)
+    assert weighting.weights(TASKS) == dict.fromkeys(TASKS, 0.5 * math.exp(0.5))
+    weighting.update({"a": 3.0})
+    assert weighting.number("a") == pytest.approx(-0.4)  # a first step of Adam
+    assert weighting.number("b") == -0.5
+    with pytest.raises(ValueError, match=r"initial lies in \[-20, 20\], got -30"):
+        Uncertainty(initial=-30.0)

@@ -16,7 +16,7 @@ import torchjd.aggregation as torchjd
 from timing import median_seconds
 from torch import Tensor
 
-from mtl_plugins.aggregation import AGGREGATORS, build_aggregator
+from mtl_plugins.aggregation import AGGREGATORS, GramianAggregator, build_aggregator
 from mtl_plugins.gradients import gramian_of
 
 KINDS = ("random", "conflicting")
@@ -24,7 +24,9 @@ KINDS = ("random", "conflicting")
 METHODS = [
     name
     for name, cls in AGGREGATORS.items()
-    if cls.needs_gradients and (name == "NashMTL" or hasattr(torchjd, f"{name}Weighting"))
+    if cls.needs_gradients
+    and issubclass(cls, GramianAggregator)
+    and (name == "NashMTL" or hasattr(torchjd, f"{name}Weighting"))
 ]
 TASKS = (2, 3, 7, 16)
 WIDTH = 1000
@@ -49,8 +51,8 @@ def theirs(method: str, tasks: int) -> Callable[[Tensor], Tensor]:
     """
     if method == "NashMTL":
         return torchjd.NashMTL(n_tasks=tasks, max_norm=1.0).weighting
-    options = {"CAGrad": {"c": 0.4}, "GradVac": {"beta": 0.01}}.get(method, {})
-    return getattr(torchjd, f"{method}Weighting")(**options)
+    options = {"CAGrad": {"c": 0.4}, "FairGrad": {"alpha": 2.0}, "GradVac": {"beta": 0.01}}
+    return getattr(torchjd, f"{method}Weighting")(**options.get(method, {}))
 
 
 def on_each(weights: Callable[[Tensor], Tensor], inputs: list[Tensor]) -> Callable[[], Tensor]:

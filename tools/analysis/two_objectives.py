@@ -6,8 +6,8 @@ The objectives are functions of two coordinates: one steep, narrow valley each f
 each for x2 <= 0. The Pareto set lies between the bottoms of the bowls, from (-7, -8.4) to
 (7, -8.4); a run that ends within TOLERANCE of the set has reached it.
 
-A weighting runs with the aggregator Sum, on losses raised by LIFT, since several weightings need
-positive losses, and the losses here are above -20. FAMO's authors do the same.
+A weighting runs with the aggregator Sum, on losses raised by LIFT, as does MoCo: several methods
+need positive losses, and the losses here are above -20. FAMO's authors do the same.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ def descend(method: str, start: Sequence[float], steps: int, lr: float) -> np.nd
     cfg = {"type": method} | OPTIONS.get(method, {})
     weighting, aggregator = (None, cfg) if method in AGGREGATORS else (cfg, "Sum")
     backward = MultiTaskBackward([x], aggregator, weighting, total_steps=steps)
-    lift = 0.0 if weighting is None else LIFT
+    by_losses = weighting is not None or backward.aggregator.needs_losses
+    lift = LIFT if by_losses else 0.0
 
     def losses() -> dict[str, Tensor]:
         return dict(zip(TASKS, Objectives.apply(x) + lift, strict=True))

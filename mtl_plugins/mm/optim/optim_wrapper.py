@@ -65,11 +65,13 @@ class MTLOptimWrapper(OptimWrapper):
             None.
         representation: Path of the module whose output the tasks share, for ``level='feature'``; by
             default that of the model's attribute ``representation``, or else the neck.
+        layers: Path of the module whose gradients decide, such as ``'neck'``, for
+            ``level='layers'``.
         optional_losses: Patterns of losses that come on some batches only, or late in the run, and
             that the first batch may lack; besides those in ``model.optional_losses``.
-        **kwargs: Other options of :class:`~mtl_plugins.MultiTaskBackward` (``level``, ``sync``,
-            ``low_memory``, ``weights_every``, ``on_nonfinite``, ``max_skips``), and those of
-            MMEngine's ``OptimWrapper``.
+        **kwargs: Other options of :class:`~mtl_plugins.MultiTaskBackward` (``level``, ``heads``,
+            ``scale``, ``sync``, ``low_memory``, ``weights_every``, ``on_nonfinite``,
+            ``max_skips``), and those of MMEngine's ``OptimWrapper``.
 
     Attributes:
         multitask: Object of :class:`~mtl_plugins.MultiTaskBackward`; None until the model is known.
@@ -91,6 +93,7 @@ class MTLOptimWrapper(OptimWrapper):
         weighting: str | Mapping[str, Any] | None = None,
         regularizer: str | Mapping[str, Any] | None = None,
         representation: str | None = None,
+        layers: str | None = None,
         optional_losses: str | Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
@@ -108,6 +111,7 @@ class MTLOptimWrapper(OptimWrapper):
             if self.groups.names and self._options["weighting"] is not None:
                 self._options["weighting"].check(self.groups.names)
         self._representation = representation
+        self._layers = layers
         self.multitask: MultiTaskBackward | None = None
         self._losses: ParsedLosses | None = None
         self._scaled: tuple[Any, Any] | None = None  # result and argument of the last scale_loss()
@@ -168,6 +172,7 @@ class MTLOptimWrapper(OptimWrapper):
             self.multitask = MultiTaskBackward(
                 self.optimizer,
                 representation=self._find_representation(model),
+                layers=self._layers and find_module(model, self._layers, "optim_wrapper.layers"),
                 tasks=self.groups.names,
                 **self._options,
             )
@@ -208,8 +213,9 @@ class MTLOptimWrapper(OptimWrapper):
         super().initialize_count_status(model, init_counts, max_counts)
         self.attach(model)
         assert self.multitask is not None
-        # With low_memory every micro-batch is aggregated by itself.
-        calls = 1 if self.multitask.low_memory else self._accumulative_counts
+        # With low_memory, or at the level of layers, every micro-batch is aggregated by itself.
+        each = self.multitask.low_memory or self.multitask.level == "layers"
+        calls = 1 if each else self._accumulative_counts
         self.multitask.total_steps = math.ceil(max_counts / calls)
 
     def watch(self, model: nn.Module, path: str) -> None:
