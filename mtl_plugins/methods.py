@@ -72,7 +72,7 @@ def _row(name: str) -> Row:
         scale = AGGREGATORS[base].scale
         if not isinstance(scale, str):  # a property: each method of TorchJD has one of its own
             scale = "any"
-        level = "p" if aggregator.scales_own else "p f"
+        level = "p" if aggregator.scales_own or not aggregator.of_features else "p f"
         cost = "T" if aggregator.needs_gradients else "1"
         about.append(_about(aggregator))
     if part := wrapper.get("weighting"):

@@ -82,9 +82,9 @@ def check_turns(
         weighting.needs_losses or weighting.needs_norms or weighting.needs_new_losses
     ):
         raise ValueError(
-            f"weighting: {type(weighting).__name__} weighs the tasks by losses or gradients at the same "
-            f"weights of the model, and {name} takes one task after the other. Weightings that fit "
-            "know the weights before the step: Fixed, Equal, Uncertainty, IMTLL, DWA, RLW"
+            f"weighting: {type(weighting).__name__} weighs the tasks by losses or gradients at the "
+            f"same weights of the model, and {name} takes one task after the other. Weightings "
+            "that fit know the weights before the step: Fixed, Equal, Uncertainty, IMTLL, DWA, RLW"
         )
 
 

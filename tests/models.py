@@ -40,9 +40,8 @@ NARROW_UOAIS = {
 
 # Not those that need more than losses: a step for each task in turn, or norms of each task.
 SPECIAL = [name for name, cls in AGGREGATORS.items() if cls.takes_turns]
-GRADIENT_METHODS = [
-    name for name, cls in AGGREGATORS.items() if cls.needs_gradients and name not in SPECIAL
-]
+ORDINARY = [name for name in AGGREGATORS if name not in SPECIAL]
+GRADIENT_METHODS = [name for name in ORDINARY if AGGREGATORS[name].needs_gradients]
 RANDOM = [name for name, cls in AGGREGATORS.items() if issubclass(cls, RandomMethod)]
 # What they cannot do without: a method's name, the length of the run.
 NEEDED = {"TorchJD": {"name": "UPGradWeighting"}, "MCLGS": {"total_steps": 100, "a0": 1.0}}
