@@ -399,3 +399,25 @@ def test_ema_and_copies_keep_their_own_norms() -> None:
         assert_close(found[task], want)
         assert not torch.allclose(found[task], others[task])
     assert all(n.conv in list(copied.modules()) for n in task_norm(copied).norms.values())
+
+
+def test_the_first_task_may_be_absent(tmp_path: Path) -> None:
+    runner = make_runner(tmp_path, "Sequential")
+    model = runner.model.train()
+    wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    data = Data("sem_seg")
+    log = model.train_step({k: [data[0][k], data[1][k]] for k in data[0]}, wrapper)
+    assert wrapper.multitask.last.tasks == ("depth", "normals")
+    assert_close(log["loss"], log["depth.loss_depth"] + log["normals.loss_normals"])
+
+
+def test_synchronised_norms_come_after_the_conversion() -> None:
+    from mmengine.model import convert_sync_batchnorm
+
+    model = MODELS.build(model_config()).eval()
+    inputs = images()
+    before = model._forward(inputs)
+    model = convert_sync_batchnorm(model, "torch")
+    synchronised = [m for m in model.backbone.modules() if isinstance(m, nn.SyncBatchNorm)]
+    assert len(synchronised) == 20 * len(TASKS)
+    assert_close(model.eval()._forward(inputs), before)
