@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from dense import HEIGHT, WIDTH, config, images, sample
+from dense import BACKBONE, HEIGHT, WIDTH, config, images, sample
 from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
@@ -335,6 +335,10 @@ def test_plain_weights_load_into_all_copies_and_options_reach_them(tmp_path: Pat
             "tasks: ConnectionStrength",
         ),
         ({"aggregator": "Sum", "model": model_config(task_norm={"module": []})}, "modules"),
+        (
+            {"aggregator": "Sum", "model": model_config(backbone=BACKBONE | {"with_cp": True})},
+            "with_cp=True",
+        ),
         ({"aggregator": "Sum", "model": model_config(task_norm={"modules": ["nek"]})}, "backbone"),
     ],
 )

@@ -27,8 +27,8 @@ class TaskNorms:
         trunk: Function that runs the trunk on images ``[N, C, H, W]``.
 
     Raises:
-        TypeError, ValueError: The dict has other keys, a part is not there, or no convolution of
-            the parts feeds a norm.
+        TypeError, ValueError: The dict has other keys, a part is not there, no convolution of the
+            parts feeds a norm, or the model uses activation checkpointing.
     """
 
     def __init__(
@@ -56,6 +56,12 @@ class TaskNorms:
                 raise ValueError(
                     f"model.task_norm.modules: the model has no {path!r}; {suggest(path, valid)}"
                 ) from None
+        again = [n for n, m in model.named_modules() if getattr(m, "with_cp", False)]
+        if again:
+            raise ValueError(
+                f"model.task_norm: with_cp=True of {again[0]} runs the forward pass again in the "
+                "backward pass, when no task is chosen; set it to False"
+            )
         try:
             convert_task_norm(parts, tasks, lambda _: trunk(torch.zeros(1, *shape)))
         except (ValueError, RuntimeError) as error:
