@@ -42,7 +42,7 @@ def table() -> str:
 
     Examples:
         >>> print(table().splitlines()[0])
-        --mtl         scale  level  cost          method
+        --mtl                scale  level  cost          method
     """
     rows = [Row("--mtl", "scale", "level", "cost", "method"), *methods()]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
