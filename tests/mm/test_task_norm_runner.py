@@ -172,6 +172,8 @@ def test_phase_1_is_a_loop_of_steps_bit_by_bit(method: Any, optimizer: str, tmp_
     for line in log:
         assert_close(line["loss"], sum(line[name] for name in names), rtol=1e-5, atol=1e-5)
     assert len(log) == 4
+    # MMEngine's schedulers warn if they did not see the steps.
+    assert runner.optim_wrapper._global_step == 4 * len(TASKS) - 1
 
 
 def test_phase_2_is_algorithm_1(tmp_path: Path) -> None:

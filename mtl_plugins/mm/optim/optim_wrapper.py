@@ -313,7 +313,8 @@ class MTLOptimWrapper(OptimWrapper):
             return self.groups(terms, untrained, only=task).get(task)
 
         def step() -> None:
-            super(MTLOptimWrapper, self).step(**(step_kwargs or {}))
+            self._has_gradients = True
+            self.step(**(step_kwargs or {}))  # schedulers count the calls
 
         with under("optim_wrapper", _KEYS):
             self.multitask.take_in_turn(loss_of, step, self.gradient_scale)
