@@ -95,7 +95,7 @@ class Chooser:
         rows, gramian = measured.rows, measured.gramian
         assert rows is not None and gramian is not None
         names = list(losses)
-        if self.aggregator.remembers_rows or self.aggregator.needs_widths:
+        if not self.aggregator.of_features:
             # A task without a gradient has no say, in the memory either.
             names = [name for i, name in enumerate(names) if gramian[i, i] > 0.0]
         if not names:
@@ -108,10 +108,8 @@ class Chooser:
         # The loss scale of the step must not be in the memory.
         scale = measured.scale if self.aggregator.remembers_rows else None
         seen = torch.tensor([losses[name] * window.factors[name] for name in names])
-        more: dict[str, Any] = {"losses": seen} if self.aggregator.needs_losses else {}
-        if self.aggregator.needs_widths:
-            more["widths"] = measured.widths
-        update = self.aggregator(rows if scale is None else rows / scale, present, **more)
+        rows = rows if scale is None else rows / scale
+        update = self.aggregator.on_parameters(rows, measured.parameters, present, seen)
         by = self._factor(len(names))
         if scale is not None:
             update = (update * scale).to(update)

@@ -41,8 +41,8 @@ def table() -> str:
     """Return the rows as text, with a heading and a legend.
 
     Examples:
-        >>> print(table().splitlines()[0])
-        --mtl                 scale  level  cost          method
+        >>> table().split()[:5]
+        ['--mtl', 'scale', 'level', 'cost', 'method']
     """
     rows = [Row("--mtl", "scale", "level", "cost", "method"), *methods()]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
@@ -72,10 +72,7 @@ def _row(name: str) -> Row:
         scale = AGGREGATORS[base].scale
         if not isinstance(scale, str):  # a property: each method of TorchJD has one of its own
             scale = "any"
-        by_parameters = (
-            aggregator.scales_own or aggregator.remembers_rows or aggregator.needs_widths
-        )
-        level = "p" if by_parameters else "p f"
+        level = "p" if aggregator.scales_own or not aggregator.of_features else "p f"
         cost = "T" if aggregator.needs_gradients else "1"
         about.append(_about(aggregator))
     if part := wrapper.get("weighting"):

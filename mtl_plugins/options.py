@@ -128,6 +128,11 @@ class Options:
                 f"gradients of the tasks; {type(aggregator).__name__} is 'Sum' or 'Mean', heads "
                 "included"
             )
+        if aggregator.takes_turns and self.scale != "own":
+            raise ValueError(
+                f"scale: {type(aggregator).__name__} takes a step of the optimizer for each task, "
+                "which is at no scale of the sum or the mean"
+            )
         for key in [key for key, used in by_weights.items() if used]:
             if not isinstance(aggregator, GramianAggregator):
                 raise ValueError(
@@ -139,16 +144,14 @@ class Options:
                     f"{key} is for level='parameter': at the feature level a step costs about as "
                     "much as a plain one anyway"
                 )
-        if aggregator.needs_widths and self.level == "feature":
-            raise ValueError(
-                f"level: {type(aggregator).__name__} is about parameters, and level='feature' has "
-                "the gradients of features; use level='parameter'"
+        if not aggregator.of_features and self.level == "feature":
+            reason = (
+                "keeps gradients from step to step, and those of features are of other images "
+                "each time"
+                if aggregator.remembers_rows
+                else "is about parameters, and level='feature' has the gradients of features"
             )
-        if aggregator.remembers_rows and self.level == "feature":
-            raise ValueError(
-                f"level: {type(aggregator).__name__} keeps gradients from step to step, and those "
-                "of features are of other images each time; use level='parameter'"
-            )
+            raise ValueError(f"level: {type(aggregator).__name__} {reason}; use level='parameter'")
         if aggregator.scales_own and self.level == "feature":
             raise ValueError(
                 f"level: {type(aggregator).__name__} weighs what a task has alone too, which "

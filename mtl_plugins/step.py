@@ -99,18 +99,18 @@ class Measured:
         gramian: Gramian ``[n, n]`` of the tasks of ``reports``, unscaled; None if not computed.
         rows: Gradients ``[T, D]`` of all tasks, scaled; None if there are none.
         features: Features that the rows are gradients of; empty for parameters.
+        parameters: Parameters that the rows are gradients of; empty for features.
         shared: Whether the tasks share anything.
         scale: Factor of a loss scaler in the rows; None without one.
-        widths: Number of columns of each shared parameter, which sum to ``D``.
     """
 
     reports: Sequence[Report]
     gramian: Tensor | None = None
     rows: Tensor | None = None
     features: Sequence[Tensor] = ()
+    parameters: Sequence[Tensor] = ()
     shared: bool = True
     scale: Tensor | None = None
-    widths: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

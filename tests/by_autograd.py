@@ -33,10 +33,10 @@ def expected_grads(aggregator, losses, params) -> list[Tensor | None]:
     shared = [i for i, tasks in enumerate(reached) if len(tasks) > 1]
     rows = [flat([g[i] for i in shared], [params[i] for i in shared]) for g in grads]
     active = [t for t, row in enumerate(rows) if row.any()]
-    widths = [params[i].numel() for i in shared]
-    more = {"widths": widths} if aggregator.needs_widths else {}
-    update = aggregator(torch.stack([rows[t] for t in active]), **more)
-    parts = iter(update.split(widths))
+    update = aggregator.on_parameters(
+        torch.stack([rows[t] for t in active]), [params[i] for i in shared]
+    )
+    parts = iter(update.split([params[i].numel() for i in shared]))
     own = dict.fromkeys(range(len(grads)), 1.0)
     if isinstance(aggregator, MCLGS):
         factors = mclgs_factors(torch.stack([rows[t] for t in active]), aggregator.a0).tolist()

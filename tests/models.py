@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -11,8 +12,10 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 import mtl_plugins.mm  # noqa: F401
+from mtl_plugins import MultiTaskBackward
 from mtl_plugins.aggregation import AGGREGATORS, GramianAggregator
 from mtl_plugins.draws import RandomMethod
+from mtl_plugins.task_norm import TaskNorm
 from mtl_plugins.tasks import TaskGroups
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +41,10 @@ NARROW_UOAIS = {
 }
 
 
-GRADIENT_METHODS = [name for name, cls in AGGREGATORS.items() if cls.needs_gradients]
+# Not those that need more than losses: a step for each task in turn, or norms of each task.
+SPECIAL = [name for name, cls in AGGREGATORS.items() if cls.takes_turns]
+ORDINARY = [name for name in AGGREGATORS if name not in SPECIAL]
+GRADIENT_METHODS = [name for name in ORDINARY if AGGREGATORS[name].needs_gradients]
 RANDOM = [name for name, cls in AGGREGATORS.items() if issubclass(cls, RandomMethod)]
 # What they cannot do without: a method's name, the length of the run.
 # Or, of four, a form that is simple: without a mean over earlier steps, the loss, a clipping.
@@ -67,11 +73,7 @@ GRAMIAN_METHODS = [
 FEATURE_METHODS = [
     name
     for name in GRADIENT_METHODS
-    if not (
-        AGGREGATORS[name].scales_own
-        or AGGREGATORS[name].remembers_rows
-        or AGGREGATORS[name].needs_widths
-    )
+    if AGGREGATORS[name].of_features and not AGGREGATORS[name].scales_own
 ]
 
 
@@ -143,3 +145,20 @@ def detector_losses(model: nn.Module, seed: int = 0) -> Mapping[str, Tensor]:
 def task_losses(model: nn.Module) -> dict[str, Tensor]:
     """The same, as the tasks ``detection`` and ``mask``."""
     return TaskGroups(DETECTION_MASK)(detector_losses(model))
+
+
+def update_in_turn(
+    loss_of: Callable[[str], Tensor],
+    tasks: Sequence[str],
+    optimizer: torch.optim.Optimizer,
+    norm: TaskNorm | None = None,
+) -> dict[str, float]:
+    """One step of Sequential, with the norms of each task; the losses before each update."""
+    backward = MultiTaskBackward(optimizer, "Sequential", tasks=tasks)
+
+    def loss(task: str) -> Tensor:
+        with nullcontext() if norm is None else norm.of(task):
+            return loss_of(task)
+
+    backward.take_in_turn(loss, optimizer.step)
+    return dict(zip(backward.last.tasks, backward.last.losses.tolist(), strict=True))

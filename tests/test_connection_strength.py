@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import update_in_turn
 from torch import Tensor, nn
 
 from mtl_plugins.connection_strength import (
@@ -18,7 +19,6 @@ from mtl_plugins.connection_strength import (
     shares,
     top_tasks,
 )
-from mtl_plugins.sequential import update_in_turn
 from mtl_plugins.task_norm import TaskNorm, convert_task_norm, task_norm
 
 TASKS = ["seg", "depth", "normals"]

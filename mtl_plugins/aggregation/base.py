@@ -10,7 +10,7 @@ from itertools import chain
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtl_plugins.aggregation.solvers import Matrix, NotConverged, Vector
 from mtl_plugins.draws import RandomMethod
@@ -30,13 +30,11 @@ class Aggregator(Method, ABC):
             much.
         needs_gradients: Whether the weights depend on the gradients; if not, one backward pass of
             the weighted loss is enough.
+        of_features: Whether the method works at ``level="feature"``, too.
+        takes_turns: Whether :meth:`begin` may return True.
         scales_own: Whether the method weighs what each task has alone, too.
-        needs_losses: Whether a call takes the ``losses`` too, ``[T]``, where it takes the gradients
-            themselves.
-        needs_widths: Whether a call takes the ``widths`` too, the number of columns of each shared
-            parameter, where it takes the gradients themselves.
-        remembers_rows: Whether the method keeps gradients from one step to the next. Those of
-            features are of other images in each step, and have nothing to be kept for.
+        needs_losses: Whether :meth:`on_parameters` needs the losses.
+        remembers_rows: Whether the method keeps gradients from one step to the next.
         own_factors: Factors ``[T]`` of the gradients of what each task has alone, found with the
             last update, if the method :attr:`scales_own`; if not, the factors with
             ``heads="weighted"``, where those are not the weights.
@@ -45,10 +43,31 @@ class Aggregator(Method, ABC):
     scale: ClassVar[Literal["sum", "mean"]]
     needs_gradients: ClassVar[bool] = True
     scales_own: ClassVar[bool] = False
+    of_features: ClassVar[bool] = True
     needs_losses: ClassVar[bool] = False
-    needs_widths: ClassVar[bool] = False
     remembers_rows: ClassVar[bool] = False
+    takes_turns: bool = False
     own_factors: Vector | None = None
+
+    def meet(self, model: nn.Module, tasks: Sequence[str]) -> None:
+        """Get to know the model before the first step; most methods need not.
+
+        Args:
+            model: The whole model.
+            tasks: Names of all tasks; empty, or fewer, where they are not known yet.
+
+        Raises:
+            ValueError: The model is none for this method.
+        """
+
+    def begin(self) -> bool:
+        """Begin a step.
+
+        Returns:
+            Whether the optimizer takes a step for each task in turn, rather than one for the update
+            of all tasks.
+        """
+        return False
 
     @abstractmethod
     def __call__(self, jacobian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
@@ -62,6 +81,27 @@ class Aggregator(Method, ABC):
         Returns:
             The update ``[D]``, same dtype and device.
         """
+
+    def on_parameters(
+        self,
+        jacobian: Tensor,
+        parameters: Sequence[Tensor],
+        tasks: Sequence[int] | None = None,
+        losses: Tensor | None = None,
+    ) -> Tensor:
+        """Aggregate gradients of parameters, by default like any others.
+
+        Args:
+            jacobian: Gradients ``[T, D]`` of all elements of ``parameters`` one after another, each
+                parameter in the order of :func:`~mtl_plugins.gradients.dense_strides`.
+            parameters: Parameters that several tasks share.
+            tasks: Number of each row's task. Defaults to ``0 … T - 1``.
+            losses: Loss ``[T]`` of each row's task, if the method :attr:`needs_losses`.
+
+        Returns:
+            The update ``[D]``, same dtype and device as the jacobian.
+        """
+        return self(jacobian, tasks)
 
     def on_features(
         self,

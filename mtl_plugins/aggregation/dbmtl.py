@@ -33,6 +33,7 @@ class DBMTL(Aggregator):
 
     scale = "sum"
     remembers_rows = True
+    of_features = False
 
     def __init__(self, beta: float = 0.9, sigma: float = 0.0) -> None:
         if not 0.0 <= beta < 1.0:

@@ -36,6 +36,7 @@ class ExcessMTL(Aggregator):
     scale = "sum"
     scales_own = True
     remembers_rows = True
+    of_features = False
 
     def __init__(self, eta: float = 0.01, eps: float = 1e-7) -> None:
         if eta <= 0.0:

@@ -46,6 +46,7 @@ class GCond(Aggregator):
 
     scale = "sum"
     remembers_rows = True
+    of_features = False
 
     def __init__(
         self,

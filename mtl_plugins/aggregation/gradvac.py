@@ -75,7 +75,7 @@ class GradVacByParameter(RandomMethod, Aggregator):
     """
 
     scale = "sum"
-    needs_widths = True
+    of_features = False
 
     def __init__(self, beta: float = 0.01, seed: int | None = None) -> None:
         super().__init__(seed)
@@ -94,14 +94,18 @@ class GradVacByParameter(RandomMethod, Aggregator):
         self._widths = list(state["widths"])
         self._targets = [target.tolist() for target in state["targets"]]
 
-    def __call__(
+    def __call__(self, jacobian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
+        return self.on_parameters(jacobian, [jacobian[0]], tasks)
+
+    def on_parameters(
         self,
         jacobian: Tensor,
+        parameters: Sequence[Tensor],
         tasks: Sequence[int] | None = None,
-        widths: Sequence[int] | None = None,
+        losses: Tensor | None = None,
     ) -> Tensor:
         tasks = range(len(jacobian)) if tasks is None else tasks
-        widths = [jacobian.shape[1]] if widths is None else list(widths)
+        widths = [p.numel() for p in parameters]
         if widths != self._widths:
             if self._widths:
                 logger.warning("what the tasks share has changed; GradVac's targets are dropped")

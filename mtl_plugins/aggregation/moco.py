@@ -43,6 +43,7 @@ class MoCo(Aggregator):
     scale = "mean"
     needs_losses = True
     remembers_rows = True
+    of_features = False
 
     def __init__(
         self,
@@ -77,6 +78,15 @@ class MoCo(Aggregator):
         self._step = state["step"]
         self._means.load_state_dict(state["means"])
         self._shares.load_state_dict(state["shares"])
+
+    def on_parameters(
+        self,
+        jacobian: Tensor,
+        parameters: Sequence[Tensor],
+        tasks: Sequence[int] | None = None,
+        losses: Tensor | None = None,
+    ) -> Tensor:
+        return self(jacobian, tasks, losses)
 
     def __call__(
         self,

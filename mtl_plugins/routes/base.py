@@ -95,7 +95,9 @@ class Route(ABC):
             else:
                 rows = self._fill_shared(batch)
         measured = self.measured(rows, len(rows.leaves), batch, [batch.report])
-        self.monitored = replace(measured, rows=None, features=())  # not to be kept in memory
+        self.monitored = replace(
+            measured, rows=None, features=(), parameters=()
+        )  # not to be kept in memory
 
     def _fill_shared(self, batch: Batch) -> TaskRows:
         """Take the gradients of what the tasks share in this batch, on all ranks together."""
@@ -159,9 +161,9 @@ class Route(ABC):
             self.of_present(gramian, batch, reports),
             shared,
             () if cut is None else cut.tensors,
+            rows.leaves[:count] if cut is None else (),
             shared=count > 0,
             scale=batch.scale,
-            widths=[leaf.numel() for leaf in rows.leaves[:count]],
         )
 
     def of_present(self, gramian: Tensor, batch: Batch, reports: Sequence[Report]) -> Tensor:

@@ -72,6 +72,7 @@ def test_targets_belong_to_tasks_not_to_rows():
 
 
 WIDTHS = [5, 1, 7]
+PARTS = [torch.empty(width) for width in WIDTHS]
 
 
 def test_by_parameter_is_gradvac_of_each():
@@ -82,22 +83,22 @@ def test_by_parameter_is_gradvac_of_each():
     for jacobian in jacobians:
         split = jacobian.split(WIDTHS, dim=1)
         expected = torch.cat([one(part) for one, part in zip(parts, split, strict=True)])
-        assert_close(ours(jacobian, widths=WIDTHS), expected)
+        assert_close(ours.on_parameters(jacobian, PARTS), expected)
 
 
 def test_by_parameter_continues_from_a_checkpoint(caplog):
     jacobians = [make_jacobian("conflicting", 4, seed) for seed in range(6)]
     straight = GradVacByParameter(beta=0.5, seed=1)
-    expected = [straight(jacobian, widths=WIDTHS) for jacobian in jacobians]
+    expected = [straight.on_parameters(jacobian, PARTS) for jacobian in jacobians]
     first = GradVacByParameter(beta=0.5, seed=1)
     for jacobian in jacobians[:3]:
-        first(jacobian, widths=WIDTHS)
+        first.on_parameters(jacobian, PARTS)
     resumed = GradVacByParameter(beta=0.5, seed=2)
     resumed.load_state_dict(first.state_dict())
     for jacobian, update in zip(jacobians[3:], expected[3:], strict=True):
-        assert torch.equal(resumed(jacobian, widths=WIDTHS), update)
+        assert torch.equal(resumed.on_parameters(jacobian, PARTS), update)
     assert not caplog.text
-    resumed(jacobians[0], widths=[6, 7])
+    resumed.on_parameters(jacobians[0], [torch.empty(6), torch.empty(7)])
     assert "GradVac's targets are dropped" in caplog.text
 
 

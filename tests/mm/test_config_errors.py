@@ -36,7 +36,7 @@ MISTAKES = [
         dict(aggregator=5),
         ".aggregator: ",
         "got 5",
-        "Valid names: AlignedMTL, CAGrad, Sum",
+        "Valid names: AlignedMTL, CAGrad, ConnectionStrength, Sum",
     ),
     (TypeError, dict(aggregator=dict(type="CAGrad", cc=1)), ".aggregator: ", "'cc'", "mean 'c'"),
     (KeyError, dict(weighting="Equl"), ".weighting.type: ", "'Equl'", "mean 'Equal'"),

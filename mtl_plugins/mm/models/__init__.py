@@ -20,6 +20,7 @@ from mtl_plugins.mm.models.multi_task_segmentor import MultiTaskSegmentor
 from mtl_plugins.mm.models.rgbd import RGBDDataPreprocessor, RGBDResNet
 from mtl_plugins.mm.models.segnet import SegNet
 from mtl_plugins.mm.models.semantic_detector import PartialDataPreprocessor, SemanticDetector
+from mtl_plugins.mm.models.task_norm_mask_rcnn import TaskNormMaskRCNN
 from mtl_plugins.mm.models.uoais import (
     HierarchicalMaskHead,
     HierarchicalOcclusionHead,
@@ -52,5 +53,6 @@ __all__ = [
     "SegNet",
     "SegmentationHead",
     "SemanticDetector",
+    "TaskNormMaskRCNN",
     "UOAISRoIHead",
 ]
