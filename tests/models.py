@@ -40,8 +40,12 @@ NARROW_UOAIS = {
 
 GRADIENT_METHODS = [name for name, cls in AGGREGATORS.items() if cls.needs_gradients]
 RANDOM = [name for name, cls in AGGREGATORS.items() if issubclass(cls, RandomMethod)]
-# What they cannot do without: a method's name, the length of the run.
-NEEDED = {"TorchJD": {"name": "UPGradWeighting"}, "MCLGS": {"total_steps": 100, "a0": 1.0}}
+# What they cannot do without: a method's name, the length of the run, a model like any other.
+NEEDED = {
+    "TorchJD": {"name": "UPGradWeighting"},
+    "MCLGS": {"total_steps": 100, "a0": 1.0},
+    "RotoGrad": {"rotate": False},  # which asks for a model with rotations
+}
 
 
 def method(name: str) -> dict[str, object]:

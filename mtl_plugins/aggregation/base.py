@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtl_plugins.aggregation.solvers import Matrix, NotConverged, Vector
 from mtl_plugins.draws import RandomMethod
@@ -66,6 +66,36 @@ class Aggregator(Method, ABC):
             The update ``[D]``, same dtype and device as the jacobian.
         """
         return self(jacobian, tasks)
+
+    def meet(self, model: nn.Module, level: str) -> None:
+        """Meet the model, for a method that has a part of it.
+
+        Args:
+            model: Model, without the wrapper of a data-parallel run.
+            level: Level at which gradients are aggregated.
+
+        Raises:
+            ValueError: The method does not fit the model or the level.
+        """
+
+    def learn(
+        self, rows: Mapping[str, Tensor], lengths: Mapping[str, float], features: Sequence[Tensor]
+    ) -> None:
+        """Learn from the gradients of the features of a micro-batch, after they were aggregated.
+
+        Args:
+            rows: Gradient ``[D]`` of each task that has one, of all features one after another;
+                that of this rank's loss.
+            lengths: Length of each task's gradient, that of the mean loss of all ranks.
+            features: Features that the gradients are of.
+        """
+
+    def finish(self, skipped: bool) -> None:
+        """End a step.
+
+        Args:
+            skipped: Whether the step is skipped, for a gradient that is not finite.
+        """
 
 
 class GramianAggregator(Aggregator):

@@ -18,7 +18,7 @@ from mtl_plugins import MultiTaskBackward
 from mtl_plugins.d2.allocation import AllocatedLoader, AllocationGates
 from mtl_plugins.d2.config import build_groups, build_multitask, naming_keys
 from mtl_plugins.d2.data import TrainLoader
-from mtl_plugins.d2.hooks import RandomStates, TaskInterferenceHook
+from mtl_plugins.d2.hooks import LayerConflictHook, RandomStates, TaskInterferenceHook
 from mtl_plugins.d2.train_loop import RESUME, MTLAMPTrainer, MTLSimpleTrainer
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,8 @@ class MTLTrainer(DefaultTrainer):
         devices = {} if on_gpu else {"device_ids": None}
         model = create_ddp_model(model, broadcast_buffers=False, **devices)
         trainer = MTLAMPTrainer if cfg.SOLVER.AMP.ENABLED else MTLSimpleTrainer
-        self._trainer = trainer(model, data_loader, optimizer, multitask, self.groups)
+        with naming_keys():
+            self._trainer = trainer(model, data_loader, optimizer, multitask, self.groups)
 
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetectionCheckpointer(
@@ -83,6 +84,12 @@ class MTLTrainer(DefaultTrainer):
         if mtl.MONITOR.INTERVAL:
             interval, measures = mtl.MONITOR.INTERVAL, mtl.MONITOR.MEASURES
             ours.append(TaskInterferenceHook(interval, measures, mtl.REPRESENTATION))
+        if mtl.MONITOR.LAYERS:
+            with naming_keys():
+                period = self.cfg.SOLVER.CHECKPOINT_PERIOD
+                ours.append(
+                    LayerConflictHook(self.cfg.OUTPUT_DIR, mtl.MONITOR.LAYER_THRESHOLD, period)
+                )
         return [timer, *ours, *others]
 
     def resume_or_load(self, resume: bool = True) -> None:

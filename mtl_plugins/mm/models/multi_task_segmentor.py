@@ -28,8 +28,14 @@ from mtl_plugins.mm.models.dense_heads import DenseHead, check_loss_name
 from mtl_plugins.mm.models.multi_task_preprocessor import MultiTaskDataPreProcessor
 from mtl_plugins.mm.models.semantic_detector import share_of_images
 from mtl_plugins.mm.models.task_features import TaskFeatures
+from mtl_plugins.mm.models.task_trunk import (
+    features_by_task,
+    own_layers,
+    refuse_lost_weights,
+    rotations_of,
+)
 from mtl_plugins.mm.structures import FIELDS, IGNORED
-from mtl_plugins.registry import suggest
+from mtl_plugins.registry import suggest, under
 
 Config = Mapping[str, Any]
 Maps = dict[str, Tensor]
@@ -65,6 +71,10 @@ class MultiTaskSegmentor(BaseSegmentor):
         neck: Config of a neck; None for none.
         auxiliary_heads: Config, or list of configs, of more heads for the label of a task, by task;
             used in training only.
+        rotations: Options of the :class:`~mtl_plugins.rotations.Rotations` between what the tasks
+            share and the heads, ``dict()`` or ``dict(size=...)``; None for none.
+        task_layers: Names of layers of backbone and neck, such as ``"backbone.layer1.0.conv1"``,
+            that each task has for itself. Backbone and neck then run once a task.
         train_cfg: Training settings, which decode heads get.
         test_cfg: ``mode``, ``"whole"`` or ``"slide"``; with ``"slide"`` the ``crop_size`` and the
             ``stride`` of the windows (height, width), in pixels.
@@ -86,6 +96,8 @@ class MultiTaskSegmentor(BaseSegmentor):
         heads: Mapping[str, Config],
         neck: Config | None = None,
         auxiliary_heads: Mapping[str, Config | Sequence[Config]] | None = None,
+        rotations: Config | None = None,
+        task_layers: Sequence[str] = (),
         train_cfg: Config | None = None,
         test_cfg: Config | None = None,
         data_preprocessor: Config | None = None,
@@ -133,6 +145,8 @@ class MultiTaskSegmentor(BaseSegmentor):
                     raise ValueError(f"{key}[{i}].decoder: an auxiliary head needs one")
             self.auxiliary_heads[task] = built
         self.trains: Callable[[Any, str], bool] = _all_train
+        self.own_layers = own_layers(self, task_layers)
+        self.rotations = rotations_of(self, rotations)
 
     @property
     def optional_losses(self) -> list[str]:
@@ -141,7 +155,16 @@ class MultiTaskSegmentor(BaseSegmentor):
 
     @property
     def representation(self) -> str:
-        """Return the path of the module whose output all tasks share, for ``level='feature'``."""
+        """Return the path of the module whose output all tasks share, for ``level='feature'``.
+
+        Raises:
+            ValueError: Each task has features of its own, for ``task_layers``.
+        """
+        if self.own_layers is not None:
+            raise ValueError(
+                "model.task_layers: with layers of their own, the tasks share no features that "
+                "level='feature' could be about; use level='parameter'"
+            )
         shares = self.with_neck and not getattr(self.neck, "features_by_task", False)
         return "neck" if shares else "backbone"
 
@@ -157,15 +180,24 @@ class MultiTaskSegmentor(BaseSegmentor):
             f"{type(self).__name__} without --tta"
         )
 
+    def trunk(self, inputs: Tensor) -> TaskFeatures | Sequence[Tensor]:
+        """Run backbone and neck on images ``[N, C, H, W]``."""
+        x = self.backbone(inputs)
+        return self.neck(x) if self.with_neck else x
+
     def extract_feat(self, inputs: Tensor) -> TaskFeatures | Sequence[Tensor]:
         """Return the features of images ``[N, C, H, W]``, which may differ by task.
 
         Raises:
             ValueError: There are features by task, but not for all tasks with a decoder.
         """
-        x = self.backbone(inputs)
-        if self.with_neck:
-            x = self.neck(x)
+        if self.own_layers is None:
+            x = self.trunk(inputs)
+        else:
+            x = features_by_task(self.own_layers, lambda: self.trunk(inputs))
+        if self.rotations is not None:
+            with under("model", ("rotations",)):
+                x = TaskFeatures(self.rotations(x))
         if isinstance(x, TaskFeatures):
             where = "neck" if self.with_neck else "backbone"
             source = f"model.{where} ({type(getattr(self, where)).__name__})"
@@ -190,6 +222,10 @@ class MultiTaskSegmentor(BaseSegmentor):
                     f"auxiliary predictions of {task!r}, so that nothing would be trained"
                 )
         return x
+
+    def _load_from_state_dict(self, state_dict: Config, *args: Any, **kwargs: Any) -> None:
+        refuse_lost_weights(self, state_dict)
+        super()._load_from_state_dict(state_dict, *args, **kwargs)
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Maps:
         """Return the logits ``[N, C, H, W]`` of each task with a decoder for images."""

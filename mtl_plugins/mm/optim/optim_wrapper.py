@@ -173,7 +173,7 @@ class MTLOptimWrapper(OptimWrapper):
                 tasks=self.groups.names,
                 **self._options,
             )
-        with under("model_wrapper_cfg", ("static_graph",)):
+        with under("model_wrapper_cfg", ("static_graph",)), under("optim_wrapper", _KEYS):
             self.multitask.protect(whole)
         self._losses = losses
         if self._resumed is not None:
