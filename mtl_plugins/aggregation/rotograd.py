@@ -46,7 +46,7 @@ class RotoGrad(GramianAggregator):
     scale = "sum"
 
     def __init__(
-        self, lr: float = 1e-4, decay: float = 0.99999, burn_in: int = 20, rotate: bool = True
+        self, lr: float = 1e-5, decay: float = 0.99999, burn_in: int = 20, rotate: bool = True
     ) -> None:
         if not lr > 0.0:
             raise ValueError(f"lr is above 0, got {lr}")

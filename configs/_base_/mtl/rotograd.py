@@ -4,6 +4,6 @@ model = dict(rotations=dict())
 optim_wrapper = dict(
     type="MTLOptimWrapper",
     level="feature",
-    aggregator=dict(type="RotoGrad", lr=1e-4, decay=0.99999, burn_in=20),
+    aggregator=dict(type="RotoGrad", lr=1e-5, decay=0.99999, burn_in=20),
 )
 custom_hooks = [dict(type="TaskInterferenceHook", interval=10)]
