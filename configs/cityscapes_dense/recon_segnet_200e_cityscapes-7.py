@@ -3,7 +3,7 @@
 # near the heads. 108.44 MiB. A ranking of your own: --mtl recon, then tools/recon.py.
 _base_ = ["./segnet_200e_cityscapes-7.py"]
 
-convs = dict(encoder=[2, 2, 3, 3, 3], decoder=[3, 3, 3, 2, 2])  # of each stage
+convs = dict(encoder=[2, 2, 3, 3, 3], decoder=[3, 3, 3, 2, 2])  # in each stage
 own = dict(encoder=[0, 1], decoder=[1, 2, 3, 4])  # stages with convolutions of a task's own
 model = dict(
     task_layers=[
