@@ -257,7 +257,7 @@ class MultiTaskBackward:
             )
         self._teaching.model = model = getattr(model, "module", model)
         self._guard.protect(model)
-        self.aggregator.meet(model, self.level)
+        self.aggregator.meet(model, self.tasks)
 
     def _take(self, losses: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
         """Check the losses, and put those with a gradient in the order of the tasks."""

@@ -97,6 +97,11 @@ class Options:
                     f"{key} is for level='parameter': at the feature level a step costs about as "
                     "much as a plain one anyway"
                 )
+        if not aggregator.of_parameters and self.level == "parameter":
+            raise ValueError(
+                f"level: {type(aggregator).__name__} is about the features that tasks share; use "
+                "level='feature'"
+            )
         if aggregator.scales_own and self.level == "feature":
             raise ValueError(
                 f"level: {type(aggregator).__name__} weighs what a task has alone too, which "

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from mtl_plugins.distributed import average, world_size
 from mtl_plugins.gradients import dense_strides
@@ -53,8 +52,9 @@ class Rotations(nn.Module):
             }
         )
         self._kept: dict[tuple[str, int], tuple[Any, Tensor]] = {}
-        # Number of the map that each tensor of the last forward pass was.
-        self._numbers: Any = WeakIdKeyDictionary()
+        # Number of the map that each tensor was, by its id, in the forward passes since the last
+        # gradients: the tensors are alive until then.
+        self._numbers: dict[int, int] = {}
 
     @property
     def tasks(self) -> list[str]:
@@ -86,7 +86,7 @@ class Rotations(nn.Module):
                     "level='feature' (--mtl rotograd), or leave the rotations out"
                 )
             for number, z in enumerate(features):
-                self._numbers[z] = number
+                self._numbers[id(z)] = number
         self._check(features)
         return {
             task: tuple(
@@ -96,9 +96,21 @@ class Rotations(nn.Module):
             for task in self.skew
         }
 
-    def number_of(self, z: Tensor) -> int | None:
-        """Return which map of the last forward pass a tensor was; None for another tensor."""
-        return self._numbers.get(z)
+    def take_numbers(self, features: Sequence[Tensor]) -> list[int]:
+        """Return which map each tensor of the last forward passes was, and forget the passes.
+
+        Raises:
+            ValueError: A tensor was not rotated.
+        """
+        numbers = [self._numbers.get(id(z)) for z in features]
+        self._numbers = {}
+        found = [number for number in numbers if number is not None]
+        if len(found) < len(numbers):
+            raise ValueError(
+                "representation: RotoGrad needs the module whose output is rotated, got one with "
+                "another output"
+            )
+        return found
 
     def rotated(self, x: Tensor) -> Tensor:
         """View what is rotated of a map ``[N, C, ...]``, as points ``[N, n, P]``."""
@@ -183,13 +195,7 @@ class RotationOptimizer:
         """
         target = torch.stack([row / lengths[task] for task, row in rows.items()]).mean(0)
         start = 0
-        for z in features:
-            number = self.rotations.number_of(z)
-            if number is None:
-                raise ValueError(
-                    "representation: RotoGrad needs the module whose output is rotated, got one "
-                    "with another output"
-                )
+        for z, number in zip(features, self.rotations.take_numbers(features), strict=True):
             part = slice(start, start := start + z.numel())
             if self.rotations.channels[number] is None:
                 continue

@@ -67,15 +67,20 @@ class Aggregator(Method, ABC):
         """
         return self(jacobian, tasks)
 
-    def meet(self, model: nn.Module, level: str) -> None:
-        """Meet the model, for a method that has a part of it.
+    @property
+    def of_parameters(self) -> bool:
+        """Whether the method works at ``level="parameter"``, too."""
+        return True
+
+    def meet(self, model: nn.Module, tasks: Sequence[str]) -> None:
+        """Get to know the model before the first step; most methods need not.
 
         Args:
-            model: Model, without the wrapper of a data-parallel run.
-            level: Level at which gradients are aggregated.
+            model: The whole model.
+            tasks: Names of all tasks; empty, or fewer, where they are not known yet.
 
         Raises:
-            ValueError: The method does not fit the model or the level.
+            ValueError: The model is none for this method.
         """
 
     def learn(

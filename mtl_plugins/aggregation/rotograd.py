@@ -60,7 +60,11 @@ class RotoGrad(GramianAggregator):
         self._optimizer: RotationOptimizer | None = None
         self._resumed: Mapping[str, Any] | None = None
 
-    def meet(self, model: nn.Module, level: str) -> None:
+    @property
+    def of_parameters(self) -> bool:
+        return not self.rotate
+
+    def meet(self, model: nn.Module, tasks: Sequence[str]) -> None:
         if not self.rotate:
             return
         found = [part for part in model.modules() if isinstance(part, Rotations)]
@@ -69,10 +73,6 @@ class RotoGrad(GramianAggregator):
                 "aggregator: RotoGrad learns the rotations of one module Rotations, and "
                 f"{type(model).__name__} has {len(found) or 'none'}; in a config it is for "
                 "model=dict(type='MultiTaskSegmentor', rotations=dict()), as --mtl rotograd has it"
-            )
-        if level != "feature":
-            raise ValueError(
-                f"aggregator: RotoGrad turns features: it needs level='feature', got {level!r}"
             )
         if self._optimizer is None or self._optimizer.rotations is not found[0]:
             found[0].learned = True

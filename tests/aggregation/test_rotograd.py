@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -288,8 +289,8 @@ class TestRefused:
 
     def test_level(self):
         model = Model()
-        with pytest.raises(ValueError, match="^aggregator: .*level='feature', got 'parameter'"):
-            MultiTaskBackward(model.parameters(), "RotoGrad").protect(model)
+        with pytest.raises(ValueError, match="^level: RotoGrad .*use level='feature'"):
+            MultiTaskBackward(model.parameters(), "RotoGrad")
 
     def test_another_method(self):
         model = Model()
@@ -322,6 +323,18 @@ class TestRefused:
         rotations = Rotations(TASKS, [3])
         with pytest.raises(ValueError, match=r"maps of \[3\] channels, got \[2\]"):
             rotations.eval()([torch.zeros(1, 2, 4)])
+
+
+def test_copies_and_pickles_after_a_step():
+    """As for an average of the weights, or torch.save of a whole model."""
+    model = Model()
+    backward = multitask(model)
+    backward(model(X))
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model.rotations))):
+        found = getattr(other, "rotations", other)
+        assert torch.equal(found.matrix("a", 0), model.rotations.matrix("a", 0))
+    found.skew["a"]["0"].add_(1.0)  # a copy's change is seen in the copy alone
+    assert not torch.equal(found.matrix("a", 0), model.rotations.matrix("a", 0))
 
 
 def test_map_that_nobody_reads_is_passed_on():

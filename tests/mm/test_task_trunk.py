@@ -174,7 +174,7 @@ class TestRotations:
         [
             ({}, "model.rotations: nothing learns them"),
             ({"aggregator": "PCGrad"}, "model.rotations: nothing learns them"),
-            ({"aggregator": "RotoGrad"}, "optim_wrapper.aggregator: .*it needs level='feature'"),
+            ({"aggregator": "RotoGrad"}, "optim_wrapper.level: RotoGrad .*use level='feature'"),
         ],
     )
     def test_rotations_that_are_not_learned(self, options: Any, message: str) -> None:
