@@ -85,11 +85,8 @@ class MTLTrainer(DefaultTrainer):
             interval, measures = mtl.MONITOR.INTERVAL, mtl.MONITOR.MEASURES
             ours.append(TaskInterferenceHook(interval, measures, mtl.REPRESENTATION))
         if mtl.MONITOR.LAYERS:
-            with naming_keys():
-                period = self.cfg.SOLVER.CHECKPOINT_PERIOD
-                ours.append(
-                    LayerConflictHook(self.cfg.OUTPUT_DIR, mtl.MONITOR.LAYER_THRESHOLD, period)
-                )
+            threshold, period = mtl.MONITOR.LAYER_THRESHOLD, self.cfg.SOLVER.CHECKPOINT_PERIOD
+            ours.append(LayerConflictHook(self.cfg.OUTPUT_DIR, threshold, period))
         return [timer, *ours, *others]
 
     def resume_or_load(self, resume: bool = True) -> None:

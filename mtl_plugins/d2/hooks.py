@@ -14,6 +14,7 @@ from mtl_plugins.features import find_module
 from mtl_plugins.layer_conflicts import LayerConflicts
 from mtl_plugins.random_states import random_states, set_random_states
 from mtl_plugins.recorder import Recorder
+from mtl_plugins.registry import under
 
 logger = logging.getLogger(__name__)
 
@@ -97,10 +98,11 @@ class LayerConflictHook(HookBase):
     def before_train(self) -> None:
         model = self.trainer.model
         model = model.module if isinstance(model, DistributedDataParallel) else model
-        self.conflicts = LayerConflicts(model, self.threshold)
-        if self._resumed is not None:
-            self.conflicts.load_state_dict(self._resumed)
-        self.trainer.multitask.watch_layers(self.conflicts)
+        with under("MTL.MONITOR.LAYERS", ("threshold", "level", "low_memory")):
+            self.conflicts = LayerConflicts(model, self.threshold)
+            if self._resumed is not None:
+                self.conflicts.load_state_dict(self._resumed)
+            self.trainer.multitask.watch_layers(self.conflicts)
 
     def before_step(self) -> None:
         self.trainer.multitask.monitor_layers = (self.trainer.iter + 1) % self.interval == 0

@@ -67,6 +67,20 @@ def test_state_continues(tmp_path):
     assert json.loads((tmp_path / FILE).read_text())["steps"] == 6
 
 
+@pytest.mark.parametrize(
+    ("options", "threshold", "message"),
+    [
+        ([], 2.0, "MTL.MONITOR.LAYERS.threshold: expected a cosine"),
+        (["MTL.LEVEL", "feature"], 0.0, "MTL.MONITOR.LAYERS.level: conflicts of layers"),
+    ],
+)
+def test_refused(options, threshold, message, tmp_path):
+    trainer = trainer_for(toy_config(*options), toy(), toy_batches(2))
+    trainer.register_hooks([LayerConflictHook(str(tmp_path), threshold)])
+    with pytest.raises(ValueError, match=f"^{message}"):
+        trainer.train(0, 1)
+
+
 def test_rotograd_is_one_clear_error():
     cfg = toy_config("MTL.AGGREGATOR.NAME", "RotoGrad", "MTL.LEVEL", "feature")
     with pytest.raises(ValueError, match="^MTL.AGGREGATOR: RotoGrad .* has none"), naming_keys():
