@@ -264,7 +264,28 @@ class TestTaskLayers:
         with pytest.raises(ValueError, match="^model.task_layers: .*level='parameter'"):
             wrapper(build(task_layers=[CONV]), level="feature", aggregator="MGDA")
 
-    def test_features_by_task_already(self) -> None:
+    def test_mtan_computes_one_task_a_pass(self) -> None:
+        """Of Recon's own networks: as without, and each norm of a task sees its batch once."""
+        backbone = {"type": "MTANSegNet", "tasks": list(TASKS), "channels": [16], "convs": [2]}
+        heads = {t: deepcopy(HEADS[t]) for t in TASKS}
+        for head in heads.values():
+            head["decoder"]["in_index"] = 0
+        cfg = {"type": "MultiTaskSegmentor", "backbone": backbone, "heads": heads}
+        losses, models = [], []
+        for names in ((), ["backbone.encoder.0.1.0"]):
+            torch.manual_seed(1)
+            models.append(MODELS.build({**cfg, "task_layers": names}).train())
+            losses.append(models[-1].loss(**batch()))
+        assert losses[0].keys() == losses[1].keys()
+        for name, value in losses[0].items():
+            assert_close(losses[1][name], value)
+        own, converted = (m.backbone.encoder_masks["seg"].state_dict() for m in models)
+        for name, value in own.items():
+            assert_close(converted[name], value)  # the running statistics, too
+        assert converted["0.0.1.num_batches_tracked"] == 1
+        assert models[1].backbone.encoder[0][0][1].num_batches_tracked == 2  # shared
+
+    def test_features_of_all_tasks_at_once(self) -> None:
         backbone = {"type": "CrossStitchSegNet", "tasks": list(TASKS), "channels": [16]}
         backbone["convs"] = [1]
         heads = {t: deepcopy(HEADS[t]) for t in TASKS}
@@ -275,7 +296,7 @@ class TestTaskLayers:
             MODELS.build({**cfg, "rotations": {}})
         layer = "backbone.networks.seg.encoder.0.0.0"
         model = MODELS.build({**cfg, "task_layers": [layer]})
-        with pytest.raises(ValueError, match="^model.task_layers: .*features by task already"):
+        with pytest.raises(ValueError, match="^model.task_layers: .*features of all tasks at once"):
             model.loss(**batch())
 
 

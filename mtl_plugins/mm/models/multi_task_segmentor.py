@@ -191,10 +191,7 @@ class MultiTaskSegmentor(BaseSegmentor):
         Raises:
             ValueError: There are features by task, but not for all tasks with a decoder.
         """
-        if self.own_layers is None:
-            x = self.trunk(inputs)
-        else:
-            x = features_by_task(self.own_layers, lambda: self.trunk(inputs))
+        x = self.trunk(inputs) if self.own_layers is None else features_by_task(self, inputs)
         if self.rotations is not None:
             with under("model", ("rotations",)):
                 x = TaskFeatures(self.rotations(x))

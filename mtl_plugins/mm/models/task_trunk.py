@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,21 +43,40 @@ def own_layers(model: Any, names: Sequence[str]) -> TaskLayers | None:
     return TaskLayers(model)
 
 
-def features_by_task(layers: TaskLayers, trunk: Callable[[], Any]) -> TaskFeatures:
+def features_by_task(model: Any, inputs: Tensor) -> TaskFeatures:
     """Run the trunk once a task, each with the task's own layers.
 
+    A trunk with features by task, such as MTAN, has to be able to compute one task alone: batch
+    norms of the others would see maps that are not theirs.
+
+    Args:
+        model: Segmentor with ``own_layers`` and ``trunk()``.
+        inputs: Images, ``[N, C, H, W]``.
+
     Raises:
-        ValueError: The trunk returns features by task already.
+        ValueError: The trunk has features by task, and not of one task alone.
     """
+    layers: TaskLayers = model.own_layers
+    apart = [part for part in model.modules() if hasattr(part, "only_task")]
     found = {}
     for task in layers.tasks:
-        with layers.of(task):
-            found[task] = trunk()
-        if isinstance(found[task], TaskFeatures):
-            raise ValueError(
-                "model.task_layers: backbone or neck has features by task already; give the layers "
-                "of one that the tasks share"
-            )
+        try:
+            for part in apart:
+                part.only_task = task
+            with layers.of(task):
+                x = model.trunk(inputs)
+        finally:
+            for part in apart:
+                part.only_task = None
+        if not isinstance(x, TaskFeatures):
+            found[task] = x
+        elif task in x.features:  # a task without features is the segmentor's error
+            if len(x.features) > 1 or x.auxiliary:
+                raise ValueError(
+                    "model.task_layers: backbone or neck computes features of all tasks at once, "
+                    "and each task's layers would change those of the others"
+                )
+            found[task] = x.features[task]
     return TaskFeatures(found)
 
 
