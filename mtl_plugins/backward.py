@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -28,6 +28,7 @@ from mtl_plugins.ownership import Ownership
 from mtl_plugins.regularization import Penalty, Regularizer, build_regularizer
 from mtl_plugins.report import Report
 from mtl_plugins.routes import Parts, Routes
+from mtl_plugins.sequential import check_turns, run_back_one
 from mtl_plugins.step import Batch, Choice, Measured, Step
 from mtl_plugins.teaching import Teaching
 from mtl_plugins.watching import Watching
@@ -106,6 +107,8 @@ class MultiTaskBackward:
         self.regularizer = None if regularizer is None else build_regularizer(regularizer)
         self.options = Options(level, sync, low_memory, weights_every, on_nonfinite, max_skips)
         self.options.check(self.aggregator, representation)
+        if self.aggregator.takes_turns:
+            check_turns(self.aggregator, self.weighting, self.regularizer)
         if self.aggregator.needs_gradients:
             let_compiled_models_run_back_again()
         self.tasks = list(tasks)
@@ -120,6 +123,7 @@ class MultiTaskBackward:
         self._device = device = self.params[0].device
         self._cut = cut
         self._window: Window | None = None
+        self._in_turn: bool | None = None  # for the coming step, once it is begun
         self._ownership = Ownership(self.params, device)
         self._penalty = None if self.regularizer is None else Penalty(self.regularizer, self.params)
         self._watching = Watching(cut, sync == "exact")
@@ -166,6 +170,11 @@ class MultiTaskBackward:
             FloatingPointError: A loss or gradient is not finite, and ``on_nonfinite="raise"`` or
                 too many steps in a row had to be skipped.
         """
+        if self.in_turn:
+            raise RuntimeError(
+                f"aggregator: {type(self.aggregator).__name__} takes this step for each task in "
+                "turn; where MultiTaskBackward.in_turn is True, call take_in_turn()"
+            )
         raw = self._take(losses)
         window = self._window = self._window or self._open()
         with self._passes():
@@ -183,6 +192,66 @@ class MultiTaskBackward:
         if aggregate:
             assert measured is not None
             self._close(window, route.monitored or measured, choice, scale)
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether the coming step is one of the optimizer for each task: :meth:`take_in_turn`."""
+        if self._in_turn is None:
+            self._tell_length()
+            self._in_turn = self.aggregator.begin()
+        return self._in_turn
+
+    def take_in_turn(
+        self,
+        loss_of: Callable[[str], Tensor | float | None],
+        step: Callable[[], None],
+        scale: Callable[[], Tensor | None] = lambda: None,
+    ) -> None:
+        """Update the parameters once for each task, each on its loss at the weights moved so far.
+
+        Before each update all ``.grad`` are None, so that the optimizer skips what the task does
+        not reach. An update whose loss or gradient is not finite is skipped alone. The calls are
+        the same on every rank; a task that no rank has takes no update.
+
+        Args:
+            loss_of: Function that runs the model on the batch and returns the scalar loss of the
+                task; None for a task that the batch lacks.
+            step: Function that makes a step of the optimizer.
+            scale: Function that returns the factor of a loss scaler, as in :meth:`__call__`.
+
+        Raises:
+            ValueError: The tasks are not known, or a loss is not a scalar.
+            FloatingPointError: See :meth:`__call__`.
+        """
+        if not self.tasks:
+            raise ValueError(
+                f"tasks: {type(self.aggregator).__name__} takes a step for each task in turn, and "
+                "needs their names before the first one"
+            )
+        window = self._open()
+        window.factors |= self._teaching.factors(None, self.tasks)
+        for task in self.tasks:
+            for p in self.params:
+                p.grad = None
+            found = scalars({task: loss} if (loss := loss_of(task)) is not None else {})
+            factor = scale()
+            with self._passes():
+                finite = run_back_one(found, window, self.tasks, self.params, factor)
+            if finite is None:
+                continue
+            if finite:
+                self._guard.keep()
+            else:
+                self._guard.skip([task], window.totals(), self.params, factor)
+            if finite or factor is not None:  # a loss scaler skips the step itself
+                step()
+        self._in_turn = None
+        choice = Choice(dict.fromkeys(window.totals(), 1.0))
+        self.last = Step.of(window, Measured(window.reports), choice, None, None)
+        self.monitor = self.monitor_features = self.monitor_layers = False
+        if not self.last.nonfinite:
+            self._teaching.learn(window.totals(), self.tasks)
+            self._guard.passed()
 
     def after_step(self, losses: Mapping[str, Tensor]) -> None:
         """Tell the weighting what the step did to the losses, if it needs that (FAMO).
@@ -225,8 +294,8 @@ class MultiTaskBackward:
             conflicts: Counter of the model's layers.
 
         Raises:
-            ValueError: The gradients of the layers are not taken, at the feature level or with
-                ``low_memory``.
+            ValueError: The gradients of the layers are not taken: at the feature level, with
+                ``low_memory``, or by a method that takes a step for each task in turn.
         """
         for key, used in (("level", self.level == "feature"), ("low_memory", self.low_memory)):
             if used:
@@ -234,6 +303,11 @@ class MultiTaskBackward:
                     f"{key}: conflicts of layers are counted in the gradients of the shared "
                     f"parameters, which {key}={getattr(self, key)!r} does not keep"
                 )
+        if self.aggregator.takes_turns:
+            raise ValueError(
+                f"aggregator: {type(self.aggregator).__name__} takes the gradients of the tasks at "
+                "different weights, where they cannot conflict"
+            )
         self._watching.layers = conflicts
 
     def protect(self, model: nn.Module) -> None:
@@ -247,7 +321,7 @@ class MultiTaskBackward:
             model: The whole model, with or without its data-parallel wrapper.
 
         Raises:
-            ValueError: The wrapper has ``static_graph=True``, or the method does not fit the model.
+            ValueError: The wrapper has ``static_graph=True``, or the model is none for the method.
         """
         several = self.aggregator.needs_gradients or self._cut is not None
         if several and getattr(model, "static_graph", False):
@@ -285,15 +359,18 @@ class MultiTaskBackward:
             self._penalty.clear()
         if self.aggregator.needs_gradients or self.monitor or self.monitor_layers:
             refuse_hooks(self.params)
+        self._tell_length()
+        # The plain sum may accumulate onto earlier gradients; other methods would aggregate those.
+        by_rows = self.aggregator.needs_gradients and self._cut is None
+        scaled = not self.aggregator.needs_gradients and self.aggregator.scale == "mean"
+        return Window(self.params, self.tasks, hold=by_rows or scaled)
+
+    def _tell_length(self) -> None:
         for method in (self.aggregator, self.weighting):
             if method is not None:
                 if method.total_steps is None and self.total_steps is not None:
                     method.total_steps = math.ceil(self.total_steps / self.options.weights_every)
                 method.steps_per_epoch = self.steps_per_epoch
-        # The plain sum may accumulate onto earlier gradients; other methods would aggregate those.
-        by_rows = self.aggregator.needs_gradients and self._cut is None
-        scaled = not self.aggregator.needs_gradients and self.aggregator.scale == "mean"
-        return Window(self.params, self.tasks, hold=by_rows or scaled)
 
     def _take_in(self) -> None:
         """Take in what joined the optimizer."""
@@ -361,7 +438,7 @@ class MultiTaskBackward:
         self, window: Window, measured: Measured, choice: Choice, scale: Tensor | None
     ) -> None:
         """Finish the step: show it, learn from it, or skip it."""
-        self._window = None
+        self._window = self._in_turn = None
         losses, penalty = window.totals(), None
         window.note_nonfinite(None, window.reports)
         if self._penalty is not None:
@@ -403,6 +480,7 @@ class MultiTaskBackward:
             raise ValueError(
                 f"tasks: the checkpoint has {state['tasks']}, this run has {self.tasks}"
             )
+        self._in_turn = None
         self._take_in()
         self._ownership.load_state_dict(state)  # refuses another model's state
         self.tasks[:] = state["tasks"]

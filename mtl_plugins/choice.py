@@ -85,7 +85,8 @@ class Chooser:
         rows = rows if len(present) == len(rows) else rows[present]
         if measured.features:
             return Choice(None, self.aggregator.on_features(rows, measured.features, present))
-        return Choice(None, self.aggregator(rows, present))
+        update = self.aggregator.on_parameters(rows, measured.parameters, present)
+        return Choice(None, update)
 
     def _again(self, last: bool) -> Choice:
         self.steps_left -= last

@@ -55,14 +55,8 @@ def normalise(strength: Tensor) -> Tensor:
     return torch.where(total > 0, strength / total, 1 / strength.shape[1])
 
 
-def shares(norm: TaskBatchNorm) -> Tensor:
-    """Measure the normalised strength of the channels of the convolution that feeds a norm.
-
-    Args:
-        norm: Task-specific norm.
-
-    Returns:
-        Shares ``[T, C]``, tasks in the order of the norm's.
+def variances(norm: TaskBatchNorm) -> Tensor:
+    """Return the running variances ``[T, C]`` of a norm, tasks in the order of the norm's.
 
     Raises:
         ValueError: The norm keeps no running variance.
@@ -73,12 +67,29 @@ def shares(norm: TaskBatchNorm) -> Tensor:
             "connection strength needs the running variance of each norm, and one has "
             "track_running_stats=False"
         )
-    variance = torch.stack([one.running_var for one in norms])
+    return torch.stack([one.running_var for one in norms])
+
+
+def shares(norm: TaskBatchNorm, variance: Tensor | None = None) -> Tensor:
+    """Measure the normalised strength of the channels of the convolution that feeds a norm.
+
+    Args:
+        norm: Task-specific norm.
+        variance: Running variances ``[T, C]`` to take; None for the norm's own.
+
+    Returns:
+        Shares ``[T, C]``, tasks in the order of the norm's.
+
+    Raises:
+        ValueError: The norm keeps no running variance.
+    """
+    variance = variances(norm) if variance is None else variance
+    norms: list[Any] = list(norm.norms.values())
     scale = torch.stack(
         [torch.ones_like(one.running_var) if one.weight is None else one.weight for one in norms]
     )
     weight: Any = norm.conv.weight
-    return normalise(connection_strength(_outputs_first(norm.conv, weight), scale, variance))
+    return normalise(connection_strength(outputs_first(norm.conv, weight), scale, variance))
 
 
 def top_tasks(share: Tensor) -> Tensor:
@@ -115,8 +126,6 @@ def project_groups(gradients: Tensor, top: Tensor, one_top: OneTop = "project") 
     """
     if one_top not in ("project", "sum"):
         raise ValueError(f"one_top must be 'project' or 'sum', got {one_top!r}")
-    if one_top == "sum" and bool((top == top[0]).all()):
-        return gradients.sum(0)
     tasks, channels = gradients.shape[:2]
     # In double precision, the square of a tiny gradient is not zero.
     rows = gradients.double().flatten(2)
@@ -125,6 +134,8 @@ def project_groups(gradients: Tensor, top: Tensor, one_top: OneTop = "project") 
     products = (rows * reference).sum(2) @ group  # [tasks, groups]
     squares = reference.square().sum(1) @ group
     conflicts = (products < 0) & (squares > 0)
+    if one_top == "sum":
+        conflicts &= (top != top[0]).any()
     factors = torch.where(conflicts, products / squares, 0.0).sum(0)
     # All projections of a group are along the same reference: subtract them at once.
     update = rows.sum(0) - factors[top].unsqueeze(1) * reference
@@ -170,14 +181,31 @@ def conserve_priorities(
         if layer is None or len(found) < len(rows):
             updates.append(torch.stack(found).sum(0) if found else None)
             continue
-        stacked = torch.stack([_outputs_first(layer.conv, row) for row in found])
+        stacked = torch.stack([outputs_first(layer.conv, row) for row in found])
         update = project_groups(stacked, top_tasks(shares(layer)), one_top)
-        updates.append(_outputs_first(layer.conv, update))
+        updates.append(outputs_first(layer.conv, update))
     return updates
 
 
-def _outputs_first(conv: nn.Module, weight: Tensor) -> Tensor:
+def outputs_first(conv: nn.Module, weight: Tensor) -> Tensor:
     """Swap input and output channels of a transposed convolution's weights, there and back."""
     if not isinstance(conv, _ConvTransposeNd):
         return weight
     return weight.unflatten(0, (conv.groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def top_channels(norm: TaskNorm) -> dict[str, float]:
+    """Measure how many of all paired output channels each task has the top priority for.
+
+    Args:
+        norm: Task-specific norms of the model.
+
+    Returns:
+        Share in [0, 1] by task; none if the norms keep no running variance.
+    """
+    layers = list(norm.norms.values())
+    if any(one.running_var is None for layer in layers for one in layer.norms.values()):
+        return {}
+    top = torch.cat([top_tasks(shares(layer)) for layer in layers])
+    counts = torch.bincount(top, minlength=len(norm.tasks)) / len(top)
+    return dict(zip(norm.tasks, counts.tolist(), strict=True))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -137,7 +138,9 @@ class AllocationGates:
         self.groups = groups
         self.images = BatchTasks()
         self.entered = False
+        self.turn: str | None = None  # the only task that the forward pass is about
         self._trusted: Sequence[str] = ()
+        self._allocated = False  # images have tasks of their own
         self._reasons: list[str] = []  # why a gate does not hold
         self._noted: dict[Any, GatedMethod] = {}  # by the loss's node of the graph
         for path, module in list(model.named_modules()):
@@ -148,6 +151,18 @@ class AllocationGates:
                     setattr(module, method, GatedMethod(self, path, module, method, gate))
         model.register_forward_pre_hook(self._before, with_kwargs=True)
         model.register_forward_hook(self._after)
+
+    @contextmanager
+    def only(self, task: str) -> Iterator[None]:
+        """Keep the heads of other tasks, as far as they have gates, out of the passes inside.
+
+        A head without a gate is computed as ever; its losses are not those of the task.
+        """
+        self.turn = task
+        try:
+            yield
+        finally:
+            self.turn = None
 
     def examples(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -172,8 +187,12 @@ class AllocationGates:
 
     def _before(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         self._noted.clear()
-        self.images.note(self.examples(args, kwargs) if model.training else ())
-        if self.images.allocated:
+        each = list(self.examples(args, kwargs)) if model.training else []
+        self._allocated = any(tasks is not None for tasks in each)
+        if self.turn is not None:
+            each = [(self.turn,) if tasks is None or self.turn in tasks else () for tasks in each]
+        self.images.note(each)
+        if self._allocated:
             self._check_tasks(self.groups.names)
 
     def _check_tasks(self, names: Sequence[str]) -> None:
@@ -192,7 +211,7 @@ class AllocationGates:
             )
 
     def _after(self, model: nn.Module, args: Any, losses: Any) -> None:
-        if self.images.allocated and isinstance(losses, Mapping) and torch.is_grad_enabled():
+        if self._allocated and isinstance(losses, Mapping) and torch.is_grad_enabled():
             losses = {name: value for name, value in losses.items() if self.is_loss(name)}
             if not self.groups.names:
                 self._check_tasks(list(losses))

@@ -38,6 +38,10 @@ class Guard:
     def passed(self) -> None:
         """Note that a step is made."""
         self._skipped = 0
+        self.keep()
+
+    def keep(self) -> None:
+        """Note that a part of a step is made: what comes after brings the buffers back to here."""
         if self._buffers is not None:
             self._buffers.forget()
 

@@ -72,7 +72,8 @@ def _row(name: str) -> Row:
         scale = AGGREGATORS[base].scale
         if not isinstance(scale, str):  # a property: each method of TorchJD has one of its own
             scale = "any"
-        level = "f" if wrapper.get("level") else "p" if aggregator.scales_own else "p f"
+        at_parameters = aggregator.scales_own or not aggregator.of_features
+        level = "f" if wrapper.get("level") else "p" if at_parameters else "p f"
         cost = "T" if aggregator.needs_gradients and level != "f" else "1"
         about.append(_about(aggregator))
     if part := wrapper.get("weighting"):

@@ -102,6 +102,11 @@ class Options:
                 f"level: {type(aggregator).__name__} is about the features that tasks share; use "
                 "level='feature'"
             )
+        if not aggregator.of_features and self.level == "feature":
+            raise ValueError(
+                f"level: {type(aggregator).__name__} is about the parameters of layers; use "
+                "level='parameter'"
+            )
         if aggregator.scales_own and self.level == "feature":
             raise ValueError(
                 f"level: {type(aggregator).__name__} weighs what a task has alone too, which "

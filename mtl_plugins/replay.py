@@ -23,6 +23,7 @@ class Replay:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        self._again_now = False
         self._calls: list[_Call] = []
         model.register_forward_pre_hook(self._note, with_kwargs=True)
 
@@ -31,7 +32,9 @@ class Replay:
         return True
 
     def _note(self, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        if not (model.training and torch.is_grad_enabled() and self.counts(kwargs)):
+        if self._again_now or not (
+            model.training and torch.is_grad_enabled() and self.counts(kwargs)
+        ):
             return
         device = next(model.parameters()).device
         self._calls.append(
@@ -52,6 +55,30 @@ class Replay:
         """Return the present output of each call since the last request."""
         calls, self._calls = self._calls, []
         return [self._again(call) for call in calls]
+
+    def run_again(self) -> Any:
+        """Run the last call once more as it is, gradients and new random numbers included.
+
+        Raises:
+            RuntimeError: There was none, or more than one since :meth:`forget`.
+        """
+        if len(self._calls) != 1:
+            raise RuntimeError(
+                f"the model was called {len(self._calls)} times in this step; a step for each task "
+                "in turn runs the one call once more for each task"
+            )
+        (call,) = self._calls
+        cast = torch.autocast(call.device.type, call.dtype, enabled=call.dtype is not None)
+        self._again_now = True
+        try:
+            with cast:
+                return self._model(*call.args, **dict(call.kwargs))
+        finally:
+            self._again_now = False
+
+    def forget(self) -> None:
+        """Drop the calls so far."""
+        self._calls = []
 
     def _again(self, call: _Call) -> Any:
         cuda = [call.device] if call.device.type == "cuda" else []

@@ -99,6 +99,7 @@ class Measured:
         gramian: Gramian ``[n, n]`` of the tasks of ``reports``, unscaled; None if not computed.
         rows: Gradients ``[T, D]`` of all tasks, scaled; None if there are none.
         features: Features that the rows are gradients of; empty for parameters.
+        parameters: Parameters that the rows are gradients of; empty for features.
         shared: Whether the tasks share anything.
     """
 
@@ -106,6 +107,7 @@ class Measured:
     gramian: Tensor | None = None
     rows: Tensor | None = None
     features: Sequence[Tensor] = ()
+    parameters: Sequence[Tensor] = ()
     shared: bool = True
 
 

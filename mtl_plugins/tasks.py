@@ -54,10 +54,13 @@ class TaskGroups:
         self._task_of: dict[str, str] = {}
         # Patterns that have not matched a loss yet.
         self._unmatched = {task: list(patterns) for task, patterns in self._patterns.items()}
-        self._first = True
+        self._first = set(self._patterns)  # tasks whose losses have not been looked at
 
     def __call__(
-        self, losses: Mapping[str, Any], untrained: Collection[str] = ()
+        self,
+        losses: Mapping[str, Any],
+        untrained: Collection[str] = (),
+        only: str | None = None,
     ) -> dict[str, Any]:
         """Return the loss of each task that has one, in the order of the config.
 
@@ -65,19 +68,21 @@ class TaskGroups:
             losses: Scalar terms by name. A number that is no tensor is a constant; a task that has
                 nothing else has no loss.
             untrained: Names of other outputs that the model returned, for error messages.
+            only: Name of the task that the model was run for: losses of other tasks may be
+                missing, and are left out.
 
         Raises:
             KeyError: No task or more than one task claims a term, or a pattern matches no term.
         """
         if any(name not in self._task_of for name in losses) or any(self._unmatched.values()):
-            self._check(losses, untrained)
+            self._check(losses, untrained, only)
         terms: dict[str, list[Any]] = {task: [] for task in self._patterns or losses}
         for name, loss in losses.items():
             terms[self._task_of[name]].append(loss)
         return {
             task: sum(some[1:], some[0])
             for task, some in terms.items()
-            if any(isinstance(loss, Tensor) for loss in some)
+            if only in (None, task) and any(isinstance(loss, Tensor) for loss in some)
         }
 
     def task_of(self, name: str) -> str | None:
@@ -109,7 +114,7 @@ class TaskGroups:
             task: [p for p in some if p in known.get(task, some)]
             for task, some in self._unmatched.items()
         }
-        self._first = False
+        self._first = set()
 
     def _claims(self, name: str) -> dict[str, list[str]]:
         """Return the tasks that claim a loss, with the patterns by which they claim it."""
@@ -134,7 +139,9 @@ class TaskGroups:
     def _listed(self) -> str:
         return f"The patterns are {self._patterns}"
 
-    def _check(self, losses: Mapping[str, Any], untrained: Collection[str]) -> None:
+    def _check(
+        self, losses: Mapping[str, Any], untrained: Collection[str], only: str | None
+    ) -> None:
         if not self._patterns:
             self._task_of |= {name: name for name in losses}
             return
@@ -148,9 +155,11 @@ class TaskGroups:
         for task, patterns in self._unmatched.items():
             own = [loss for name, loss in losses.items() if self._task_of[name] == task]
             # A head with nothing to do may return zeros for a part of its losses.
-            if patterns and (any(map(_is_nonzero, own)) if own else self._first):
+            if only not in (None, task):
+                continue
+            if patterns and (any(map(_is_nonzero, own)) if own else task in self._first):
                 self._refuse(task, patterns[0], losses, untrained)
-        self._first = False
+            self._first.discard(task)
 
     def _is_matched(self, pattern: str, losses: Collection[str]) -> bool:
         # An optional loss is a pattern itself: either of the two may be the wider one.

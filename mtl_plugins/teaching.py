@@ -112,11 +112,17 @@ class Teaching:
                 "step; after optimizer.step(), call after_step() with those of the same batch"
             )
 
-    def factors(self, report: Report, tasks: Collection[str]) -> dict[str, float]:
-        """Return the factor of each loss, the same on every rank."""
+    def factors(self, report: Report | None, tasks: Collection[str]) -> dict[str, float]:
+        """Return the factor of each loss, the same on every rank.
+
+        Args:
+            report: Losses of the step; None for a weighting that does not need them.
+            tasks: Names of all tasks.
+        """
         if self.weighting is None:
             return dict.fromkeys(tasks, 1.0)
         if self.weighting.needs_losses:
+            assert report is not None
             return self.weighting.weights(report.losses, report.losses)
         return self.weighting.weights(tasks)
 

@@ -38,7 +38,10 @@ NARROW_UOAIS = {
 }
 
 
-GRADIENT_METHODS = [name for name, cls in AGGREGATORS.items() if cls.needs_gradients]
+# Not those that need more than losses: a step for each task in turn, or norms of each task.
+SPECIAL = [name for name, cls in AGGREGATORS.items() if cls.takes_turns]
+ORDINARY = [name for name in AGGREGATORS if name not in SPECIAL]
+GRADIENT_METHODS = [name for name in ORDINARY if AGGREGATORS[name].needs_gradients]
 RANDOM = [name for name, cls in AGGREGATORS.items() if issubclass(cls, RandomMethod)]
 # What they cannot do without: a method's name, the length of the run, a model like any other.
 NEEDED = {

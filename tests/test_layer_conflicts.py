@@ -146,12 +146,17 @@ def test_threshold_is_a_cosine():
 
 
 @pytest.mark.parametrize(
-    ("options", "key"), [({"low_memory": True}, "low_memory"), ({"level": "feature"}, "level")]
+    ("options", "key"),
+    [
+        ({"low_memory": True}, "low_memory"),
+        ({"level": "feature"}, "level"),
+        ({"aggregator": "Sequential"}, "aggregator"),
+    ],
 )
 def test_gradients_that_are_not_kept(options, key):
     net = Net()
     if "level" in options:
         options = {**options, "representation": net.second}
-    backward = MultiTaskBackward(net.parameters(), "MGDA", **options)
-    with pytest.raises(ValueError, match=f"^{key}: conflicts of layers"):
+    backward = MultiTaskBackward(net.parameters(), **{"aggregator": "MGDA", **options})
+    with pytest.raises(ValueError, match=f"^{key}: .*conflict"):
         backward.watch_layers(LayerConflicts(net))

@@ -6,16 +6,15 @@ import re
 
 import pytest
 import torch
-from models import FEATURE_METHODS, method
+from models import FEATURE_METHODS, ORDINARY, method
 from torch import Tensor
 
 from mtl_plugins import MultiTaskBackward
-from mtl_plugins.aggregation import AGGREGATORS
 
 
 @pytest.mark.parametrize(
     "name, level",
-    [(name, "parameter") for name in AGGREGATORS] + [(name, "feature") for name in FEATURE_METHODS],
+    [(name, "parameter") for name in ORDINARY] + [(name, "feature") for name in FEATURE_METHODS],
 )
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
 def test_skipped_by_the_optimizer(name, level, broken, trunk, x, caplog):

@@ -30,11 +30,35 @@ class Aggregator(Method, ABC):
             much.
         needs_gradients: Whether the weights depend on the gradients; if not, one backward pass of
             the weighted loss is enough.
+        of_features: Whether the method works at ``level="feature"``, too.
+        takes_turns: Whether :meth:`begin` may return True.
     """
 
     scale: ClassVar[Literal["sum", "mean"]]
     needs_gradients: ClassVar[bool] = True
     scales_own: ClassVar[bool] = False
+    of_features: ClassVar[bool] = True
+    takes_turns: bool = False
+
+    def meet(self, model: nn.Module, tasks: Sequence[str]) -> None:
+        """Get to know the model before the first step; most methods need not.
+
+        Args:
+            model: The whole model.
+            tasks: Names of all tasks; empty, or fewer, where they are not known yet.
+
+        Raises:
+            ValueError: The model is none for this method.
+        """
+
+    def begin(self) -> bool:
+        """Begin a step.
+
+        Returns:
+            Whether the optimizer takes a step for each task in turn, rather than one for the update
+            of all tasks.
+        """
+        return False
 
     @abstractmethod
     def __call__(self, jacobian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
@@ -48,6 +72,25 @@ class Aggregator(Method, ABC):
         Returns:
             The update ``[D]``, same dtype and device.
         """
+
+    def on_parameters(
+        self,
+        jacobian: Tensor,
+        parameters: Sequence[Tensor],
+        tasks: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Aggregate gradients of parameters, by default like any others.
+
+        Args:
+            jacobian: Gradients ``[T, D]`` of all elements of ``parameters`` one after another, each
+                parameter in the order of :func:`~mtl_plugins.gradients.dense_strides`.
+            parameters: Parameters that several tasks share.
+            tasks: Number of each row's task. Defaults to ``0 … T - 1``.
+
+        Returns:
+            The update ``[D]``, same dtype and device as the jacobian.
+        """
+        return self(jacobian, tasks)
 
     def on_features(
         self,
@@ -71,17 +114,6 @@ class Aggregator(Method, ABC):
     def of_parameters(self) -> bool:
         """Whether the method works at ``level="parameter"``, too."""
         return True
-
-    def meet(self, model: nn.Module, tasks: Sequence[str]) -> None:
-        """Get to know the model before the first step; most methods need not.
-
-        Args:
-            model: The whole model.
-            tasks: Names of all tasks; empty, or fewer, where they are not known yet.
-
-        Raises:
-            ValueError: The model is none for this method.
-        """
 
     def learn(
         self, rows: Mapping[str, Tensor], lengths: Mapping[str, float], features: Sequence[Tensor]

@@ -54,9 +54,15 @@ class AllocationGates(gating.AllocationGates):
         return "loss" in name
 
     def _trains(self, sample: Any, loss: str) -> bool:
-        """Tell whether an image trains the losses with names that begin with ``loss``."""
-        tasks = sample.metainfo.get("tasks")
-        return tasks is None or self.groups.task_of(loss) in tasks
+        """Tell whether an image trains the losses with names that begin with ``loss``.
+
+        Without an image: whether the forward pass is about these losses.
+        """
+        task = self.groups.task_of(loss)
+        if self.turn is not None and task != self.turn:
+            return False
+        tasks = None if sample is None else sample.metainfo.get("tasks")
+        return tasks is None or task in tasks
 
 
 def _flat(samples: Any) -> Iterable[Any]:

@@ -93,7 +93,9 @@ class Route(ABC):
             else:
                 rows = self._fill_shared(batch)
         measured = self.measured(rows, len(rows.leaves), batch, [batch.report])
-        self.monitored = replace(measured, rows=None, features=())  # not to be kept in memory
+        self.monitored = replace(
+            measured, rows=None, features=(), parameters=()
+        )  # not to be kept in memory
 
     def _fill_shared(self, batch: Batch) -> TaskRows:
         """Take the gradients of what the tasks share in this batch, on all ranks together."""
@@ -158,6 +160,7 @@ class Route(ABC):
             self.of_present(gramian, batch, reports),
             shared,
             () if cut is None else cut.tensors,
+            rows.leaves[:count] if cut is None else (),
             shared=count > 0,
         )
 

@@ -16,7 +16,7 @@ from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 from mmengine.model import BaseModel
 from mmengine.optim import build_optim_wrapper
-from models import FEATURE_METHODS, method
+from models import FEATURE_METHODS, ORDINARY, method
 from small import (
     PANOPTIC,
     SMALL,
@@ -35,7 +35,6 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mtl_plugins import MultiTaskBackward
-from mtl_plugins.aggregation import AGGREGATORS
 from mtl_plugins.d2 import MTLAMPTrainer, MTLSimpleTrainer
 from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import WEIGHTINGS
@@ -93,7 +92,7 @@ def by_hand(
 
 
 @pytest.mark.parametrize("clip", [False, True], ids=["", "clipped"])
-@pytest.mark.parametrize("name", AGGREGATORS)
+@pytest.mark.parametrize("name", ORDINARY)
 def test_aggregator_trains_as_by_hand(name, clip):
     options = ["SOLVER.BASE_LR", 0.1, "SOLVER.CLIP_GRADIENTS.ENABLED", clip]
     cfg = toy_config(
@@ -139,7 +138,7 @@ def watch_grads(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> lis
 
 @pytest.mark.parametrize(
     ("name", "level"),
-    [(name, "parameter") for name in AGGREGATORS] + [(name, "feature") for name in FEATURE_METHODS],
+    [(name, "parameter") for name in ORDINARY] + [(name, "feature") for name in FEATURE_METHODS],
 )
 def test_both_adapters_give_the_same_gradients(name, level):
     """Of the same losses, in each of three steps that do not move the parameters."""
@@ -172,7 +171,7 @@ def test_both_adapters_give_the_same_gradients(name, level):
 
 
 RUNS = {
-    **{name: keys_of("MTL.AGGREGATOR", method(name)) for name in AGGREGATORS},
+    **{name: keys_of("MTL.AGGREGATOR", method(name)) for name in ORDINARY},
     **{
         f"{name}, feature": keys_of("MTL.AGGREGATOR", method(name)) + FEATURE
         for name in FEATURE_METHODS

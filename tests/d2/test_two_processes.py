@@ -18,7 +18,7 @@ import torch
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from models import ROOT, method
+from models import ORDINARY, ROOT, method
 from small import (
     config,
     detector,
@@ -33,12 +33,11 @@ from small import (
 from torch.testing import assert_close
 from torchvision.ops import boxes as box_ops
 
-from mtl_plugins.aggregation import AGGREGATORS
 from mtl_plugins.d2 import launch
 
 STEPS = 3
 DETECTOR = ["Sum", "PCGrad", "MGDA"]
-CASES = {name: keys_of("MTL.AGGREGATOR", method(name)) for name in AGGREGATORS}
+CASES = {name: keys_of("MTL.AGGREGATOR", method(name)) for name in ORDINARY}
 ALONE = {  # what has no accumulated counterpart: the ranks agree
     "PCGrad, feature": [*CASES["PCGrad"], "MTL.LEVEL", "feature"],
     "PCGrad, gramian": [*CASES["PCGrad"], "MTL.SYNC", "gramian"],

@@ -14,17 +14,16 @@ from typing import Any
 import pytest
 import torch
 from mmengine.model import MMDistributedDataParallel
-from models import DETECTION_MASK, build_detector, mask_rcnn_config, method
+from models import DETECTION_MASK, ORDINARY, build_detector, mask_rcnn_config, method
 from torch import Tensor, nn
 from torch.testing import assert_close
 from toy import TASKS, TwoTasks
 from two_processes import results_of_two, work
 
-from mtl_plugins.aggregation import AGGREGATORS
 from mtl_plugins.mm.optim import MTLOptimWrapper
 
 STEPS = 2
-CASES = [f"{name}, parameter" for name in AGGREGATORS] + ["PCGrad, feature", "MGDA, feature"]
+CASES = [f"{name}, parameter" for name in ORDINARY] + ["PCGrad, feature", "MGDA, feature"]
 
 
 def new_detector() -> nn.Module:

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from models import FEATURE_METHODS, RANDOM, Trunk, method
+from models import FEATURE_METHODS, ORDINARY, RANDOM, Trunk, method
 from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.nn.functional import all_reduce
@@ -22,7 +22,7 @@ from mtl_plugins.aggregation import AGGREGATORS
 from mtl_plugins.monitors import feature_disentanglement
 
 STEPS = 5
-TAKE_GRADIENTS = [name for name in AGGREGATORS if AGGREGATORS[name].needs_gradients]
+TAKE_GRADIENTS = [name for name in ORDINARY if AGGREGATORS[name].needs_gradients]
 # Options that take the weights from the Gramian averaged over the ranks.
 ESTIMATES = {
     "gramian": dict(sync="gramian"),
@@ -44,7 +44,7 @@ def losses_of(model: Trunk, batch: Tensor, names: str = "abc") -> dict[str, Tens
 
 
 # At the feature level GradDrop decides by the examples of the rank.
-CASES = [(name, "parameter") for name in AGGREGATORS]
+CASES = [(name, "parameter") for name in ORDINARY]
 CASES += [(name, "feature") for name in ["Sum", "Mean", *FEATURE_METHODS] if name != "GradDrop"]
 WEIGHTING_OPTIONS: dict[str, dict[str, Any]] = {
     "Uncertainty": {},

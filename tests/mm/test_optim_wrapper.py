@@ -10,12 +10,18 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.model import MMFullyShardedDataParallel
 from mmengine.optim import OptimWrapper
-from models import DETECTION_MASK, build_detector, detector_losses, mask_rcnn_config, method
+from models import (
+    DETECTION_MASK,
+    ORDINARY,
+    build_detector,
+    detector_losses,
+    mask_rcnn_config,
+    method,
+)
 from torch.testing import assert_close
 from toy import TASKS, TwoTasks, make_data, make_runner, parameters
 
 from mtl_plugins import MultiTaskBackward
-from mtl_plugins.aggregation import AGGREGATORS
 from mtl_plugins.mm.optim import MTLOptimWrapper
 from mtl_plugins.mm.optim.model import Replay
 from mtl_plugins.tasks import TaskGroups
@@ -68,7 +74,7 @@ def initial_state():
     return copy.deepcopy(runner.model.state_dict())
 
 
-@pytest.mark.parametrize("name", AGGREGATORS)
+@pytest.mark.parametrize("name", ORDINARY)
 def test_runner_trains_as_by_hand(name, tmp_path):
     cfg = mtl(name)
     assert_close(train(tmp_path, cfg), by_hand(cfg["aggregator"]))
@@ -149,7 +155,7 @@ def test_feature_level_finds_its_module(tmp_path):
     assert step.gramian.shape == (2, 2)
 
 
-@pytest.mark.parametrize("name", AGGREGATORS)
+@pytest.mark.parametrize("name", ORDINARY)
 def test_bfloat16_trains_on_a_cpu(name, tmp_path):
     cfg = mtl(name) | dict(type="AmpMTLOptimWrapper")
     runner = make_runner(tmp_path, cfg)
@@ -220,7 +226,7 @@ def nan_at(step: int, loss: str, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("amp", [False, True])
-@pytest.mark.parametrize("name", AGGREGATORS)
+@pytest.mark.parametrize("name", ORDINARY)
 def test_nan_in_one_loss_skips_the_step(name, amp, tmp_path, monkeypatch):
     """The run goes on, the step leaves every parameter as it was, the log names the task."""
     nan_at(3, "loss_mask", monkeypatch)

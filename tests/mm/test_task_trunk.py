@@ -163,6 +163,14 @@ class TestRotations:
                 {"rotations": {}, "task_layers": [CONV]},
                 "model.rotations: they turn features that the tasks share",
             ),
+            (
+                {"rotations": {}, "task_norm": {}},
+                "model.rotations: they turn features that the tasks share",
+            ),
+            (
+                {"task_norm": {}, "task_layers": [NORM]},
+                "model.task_layers: .* is task-specific already",
+            ),
         ],
     )
     def test_refused(self, options: dict[str, Any], message: str) -> None:

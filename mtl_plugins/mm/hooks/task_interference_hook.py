@@ -9,8 +9,10 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from mtl_plugins.connection_strength import top_channels
 from mtl_plugins.mm.optim import MTLOptimWrapper
 from mtl_plugins.recorder import Recorder
+from mtl_plugins.task_norm import TaskBatchNorm, TaskNorm, task_norm
 
 
 @HOOKS.register_module()
@@ -18,11 +20,14 @@ class TaskInterferenceHook(Hook):
     """Hook that writes how the gradients of the tasks get on, and their losses and weights.
 
     The scalars are ``mtl/loss/<task>`` and ``mtl/weight/<task>``, ``mtl/penalty`` with a
-    regulariser, ``mtl/fallbacks`` once a solver has not converged, and the monitors that are asked
-    for. Every visualizer backend gets them; with MMEngine's ``LocalVisBackend`` they are lines of
-    ``vis_data/scalars.json``. Results that the method has computed are reused. Others cost up to
-    one backward pass a task on the iterations that are logged, and the parameters are trained
-    unchanged. (With activation checkpointing, batch norms in a checkpoint count once more.)
+    regulariser, ``mtl/fallbacks`` once a solver has not converged, the monitors that are asked for,
+    and, where tasks have batch norms of their own, ``mtl/top_channels_<task>``, the share of
+    channels for which the task has the top priority. Every visualizer backend gets them; with
+    MMEngine's ``LocalVisBackend`` they are lines of ``vis_data/scalars.json``. Results that the
+    method has computed are reused. Others cost up to one backward pass a task on the iterations
+    that are logged, and the parameters are trained unchanged. (With activation checkpointing, batch
+    norms in a checkpoint count once more.) A step for each task in turn has no gradients of all
+    tasks at the same weights, and so no such monitors.
 
     A task that had no loss, or no gradient, for a whole epoch is warned of, once.
 
@@ -55,6 +60,7 @@ class TaskInterferenceHook(Hook):
         name = type(self).__name__
         self.recorder = Recorder(interval, monitors, f"{name}.interval", f"{name}.monitors")
         self.representation = representation
+        self._norm: TaskNorm | None = None
 
     def before_train(self, runner: Runner) -> None:
         wrapper = runner.optim_wrapper
@@ -63,6 +69,8 @@ class TaskInterferenceHook(Hook):
                 "custom_hooks: TaskInterferenceHook needs optim_wrapper.type='MTLOptimWrapper' or "
                 f"'AmpMTLOptimWrapper', found {type(wrapper).__name__!r}"
             )
+        if any(isinstance(part, TaskBatchNorm) for part in runner.model.modules()):
+            self._norm = task_norm(runner.model)
         if "fd" not in self.recorder.measures:
             return
         if self.representation is not None:
@@ -85,6 +93,9 @@ class TaskInterferenceHook(Hook):
     ) -> None:
         multitask = runner.optim_wrapper.multitask
         if scalars := self.recorder.after_step(multitask):
+            if self._norm is not None:
+                shares = top_channels(self._norm).items()
+                scalars |= {f"mtl/top_channels_{task}": share for task, share in shares}
             runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
         if self.every_n_train_iters(runner, len(runner.train_dataloader)):
             for warning in self.recorder.absent(multitask, "a whole epoch"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,12 +28,8 @@ from mtl_plugins.mm.models.dense_heads import DenseHead, check_loss_name
 from mtl_plugins.mm.models.multi_task_preprocessor import MultiTaskDataPreProcessor
 from mtl_plugins.mm.models.semantic_detector import share_of_images
 from mtl_plugins.mm.models.task_features import TaskFeatures
-from mtl_plugins.mm.models.task_trunk import (
-    features_by_task,
-    own_layers,
-    refuse_lost_weights,
-    rotations_of,
-)
+from mtl_plugins.mm.models.task_norms import TaskNorms
+from mtl_plugins.mm.models.task_trunk import OwnLayers, refuse_lost_weights, rotations_of
 from mtl_plugins.mm.structures import FIELDS, IGNORED
 from mtl_plugins.registry import suggest, under
 
@@ -79,12 +75,15 @@ class MultiTaskSegmentor(BaseSegmentor):
         test_cfg: ``mode``, ``"whole"`` or ``"slide"``; with ``"slide"`` the ``crop_size`` and the
             ``stride`` of the windows (height, width), in pixels.
         data_preprocessor: Config of a preprocessor, such as :class:`MultiTaskDataPreProcessor`.
+        task_norm: Settings of batch norms of each task's own, see
+            :class:`~mtl_plugins.mm.models.task_norms.TaskNorms`; ``dict()`` for those of backbone
+            and neck. The trunk then runs once a task, in training and in prediction.
         pretrained: Weights of the backbone, as for MMSegmentation's segmentors.
         init_cfg: Config of the initial weights, as for any MMEngine module.
 
     Attributes:
-        trains: Function that tells whether a sample trains the losses with a name; task allocation
-            replaces it.
+        trains: Function that tells whether a sample trains the losses with a name, or, without a
+            sample, whether the forward pass is about them; task allocation replaces it.
 
     Raises:
         ValueError: A head does not fit the task or another head, or the settings are unknown.
@@ -101,6 +100,7 @@ class MultiTaskSegmentor(BaseSegmentor):
         train_cfg: Config | None = None,
         test_cfg: Config | None = None,
         data_preprocessor: Config | None = None,
+        task_norm: Config | None = None,
         pretrained: str | None = None,
         init_cfg: Any = None,
     ) -> None:
@@ -145,7 +145,8 @@ class MultiTaskSegmentor(BaseSegmentor):
                     raise ValueError(f"{key}[{i}].decoder: an auxiliary head needs one")
             self.auxiliary_heads[task] = built
         self.trains: Callable[[Any, str], bool] = _all_train
-        self.own_layers = own_layers(self, task_layers)
+        self.task_norms = TaskNorms(self, list(self.heads), task_norm, self._trunk)
+        self.own_layers = OwnLayers(self, task_layers)
         self.rotations = rotations_of(self, rotations)
 
     @property
@@ -160,7 +161,7 @@ class MultiTaskSegmentor(BaseSegmentor):
         Raises:
             ValueError: Each task has features of its own, for ``task_layers``.
         """
-        if self.own_layers is not None:
+        if self.own_layers:
             raise ValueError(
                 "model.task_layers: with layers of their own, the tasks share no features that "
                 "level='feature' could be about; use level='parameter'"
@@ -180,25 +181,21 @@ class MultiTaskSegmentor(BaseSegmentor):
             f"{type(self).__name__} without --tta"
         )
 
-    def trunk(self, inputs: Tensor) -> TaskFeatures | Sequence[Tensor]:
-        """Run backbone and neck on images ``[N, C, H, W]``."""
-        x = self.backbone(inputs)
-        return self.neck(x) if self.with_neck else x
-
     def extract_feat(self, inputs: Tensor) -> TaskFeatures | Sequence[Tensor]:
         """Return the features of images ``[N, C, H, W]``, which may differ by task.
 
         Raises:
             ValueError: There are features by task, but not for all tasks with a decoder.
         """
-        x = self.trunk(inputs) if self.own_layers is None else features_by_task(self, inputs)
+        x = self.own_layers.alone(self._trunk(inputs))
         if self.rotations is not None:
             with under("model", ("rotations",)):
                 x = TaskFeatures(self.rotations(x))
         if isinstance(x, TaskFeatures):
             where = "neck" if self.with_neck else "backbone"
             source = f"model.{where} ({type(getattr(self, where)).__name__})"
-            for task, head in self.heads.items():
+            for task in self.own_layers.tasks:
+                head = self.heads[task]
                 needed = _has_decoder(head) or len(self.auxiliary_heads[task])
                 if needed and task not in x.features:
                     raise ValueError(
@@ -224,20 +221,36 @@ class MultiTaskSegmentor(BaseSegmentor):
         refuse_lost_weights(self, state_dict)
         super()._load_from_state_dict(state_dict, *args, **kwargs)
 
+    def _trunk(self, inputs: Tensor) -> Any:
+        x = self.backbone(inputs)
+        return self.neck(x) if self.with_neck else x
+
+    def _passes(self, inputs: Tensor, tasks: Iterable[str]) -> Iterator[tuple[str, Any]]:
+        """Yield each task with its features: of one pass for all, or of a pass with its own parts.
+
+        With norms or layers of its own, a task's head belongs inside of the iteration, too.
+        """
+        x = None
+        for task in tasks:
+            with self.task_norms.of(task), self.own_layers.of(task):
+                if x is None or self.task_norms or self.own_layers:
+                    x = self.extract_feat(inputs)
+                yield task, x
+
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Maps:
         """Return the logits ``[N, C, H, W]`` of each task with a decoder for images."""
-        x = self.extract_feat(inputs)
+        decoded = [task for task, head in self.heads.items() if _has_decoder(head)]
         return {
-            task: head.predict(_features(x, task), batch_img_metas, self.test_cfg)
-            for task, head in self.heads.items()
-            if _has_decoder(head)
+            task: self.heads[task].predict(_features(x, task), batch_img_metas, self.test_cfg)
+            for task, x in self._passes(inputs, decoded)
         }
 
     def _forward(self, inputs: Tensor, data_samples: Any = None) -> Maps:
         """Return the raw output of each task with a decoder."""
-        x = self.extract_feat(inputs)
-        heads = {task: head for task, head in self.heads.items() if _has_decoder(head)}
-        return {task: head(_features(x, task)) for task, head in heads.items()}
+        decoded = [task for task, head in self.heads.items() if _has_decoder(head)]
+        return {
+            task: self.heads[task](_features(x, task)) for task, x in self._passes(inputs, decoded)
+        }
 
     def loss(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> Maps:
         """Return the losses of the labels that the images have, and pixel accuracies (per cent).
@@ -246,18 +259,23 @@ class MultiTaskSegmentor(BaseSegmentor):
             inputs: Images, ``[N, C, H, W]``.
             data_samples: ``N`` samples.
         """
-        x = self.extract_feat(inputs)
         losses: Maps = {}
-        for task, head in self.heads.items():
+        wanted = [
+            task
+            for task, head in self.heads.items()
+            if self.trains(None, f"{task}.{_loss_names(head)[0]}")
+        ]
+        for task, x in self._passes(inputs, wanted):
+            head = self.heads[task]
             if _has_decoder(head):
                 losses |= self._losses(task, head, _features(x, task), data_samples, head.loss)
             given = x.auxiliary.get(task, ()) if isinstance(x, TaskFeatures) else ()
             for n, logits in enumerate(given):
                 by_logits = _by_logits(head)
                 losses |= self._losses(f"{task}.aux_{n}", head, (logits,), data_samples, by_logits)
-            for n, head in enumerate(self.auxiliary_heads[task], len(given)):
+            for n, more in enumerate(self.auxiliary_heads[task], len(given)):
                 name, features = f"{task}.aux_{n}", _features(x, task)
-                losses |= self._losses(name, head, features, data_samples, head.loss)
+                losses |= self._losses(name, more, features, data_samples, more.loss)
         return losses
 
     def _losses(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,74 +18,87 @@ from mtl_plugins.task_layers import TaskLayer, TaskLayers, convert_task_layers
 PIXELS = 64  # side of the image that shows the features' channels
 
 
-def own_layers(model: Any, names: Sequence[str]) -> TaskLayers | None:
-    """Give each task layers of its own.
+class OwnLayers:
+    """The layers of backbone and neck that each task has for itself, if there are any.
 
     Args:
-        model: Segmentor with ``heads``, ``backbone`` and perhaps ``neck``.
+        model: Segmentor with ``heads``, ``backbone`` and perhaps ``neck``; its layers are replaced.
         names: Names of the layers in the model.
 
     Raises:
         ValueError: A name is no layer of backbone or neck.
     """
-    if not names and not isinstance(names, str):
-        return None
-    for name in [] if isinstance(names, str) else names:
-        if not isinstance(name, str) or name.split(".")[0] not in ("backbone", "neck"):
-            layers = (n for n, _ in model.named_modules() if n.startswith(("backbone.", "neck.")))
-            raise ValueError(
-                f"model.task_layers: {name!r} is no layer of backbone or neck; "
-                + suggest(str(name), [n for n in layers if n.count(".") < 3])
-            )
-    try:
-        convert_task_layers(model, names, list(model.heads))
-    except ValueError as error:
-        raise ValueError(f"model.task_layers: {error}") from error
-    return TaskLayers(model)
 
-
-def features_by_task(model: Any, inputs: Tensor) -> TaskFeatures:
-    """Run the trunk once a task, each with the task's own layers.
-
-    A trunk with features by task, such as MTAN, has to be able to compute one task alone: batch
-    norms of the others would see maps that are not theirs.
-
-    Args:
-        model: Segmentor with ``own_layers`` and ``trunk()``.
-        inputs: Images, ``[N, C, H, W]``.
-
-    Raises:
-        ValueError: The trunk has features by task, and not of one task alone.
-    """
-    layers: TaskLayers = model.own_layers
-    apart = [part for part in model.modules() if hasattr(part, "only_task")]
-    found = {}
-    for task in layers.tasks:
-        try:
-            for part in apart:
-                part.only_task = task
-            with layers.of(task):
-                x = model.trunk(inputs)
-        finally:
-            for part in apart:
-                part.only_task = None
-        if not isinstance(x, TaskFeatures):
-            found[task] = x
-        elif task in x.features:  # a task without features is the segmentor's error
-            if len(x.features) > 1 or x.auxiliary:
-                raise ValueError(
-                    "model.task_layers: backbone or neck computes features of all tasks at once, "
-                    "and each task's layers would change those of the others"
+    def __init__(self, model: Any, names: Sequence[str]) -> None:
+        self._layers: TaskLayers | None = None
+        self._all = list(model.heads)
+        self._chosen: str | None = None
+        if not names and not isinstance(names, str):
+            return
+        for name in [] if isinstance(names, str) else names:
+            if not isinstance(name, str) or name.split(".")[0] not in ("backbone", "neck"):
+                layers = (
+                    n for n, _ in model.named_modules() if n.startswith(("backbone.", "neck."))
                 )
-            found[task] = x.features[task]
-    return TaskFeatures(found)
+                raise ValueError(
+                    f"model.task_layers: {name!r} is no layer of backbone or neck; "
+                    + suggest(str(name), [n for n in layers if n.count(".") < 3])
+                )
+        try:
+            convert_task_layers(model, names, self._all)
+        except ValueError as error:
+            raise ValueError(f"model.task_layers: {error}") from error
+        self._layers = TaskLayers(model)
+        # Parts that can compute the features of one task alone.
+        self._apart: list[Any] = [part for part in model.modules() if hasattr(part, "only_task")]
+
+    def __bool__(self) -> bool:
+        return self._layers is not None
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks that a pass is about: all, or the chosen one."""
+        return self._all if self._chosen is None else [self._chosen]
+
+    @contextmanager
+    def of(self, task: str) -> Iterator[None]:
+        """Choose the layers of a task for the forward passes inside, where there are any."""
+        if self._layers is None:
+            yield
+            return
+        self._choose(task)
+        try:
+            with self._layers.of(task):
+                yield
+        finally:
+            self._choose(None)
+
+    def _choose(self, task: str | None) -> None:
+        self._chosen = task
+        for part in self._apart:
+            part.only_task = task
+
+    def alone(self, x: Any) -> Any:
+        """Check that features are those of the chosen task alone, and return them.
+
+        Batch norms of the other tasks would see maps that are not theirs.
+
+        Raises:
+            ValueError: The trunk has features by task, and computes those of all tasks at once.
+        """
+        if self and isinstance(x, TaskFeatures) and (len(x.features) > 1 or x.auxiliary):
+            raise ValueError(
+                "model.task_layers: backbone or neck computes features of all tasks at once, "
+                "and each task's layers would change those of the others"
+            )
+        return x
 
 
 def rotations_of(model: Any, options: Mapping[str, Any] | None) -> Rotations | None:
     """Build the rotations of the features that the tasks share.
 
     Args:
-        model: Segmentor with ``heads`` and ``trunk()``.
+        model: Segmentor with ``heads``, ``own_layers``, ``task_norms`` and ``_trunk()``.
         options: Options of the rotations, beside tasks and channels.
 
     Raises:
@@ -97,7 +111,7 @@ def rotations_of(model: Any, options: Mapping[str, Any] | None) -> Rotations | N
     size = options.get("size")
     if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 2):
         raise ValueError(f"model.rotations.size: expected None or an integer from 2, got {size!r}")
-    features = None if model.own_layers is not None else _run(model)
+    features = None if model.own_layers or model.task_norms else _run(model)
     if features is None or isinstance(features, TaskFeatures):
         raise ValueError(
             "model.rotations: they turn features that the tasks share, and here each task has "
@@ -125,7 +139,7 @@ def _run(model: Any) -> TaskFeatures | Sequence[Tensor]:
     try:
         model.eval()
         with torch.no_grad():
-            return model.trunk(torch.zeros(1, channels, PIXELS, PIXELS))
+            return model._trunk(torch.zeros(1, channels, PIXELS, PIXELS))
     finally:
         for part, training in modes:
             part.training = training

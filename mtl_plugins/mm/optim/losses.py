@@ -50,6 +50,7 @@ class ParsedLosses(Replacement):
         model: Model that has the method.
 
     Attributes:
+        log: Scalars to log that the last call returned.
         sums: True if the method is MMEngine's, which sums all that has ``"loss"`` in its name.
     """
 
@@ -58,6 +59,7 @@ class ParsedLosses(Replacement):
         self.sums = getattr(model.parse_losses, "__func__", None) is BaseModel.parse_losses
         self._model = model
         self._calls: list[_Call] = []
+        self.log: dict[str, Any] = {}
         self._used = False  # calls were trained: the next call belongs to another step
 
     @classmethod
@@ -81,6 +83,7 @@ class ParsedLosses(Replacement):
             self._calls, self._used = [], False
         raw = dict(losses)
         total, log_vars = self._method(losses)
+        self.log = log_vars
         # MMEngine adds the sum as "loss", unless the model has a loss of that name.
         terms = {k: v for k, v in log_vars.items() if "loss" in k and k in raw}
         self._calls.append(_Call(total, terms, raw, _operations(total, terms)))

@@ -44,9 +44,14 @@ class Replay(replay.Replay):
 
     def losses(self) -> list[dict[str, Tensor]]:
         """Return the loss terms, as of now, of each call of the model since the last query."""
-        return [self._terms(losses) for losses in self.outputs()]
+        return [self.terms(losses) for losses in self.outputs()]
 
-    def _terms(self, losses: Mapping[str, Any]) -> dict[str, Tensor]:
+    def terms(self, losses: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the loss terms of what the model returned."""
+        return {name: term for name, term in self.log_of(losses).items() if "loss" in name}
+
+    def log_of(self, losses: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the scalars to log of what the model returned, without their sum."""
         # The method of the class: the optimizer wrapper listens to the instance's.
-        _, terms = type(self._model).parse_losses(self._model, losses)
-        return {name: term for name, term in terms.items() if "loss" in name and name in losses}
+        _, log = type(self._model).parse_losses(self._model, losses)
+        return {name: value for name, value in log.items() if name in losses}

@@ -6,7 +6,7 @@ import inspect
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -108,13 +108,34 @@ class MTLOptimWrapper(OptimWrapper):
             }
             if self.groups.names and self._options["weighting"] is not None:
                 self._options["weighting"].check(self.groups.names)
+            if self._options["aggregator"].takes_turns:
+                self._check_turns()
         self._representation = representation
         self.multitask: MultiTaskBackward | None = None
         self._losses: ParsedLosses | None = None
         self._scaled: tuple[Any, Any] | None = None  # result and argument of the last scale_loss()
         self._has_gradients = False  # backward() was called since the last step
         self._resumed: dict[str, Any] | None = None
-        self._replay: Replay | None = None  # for a weighting that wants the losses once more
+        self._replay: Replay | None = None  # to run the model once more in a step
+        self._gates: AllocationGates | None = None
+
+    def _check_turns(self) -> None:
+        """Refuse options with which no step can be taken for each task in turn.
+
+        Raises:
+            ValueError: Gradients are accumulated, or the tasks have no names.
+        """
+        name = type(self._options["aggregator"]).__name__
+        if self._accumulative_counts > 1:
+            raise ValueError(
+                f"accumulative_counts: {name} takes a step for each task on each batch, so that "
+                f"there is nothing to accumulate; expected 1, got {self._accumulative_counts}"
+            )
+        if not self.groups.names:
+            raise ValueError(
+                f"tasks: {name} takes a step for each task in turn, and needs their names, such as "
+                "dict(seg='seg.*', depth='depth.*')"
+            )
 
     def _check_options(self, options: Mapping[str, Any]) -> None:
         """Refuse options that MMEngine's wrapper would, in terms of the config."""
@@ -159,7 +180,8 @@ class MTLOptimWrapper(OptimWrapper):
         losses = ParsedLosses.of(model)
         weighting = self._options["weighting"]
         computes_again = weighting is not None and weighting.needs_new_losses
-        if computes_again and not losses.sums:
+        takes_turns = self._options["aggregator"].takes_turns
+        if (computes_again or takes_turns) and not losses.sums:
             self._refuse_replay()
         with under("optim_wrapper", _KEYS):
             self.groups.optional = [
@@ -173,15 +195,16 @@ class MTLOptimWrapper(OptimWrapper):
                 tasks=self.groups.names,
                 **self._options,
             )
-        with under("model_wrapper_cfg", ("static_graph",)), under("optim_wrapper", _KEYS):
+        wrapped = under("model_wrapper_cfg", ("static_graph",))
+        with under("optim_wrapper", _KEYS), wrapped:
             self.multitask.protect(whole)
         self._losses = losses
         if self._resumed is not None:
             RESUME.load(self.multitask, self._resumed)
-        AllocationGates(model, self.groups)
+        self._gates = AllocationGates(model, self.groups)
         if self.multitask.regularizer is not None:
             differentiate_twice(model)
-        if computes_again:
+        if computes_again or takes_turns:
             self._replay = Replay(model)
 
     def _find_representation(self, model: nn.Module) -> nn.Module | None:
@@ -200,10 +223,12 @@ class MTLOptimWrapper(OptimWrapper):
         return None
 
     def _refuse_replay(self) -> None:
+        kind = "aggregator" if self._options["aggregator"].takes_turns else "weighting"
+        when = "for each task" if kind == "aggregator" else "after each step"
         raise ValueError(
-            f"optim_wrapper.weighting: {type(self._options['weighting']).__name__} computes the "
-            "losses once more after each step, and what is trained is not their sum, which "
-            "mmengine's parse_losses() returns; use another weighting"
+            f"optim_wrapper.{kind}: {type(self._options[kind]).__name__} computes the losses once "
+            f"more {when}, and what is trained is not their sum, which mmengine's parse_losses() "
+            f"returns; use another {kind}"
         )
 
     def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
@@ -234,8 +259,68 @@ class MTLOptimWrapper(OptimWrapper):
         if self.multitask.steps_per_epoch is None:
             self.multitask.steps_per_epoch = self._steps_per_epoch()
         own = self.multitask.synchronizes(self.should_sync()) and hasattr(model, "no_sync")
-        with super().optim_context(model), model.no_sync() if own else nullcontext():
+        with ExitStack() as stack:
+            stack.enter_context(super().optim_context(model))
+            if own:
+                stack.enter_context(model.no_sync())
+            if self.multitask.aggregator.takes_turns:
+                assert self._replay is not None
+                self._replay.forget()
+            if self.multitask.in_turn:  # the call inside is about the first task
+                assert self._gates is not None
+                stack.enter_context(self._gates.only(self.multitask.tasks[0]))
             yield
+
+    def update_params(
+        self,
+        loss: Tensor,
+        step_kwargs: dict[str, Any] | None = None,
+        zero_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        """Update the parameters, at once or, as the aggregator says, for each task in turn.
+
+        In turn, the model has computed the losses of the first task alone, and is run once more for
+        each of the others; their scalars join those that ``parse_losses`` returned.
+
+        Args:
+            loss: Scalar that ``parse_losses`` returned.
+            step_kwargs: Arguments of the optimizer's step.
+            zero_kwargs: Arguments of ``zero_grad``.
+        """
+        if self.multitask is None or not self.multitask.in_turn:
+            super().update_params(loss, step_kwargs, zero_kwargs)
+            return
+        assert self._losses is not None and self._replay is not None
+        replay, log, first = self._replay, self._losses.log, self.multitask.tasks[0]
+        if not self._losses.is_sum(loss):
+            self._refuse_replay()
+        terms, untrained = self._losses.behind(loss, self.optimizer)
+
+        def loss_of(task: str) -> Tensor | None:
+            nonlocal terms
+            if task != first:
+                assert self._gates is not None
+                with self._gates.only(task):
+                    found = replay.log_of(replay.run_again())
+                terms = {name: value for name, value in found.items() if "loss" in name}
+                for name, value in found.items():
+                    if "loss" not in name:
+                        log.setdefault(name, value)
+                    elif self.groups.task_of(name) == task:
+                        log[name] = value.detach()
+            return self.groups(terms, untrained, only=task).get(task)
+
+        def step() -> None:
+            super(MTLOptimWrapper, self).step(**(step_kwargs or {}))
+
+        with under("optim_wrapper", _KEYS):
+            self.multitask.take_in_turn(loss_of, step, self.gradient_scale)
+        if "loss" in log:
+            log["loss"] = sum(
+                log[name].detach() for name in log if "loss" in name and name != "loss"
+            )
+        self._inner_count += 1
+        self.zero_grad(**(zero_kwargs or {}))
 
     def scale_loss(self, loss: Tensor) -> Tensor:
         scaled = super().scale_loss(loss)
@@ -294,7 +379,9 @@ class MTLOptimWrapper(OptimWrapper):
             )
         self._has_gradients = False
         super().step(**kwargs)
-        if self._replay is not None and self.multitask is not None:
+        weighting = self._options["weighting"]
+        if weighting is not None and weighting.needs_new_losses:
+            assert self._replay is not None and self.multitask is not None
             tasks: dict[str, Tensor] = {}
             calls = self._replay.losses()
             for terms in calls:  # all calls of a step count alike

@@ -1,0 +1,3 @@
+custom_imports = dict(imports=["mtl_plugins.mm"])
+optim_wrapper = dict(type="MTLOptimWrapper", aggregator=dict(type="Sequential"))
+custom_hooks = [dict(type="TaskInterferenceHook", interval=10)]

@@ -1,0 +1,75 @@
+"""Batch norms of each task's own in a model of the config: the key ``model.task_norm``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtl_plugins.registry import suggest
+from mtl_plugins.task_norm import TaskNorm, convert_task_norm, task_norm
+
+KEYS = ("modules", "input_shape")
+
+
+class TaskNorms:
+    """The task-specific norms of a model, if it has any.
+
+    Args:
+        model: Model whose trunk is converted.
+        tasks: Names of the tasks.
+        cfg: Value of ``model.task_norm``: None for no such norms, or a dict with ``modules``, the
+            paths of the parts with norms to convert (by default backbone and neck), and
+            ``input_shape``, the shape of an image for a dry pass (``(3, 64, 64)``).
+        trunk: Function that runs the trunk on images ``[N, C, H, W]``.
+
+    Raises:
+        TypeError, ValueError: The dict has other keys, a part is not there, or no convolution of
+            the parts feeds a norm.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tasks: Sequence[str],
+        cfg: Mapping[str, Any] | None,
+        trunk: Callable[[Tensor], Any],
+    ) -> None:
+        self._norm: TaskNorm | None = None
+        if cfg is None:
+            return
+        if not isinstance(cfg, Mapping):
+            raise TypeError(f"model.task_norm: expected a dict or None, got {cfg!r}")
+        for key in cfg:
+            if key not in KEYS:
+                raise ValueError(f"model.task_norm: there is no {key!r}; {suggest(key, KEYS)}")
+        shape = cfg.get("input_shape", (3, 64, 64))
+        parts = nn.ModuleDict()
+        for path in cfg.get("modules") or [n for n in ("backbone", "neck") if hasattr(model, n)]:
+            try:
+                parts[path.replace(".", "/")] = model.get_submodule(path)
+            except AttributeError:
+                valid = [name for name, _ in model.named_children()]
+                raise ValueError(
+                    f"model.task_norm.modules: the model has no {path!r}; {suggest(path, valid)}"
+                ) from None
+        try:
+            convert_task_norm(parts, tasks, lambda _: trunk(torch.zeros(1, *shape)))
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"model.task_norm: {error}") from error
+        self._norm = task_norm(model)
+
+    def __bool__(self) -> bool:
+        return self._norm is not None
+
+    @contextmanager
+    def of(self, task: str) -> Iterator[None]:
+        """Choose the norms of a task for the forward passes inside, where there are such norms."""
+        if self._norm is None:
+            yield
+        else:
+            with self._norm.of(task):
+                yield
