@@ -46,16 +46,19 @@ class MTLTrainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         multitask = build_multitask(cfg, model, optimizer, self.groups)
         data_loader = self.build_train_loader(cfg)
+        gates = None
         if cfg.MTL.ALLOCATION.NAME:
             data_loader = AllocatedLoader(cfg, data_loader)
-            AllocationGates(model, self.groups)
+            gates = AllocationGates(model, self.groups)
 
         on_gpu = next(model.parameters()).is_cuda
         devices = {} if on_gpu else {"device_ids": None}
         model = create_ddp_model(model, broadcast_buffers=False, **devices)
         trainer = MTLAMPTrainer if cfg.SOLVER.AMP.ENABLED else MTLSimpleTrainer
         with naming_keys():
-            self._trainer = trainer(model, data_loader, optimizer, multitask, self.groups)
+            self._trainer = trainer(
+                model, data_loader, optimizer, multitask, self.groups, gates=gates
+            )
 
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetectionCheckpointer(

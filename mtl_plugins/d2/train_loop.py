@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtl_plugins import MultiTaskBackward
+from mtl_plugins.d2.allocation import AllocationGates
 from mtl_plugins.ops.roi_align import exchange_roi_aligns
 from mtl_plugins.precision import cpu_precision, gradient_scale, scaler_for
 from mtl_plugins.replay import Replay
@@ -37,6 +38,7 @@ class MTLSimpleTrainer(SimpleTrainer):
         optimizer: Optimizer, which is not called after a step that ``multitask`` skips.
         multitask: Object that takes the place of ``losses.backward()``.
         groups: Losses of each task; by default, every loss is a task.
+        gates: Gates of the model, if it has some already.
         zero_grad_before_forward: Whether gradients are zeroed before the forward pass.
         **kwargs: Other arguments that the ``SimpleTrainer`` of this version of Detectron2 has.
 
@@ -53,6 +55,7 @@ class MTLSimpleTrainer(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         multitask: MultiTaskBackward,
         groups: TaskGroups | None = None,
+        gates: AllocationGates | None = None,
         zero_grad_before_forward: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -67,6 +70,9 @@ class MTLSimpleTrainer(SimpleTrainer):
         self.groups.optional = [*self.groups.optional, *getattr(bare, "optional_losses", ())]
         if multitask.regularizer is not None:
             exchange_roi_aligns(bare, (m for m in bare.modules() if isinstance(m, ROIAlign)))
+        self._bare, self._gates = bare, gates
+        if multitask.aggregator.takes_turns and gates is None:
+            self._gates = AllocationGates(bare, self.groups)
         # Some weightings want the losses once more, after the step.
         again = multitask.weighting is not None and multitask.weighting.needs_new_losses
         self._replay = Replay(bare) if again else None
@@ -81,6 +87,9 @@ class MTLSimpleTrainer(SimpleTrainer):
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
+        if self.multitask.in_turn:
+            self._run_in_turn(data, data_time)
+            return
 
         if self.zero_grad_before_forward:
             self.optimizer.zero_grad()
@@ -106,6 +115,30 @@ class MTLSimpleTrainer(SimpleTrainer):
             with EventStorage():  # the model logs nothing twice
                 (terms,) = map(_terms, self._replay.outputs())
             self.multitask.after_step(self.groups(terms))
+
+    def _run_in_turn(self, data: Any, data_time: float) -> None:
+        """Take a step for each task, with a forward pass of its own at the weights moved so far."""
+        terms: dict[str, Tensor] = {}
+
+        def loss_of(task: str) -> Tensor | None:
+            assert self._gates is not None
+            with self._gates.only(task), self.autocast():
+                found = _terms(self._bare(data))
+            terms.update(
+                {n: t.detach() for n, t in found.items() if self.groups.task_of(n) == task}
+            )
+            return self.groups(found, only=task).get(task)
+
+        def step() -> None:
+            if hasattr(self, "after_backward"):  # since version 0.6
+                self.after_backward()
+            self.step_optimizer()
+
+        self.multitask.take_in_turn(loss_of, step, self.gradient_scale)
+        self.log_scale()
+        assert self.multitask.last is not None
+        if not self.multitask.last.nonfinite:
+            self._record(terms, data_time)
 
     def _record(self, terms: dict[str, Tensor], data_time: float) -> None:
         """Write the losses, in a thread of Detectron2's if ``async_write_metrics`` is set."""

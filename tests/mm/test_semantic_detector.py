@@ -425,3 +425,21 @@ def test_a_head_that_cannot_pass_over_crowds_says_so() -> None:
     one = sample(gt_instances=boxes(), ignored_instances=boxes())
     with pytest.warns(UserWarning, match="FreeAnchorRetinaHead may train ignored boxes"):
         detector.loss(torch.rand(1, 3, HEIGHT, WIDTH), [one])
+
+
+def test_norms_of_each_task_make_each_head_that_of_a_plain_detector() -> None:
+    from mtl_plugins.task_norm import TaskBatchNorm, fold_task_norm
+
+    backbone = CONFIG["backbone"] | {"norm_cfg": {"type": "BN"}}
+    model = build(task_norm={"modules": ["backbone"]}, backbone=backbone).train()
+    inputs = torch.randn(2, 3, HEIGHT, WIDTH)
+    norms = [part for part in model.modules() if isinstance(part, TaskBatchNorm)]
+    assert norms and all(list(norm.norms) == ["det", "seg"] for norm in norms)
+    for norm in norms:
+        for one in norm.norms.values():
+            torch.nn.init.uniform_(one.weight)
+    found = model.eval()._forward(inputs)
+    for task, output in zip(("det", "seg"), found, strict=True):
+        head = model.bbox_head if task == "det" else model.semantic_head
+        want = head(model.neck(fold_task_norm(model.backbone, task)(inputs)))
+        torch.testing.assert_close(output, want)

@@ -343,3 +343,81 @@ def test_what_does_not_fit_is_an_error_before_the_first_step(
 ) -> None:
     with pytest.raises((ValueError, RuntimeError), match=message):
         make_runner(tmp_path, **options).train()
+
+
+def test_mixed_precision_clipping_and_allocation_go_with_steps_in_turn(tmp_path: Path) -> None:
+    runner = make_runner(
+        tmp_path, "Sequential", type="AmpMTLOptimWrapper", clip_grad={"max_norm": 1}
+    )
+    runner.train()
+    assert all(p.isfinite().all() for p in runner.model.parameters())
+    # An image that has one task alone trains that task alone, in its turn.
+    runner = make_runner(tmp_path, "Sequential")
+    model = runner.model.train()
+    wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    data, seen = Data(), []
+    first, second = data[0], data[1]
+    first["data_samples"].set_metainfo({"tasks": ("seg", "normals")})
+    second["data_samples"].set_metainfo({"tasks": ("seg",)})
+    for task, head in model.heads.items():
+        real = head.loss
+
+        def loss(x: Any, samples: Any, cfg: Any, task: str = task, real: Any = real) -> Any:
+            seen.append((task, [s.metainfo["img_path"] for s in samples]))
+            return real(x, samples, cfg)
+
+        head.loss = loss
+    model.train_step({k: [first[k], second[k]] for k in first}, wrapper)
+    assert seen == [("seg", ["0", "1"]), ("normals", ["0"])]
+    assert wrapper.multitask.last.tasks == ("seg", "normals")
+
+
+def test_the_hook_logs_shares_of_channels(tmp_path: Path) -> None:
+    hook = {"type": "TaskInterferenceHook", "interval": 2}
+    runner = make_runner(tmp_path, "ConnectionStrength", custom_hooks=[hook])
+    runner.train()
+    path = tmp_path / runner.timestamp / "vis_data/scalars.json"
+    log = [json.loads(line) for line in path.open()]
+    shares = [
+        {t: line[f"mtl/top_channels_{t}"] for t in TASKS} for line in log if "mtl/loss/seg" in line
+    ]
+    assert len(shares) == 2
+    for found in shares:
+        assert abs(sum(found.values()) - 1.0) < 1e-6
+
+
+def test_ema_and_copies_keep_their_own_norms() -> None:
+    model = MODELS.build(model_config()).eval()
+    copied = deepcopy(model)
+    for part in copied.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.constant_(part.weight, 0.5)
+    inputs = images()
+    found, others = copied._forward(inputs), model._forward(inputs)
+    for task in TASKS:
+        want = copied.heads[task](fold_task_norm(copied.backbone, task)(inputs))
+        assert_close(found[task], want)
+        assert not torch.allclose(found[task], others[task])
+    assert all(n.conv in list(copied.modules()) for n in task_norm(copied).norms.values())
+
+
+def test_the_first_task_may_be_absent(tmp_path: Path) -> None:
+    runner = make_runner(tmp_path, "Sequential")
+    model = runner.model.train()
+    wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    data = Data("sem_seg")
+    log = model.train_step({k: [data[0][k], data[1][k]] for k in data[0]}, wrapper)
+    assert wrapper.multitask.last.tasks == ("depth", "normals")
+    assert_close(log["loss"], log["depth.loss_depth"] + log["normals.loss_normals"])
+
+
+def test_synchronised_norms_come_after_the_conversion() -> None:
+    from mmengine.model import convert_sync_batchnorm
+
+    model = MODELS.build(model_config()).eval()
+    inputs = images()
+    before = model._forward(inputs)
+    model = convert_sync_batchnorm(model, "torch")
+    synchronised = [m for m in model.backbone.modules() if isinstance(m, nn.SyncBatchNorm)]
+    assert len(synchronised) == 20 * len(TASKS)
+    assert_close(model.eval()._forward(inputs), before)

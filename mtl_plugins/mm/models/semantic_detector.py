@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtl_plugins.mm.allocation import scaled, select
+from mtl_plugins.mm.models.task_norms import TaskNorms
 from mtl_plugins.mm.structures import IGNORED
 from mtl_plugins.registry import suggest
 
@@ -64,6 +65,9 @@ class SemanticDetector(BaseDetector):
         test_cfg: Test settings of ``bbox_head``, and ``seg_threshold``: pixels whose most probable
             class has a probability below ``seg_threshold`` are predicted as 255, no class.
         data_preprocessor: Config of a preprocessor, such as :class:`PartialDataPreprocessor`.
+        task_norm: Settings of batch norms of each task's own, ``det`` and ``seg``, see
+            :class:`~mtl_plugins.mm.models.task_norms.TaskNorms`; ``dict()`` for those of backbone
+            and neck. The trunk then runs once a task, in training and in prediction.
         init_cfg: Config of the initial weights, as for any MMEngine module.
 
     Raises:
@@ -81,6 +85,7 @@ class SemanticDetector(BaseDetector):
         train_cfg: Mapping[str, Any] | None = None,
         test_cfg: Mapping[str, Any] | None = None,
         data_preprocessor: Mapping[str, Any] | None = None,
+        task_norm: Mapping[str, Any] | None = None,
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
@@ -97,15 +102,17 @@ class SemanticDetector(BaseDetector):
             {**bbox_head, "train_cfg": train_cfg, "test_cfg": test_cfg}
         )
         self.semantic_head = semantic_head and MODELS.build(semantic_head)
-        self.trains: Callable[[DetDataSample, str], bool] = lambda sample, loss: True
-        """Tells whether a sample trains the losses with a prefix; task allocation replaces this."""
+        self.trains: Callable[[Any, str], bool] = lambda sample, loss: True
+        """Tells whether a sample trains the losses with a prefix or, without a sample, whether the
+        forward pass is about them; task allocation replaces this."""
+        heads = {"det": self.bbox_head, "seg": self.semantic_head}
+        self._tasks = [task for task, head in heads.items() if head]
+        self.task_norms = TaskNorms(self, self._tasks, task_norm, self.extract_feat)
 
     @property
     def optional_losses(self) -> list[str]:
         """Return the patterns of the losses that a batch may lack."""
-        heads = {"det": self.bbox_head, "seg": self.semantic_head}
-        tasks = [task for task, head in heads.items() if head]
-        return [f"loss_{source}_{task}_*" for task in tasks for source in self.source_weights]
+        return [f"loss_{source}_{task}_*" for task in self._tasks for source in self.source_weights]
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the neck's outputs, each ``[N, C, H_l, W_l]``, of images ``[N, 3, H, W]``."""
@@ -115,8 +122,17 @@ class SemanticDetector(BaseDetector):
         self, batch_inputs: Tensor, batch_data_samples: SampleList | None = None
     ) -> tuple[Any, ...]:
         """Return the raw outputs of each head."""
-        x = self.extract_feat(batch_inputs)
-        return tuple(head(x) for head in (self.bbox_head, self.semantic_head) if head)
+        heads = {"det": self.bbox_head, "seg": self.semantic_head}
+        return tuple(heads[task](x) for task, x in self._passes(batch_inputs, self._tasks))
+
+    def _passes(self, inputs: Tensor, tasks: Iterable[str]) -> Iterator[tuple[str, Any]]:
+        """Yield each task with its features: of one pass for all, or of a pass with its norms."""
+        x = None
+        for task in tasks:
+            with self.task_norms.of(task):
+                if x is None or self.task_norms:
+                    x = self.extract_feat(inputs)
+                yield task, x
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
         """Return the losses of the labels that the images have.
@@ -128,12 +144,15 @@ class SemanticDetector(BaseDetector):
         Returns:
             Scalars by name, and the pixel accuracies (per cent) of MMSegmentation's heads.
         """
-        x = self.extract_feat(batch_inputs)
+        kinds = {"det": "instances", "seg": "sem_seg"}
+        wanted = [
+            task
+            for task in self._tasks
+            if any(self.trains(None, f"loss_{source}_{task}_") for source in self.source_weights)
+        ]
         losses: dict[str, Tensor] = {}
-        if self.bbox_head:
-            losses |= self._losses(x, batch_data_samples, "det", "instances")
-        if self.semantic_head:
-            losses |= self._losses(x, batch_data_samples, "seg", "sem_seg")
+        for task, x in self._passes(batch_inputs, wanted):
+            losses |= self._losses(x, batch_data_samples, task, kinds[task])
         return losses
 
     def _losses(
@@ -222,11 +241,11 @@ class SemanticDetector(BaseDetector):
             The samples, with ``pred_instances`` (``bboxes`` ``[n, 4]``, ``scores``, ``labels``) and
             ``pred_sem_seg.sem_seg`` ``[1, H, W]``.
         """
-        x = self.extract_feat(batch_inputs)
-        if self.bbox_head:
-            boxes = self.bbox_head.predict(x, batch_data_samples, rescale=rescale)
-            batch_data_samples = self.add_pred_to_datasample(batch_data_samples, boxes)
-        if self.semantic_head:
+        for task, x in self._passes(batch_inputs, self._tasks):
+            if task == "det":
+                boxes = self.bbox_head.predict(x, batch_data_samples, rescale=rescale)
+                batch_data_samples = self.add_pred_to_datasample(batch_data_samples, boxes)
+                continue
             for logits, sample in zip(self.semantic_head(x), batch_data_samples, strict=True):
                 classes = self._classes(logits[None], sample, rescale)
                 sample.pred_sem_seg = PixelData(sem_seg=classes)

@@ -59,7 +59,8 @@ class TaskNorms:
         try:
             convert_task_norm(parts, tasks, lambda _: trunk(torch.zeros(1, *shape)))
         except (ValueError, RuntimeError) as error:
-            raise ValueError(f"model.task_norm: {error}") from error
+            text = str(error).replace("ModuleDict", " and ".join(parts))
+            raise ValueError(f"model.task_norm: {text}") from error
         self._norm = task_norm(model)
 
     def __bool__(self) -> bool:

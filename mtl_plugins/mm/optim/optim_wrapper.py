@@ -266,7 +266,9 @@ class MTLOptimWrapper(OptimWrapper):
             if self.multitask.aggregator.takes_turns:
                 assert self._replay is not None
                 self._replay.forget()
-            if self.multitask.in_turn:  # the call inside is about the first task
+            with under("optim_wrapper", _KEYS):
+                in_turn = self.multitask.in_turn
+            if in_turn:  # the call inside is about the first task
                 assert self._gates is not None
                 stack.enter_context(self._gates.only(self.multitask.tasks[0]))
             yield

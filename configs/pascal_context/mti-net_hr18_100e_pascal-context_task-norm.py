@@ -1,0 +1,4 @@
+# The same with batch norms of each task's own, as paper D trains it with connection strength.
+_base_ = ["./mti-net_hr18_100e_pascal-context.py"]
+
+model = dict(task_norm=dict())
