@@ -16,6 +16,7 @@ from mtl_plugins.distributed import world_size
 from mtl_plugins.features import Representation
 from mtl_plugins.graph import LossGraph
 from mtl_plugins.guard import Guard
+from mtl_plugins.layer_conflicts import LayerConflicts
 from mtl_plugins.losses import (
     explained,
     let_compiled_models_run_back_again,
@@ -69,6 +70,8 @@ class MultiTaskBackward:
             it, at the cost of a backward pass per task and without a change of any ``.grad``.
         monitor_features: Whether the next step is to compute the feature disentanglement: of the
             representation, or of the module given to :meth:`watch`.
+        monitor_layers: Whether the next step is to count the conflicts of each layer, for
+            :meth:`watch_layers`, at the cost of :attr:`monitor`.
 
     Examples:
         >>> backward = MultiTaskBackward(model.parameters(), aggregator="PCGrad")
@@ -120,7 +123,7 @@ class MultiTaskBackward:
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.level, self.low_memory = level, low_memory
         self.last: Step | None = None
-        self.monitor = self.monitor_features = False
+        self.monitor = self.monitor_features = self.monitor_layers = False
 
         cut = None if representation is None else Representation(representation)
         self._device = device = self.params[0].device
@@ -129,7 +132,7 @@ class MultiTaskBackward:
         self._in_turn: bool | None = None  # for the coming step, once it is begun
         self._ownership = Ownership(self.params, device)
         self._penalty = None if self.regularizer is None else Penalty(self.regularizer, self.params)
-        self._watching = Watching(cut)
+        self._watching = Watching(cut, sync == "exact")
         self._teaching = Teaching(self.weighting, self.params, sync == "exact", cut)
         self._chooser = Chooser(self.aggregator, self.tasks, weights_every, heads, scale)
         self._guard = Guard(on_nonfinite, max_skips)
@@ -190,6 +193,8 @@ class MultiTaskBackward:
             measured = route.measure(batch)
             if measured is not None:
                 choice = self._chooser.choose(measured, window, keep=aggregate)
+                if measured.features and not window.nonfinite:
+                    self._let_learn(measured, scale)
                 route.apply(batch, choice)
         if aggregate:
             assert measured is not None
@@ -250,7 +255,7 @@ class MultiTaskBackward:
         self._in_turn = None
         choice = Choice(dict.fromkeys(window.totals(), 1.0))
         self.last = Step.of(window, Measured(window.reports), choice, None, None)
-        self.monitor = self.monitor_features = False
+        self.monitor = self.monitor_features = self.monitor_layers = False
         if not self.last.nonfinite:
             self._teaching.learn(window.totals(), self.tasks)
             self._guard.passed()
@@ -277,7 +282,8 @@ class MultiTaskBackward:
             aggregate: Argument of the call.
         """
         takes_gradients = self.aggregator.needs_gradients or self._cut is not None
-        return world_size() > 1 and (takes_gradients or (self.monitor and aggregate))
+        monitors = self.monitor or self.monitor_layers
+        return world_size() > 1 and (takes_gradients or (monitors and aggregate))
 
     def watch(self, module: nn.Module) -> None:
         """Choose the module whose output :attr:`monitor_features` is about.
@@ -288,11 +294,35 @@ class MultiTaskBackward:
         """
         self._watching.watch(module)
 
+    def watch_layers(self, conflicts: LayerConflicts) -> None:
+        """Choose the counter that :attr:`monitor_layers` is about.
+
+        Args:
+            conflicts: Counter of the model's layers.
+
+        Raises:
+            ValueError: The gradients of the layers are not taken: at the feature level, with
+                ``low_memory``, or by a method that takes a step for each task in turn.
+        """
+        for key, used in (("level", self.level != "parameter"), ("low_memory", self.low_memory)):
+            if used:
+                raise ValueError(
+                    f"{key}: conflicts of layers are counted in the gradients of the shared "
+                    f"parameters, which {key}={getattr(self, key)!r} does not keep"
+                )
+        if self.aggregator.takes_turns:
+            raise ValueError(
+                f"aggregator: {type(self.aggregator).__name__} takes the gradients of the tasks at "
+                "different weights, where they cannot conflict"
+            )
+        self._watching.layers = conflicts
+
     def protect(self, model: nn.Module) -> None:
         """Bring the model's buffers back when a step is skipped, as parameters are.
 
         A NaN in an image is in the running statistics of every batch norm once the losses are known
-        to be NaN. The aggregator gets to know the model, too.
+        to be NaN. A method that has a part of the model, such as the rotations of RotoGrad, finds
+        it here.
 
         Args:
             model: The whole model, with or without its data-parallel wrapper.
@@ -334,7 +364,7 @@ class MultiTaskBackward:
         self._take_in()
         if self._penalty is not None:
             self._penalty.clear()
-        if self.aggregator.needs_gradients or self.monitor:
+        if self.aggregator.needs_gradients or self.monitor or self.monitor_layers:
             refuse_hooks(self.params)
         self._tell_length()
         # The plain sum may accumulate onto earlier gradients; other methods would aggregate those.
@@ -394,7 +424,22 @@ class MultiTaskBackward:
         window.factors |= self._teaching.factors(report, self.tasks)
         self._watching.monitor = self.monitor
         self._watching.monitor_features = self.monitor_features
+        self._watching.monitor_layers = self.monitor_layers
         return Batch(raw, self.tasks, window, scale, share, aggregate, report, graph)
+
+    def _let_learn(self, measured: Measured, scale: Tensor | None) -> None:
+        """Show the gradients of the features to the aggregator."""
+        if measured.rows is None or measured.gramian is None:
+            return
+        assert self._window is not None
+        names = self._window.totals(measured.reports)
+        lengths = zip(names, measured.gramian.diagonal().sqrt().tolist(), strict=True)
+        present = {name: length for name, length in lengths if length > 0.0}
+        rows = {name: measured.rows[self.tasks.index(name)] for name in present}
+        if scale is not None:
+            rows = {name: row / scale for name, row in rows.items()}
+        if rows:
+            self.aggregator.learn(rows, present, measured.features)
 
     def _close(
         self, window: Window, measured: Measured, choice: Choice, scale: Tensor | None
@@ -409,7 +454,8 @@ class MultiTaskBackward:
             window.nonfinite |= set() if finite else {REGULARIZER}
         window.release()
         self.last = Step.of(window, measured, choice, self._watching.result(), penalty)
-        self.monitor = self.monitor_features = False
+        self.monitor = self.monitor_features = self.monitor_layers = False
+        self.aggregator.finish(skipped=bool(self.last.nonfinite))
         if self.last.nonfinite:
             self._guard.skip(self.last.nonfinite, losses, self.params, scale)
         else:

@@ -72,8 +72,9 @@ def _row(name: str) -> Row:
         scale = AGGREGATORS[base].scale
         if not isinstance(scale, str):  # a property: each method of TorchJD has one of its own
             scale = "any"
-        level = "p" if aggregator.scales_own or not aggregator.of_features else "p f"
-        cost = "T" if aggregator.needs_gradients else "1"
+        at_parameters = aggregator.scales_own or not aggregator.of_features
+        level = "f" if wrapper.get("level") else "p" if at_parameters else "p f"
+        cost = "T" if aggregator.needs_gradients and level != "f" else "1"
         about.append(_about(aggregator))
     if part := wrapper.get("weighting"):
         weighting = WEIGHTINGS[part["type"]]
@@ -82,6 +83,10 @@ def _row(name: str) -> Row:
     if part := wrapper.get("regularizer"):
         cost = "second order"
         about.append(_about(REGULARIZERS[part["type"]]))
+    hooks = [hook["type"] for hook in config.get("custom_hooks", [])]
+    if not about and "LayerConflictHook" in hooks:
+        level, cost = "p", "T"
+        about.append("laid over another method: counts the conflicts in each layer (Recon)")
     if not about:
         sampler: dict[str, Any] = config.get("train_dataloader", {}).get("batch_sampler", {})
         scale = "-"

@@ -144,6 +144,11 @@ class Options:
                     f"{key} is for level='parameter': at the feature level a step costs about as "
                     "much as a plain one anyway"
                 )
+        if not aggregator.of_parameters and self.level != "feature":
+            raise ValueError(
+                f"level: {type(aggregator).__name__} is about the features that tasks share; use "
+                "level='feature'"
+            )
         if not aggregator.of_features and self.level == "feature":
             reason = (
                 "keeps gradients from step to step, and those of features are of other images "

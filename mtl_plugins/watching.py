@@ -12,6 +12,7 @@ from torch.autograd.graph import GradientEdge
 from mtl_plugins.distributed import average
 from mtl_plugins.features import FeatureWatch, Representation
 from mtl_plugins.gradients import TaskRows, rows_of
+from mtl_plugins.layer_conflicts import LayerConflicts
 from mtl_plugins.monitors import entropies
 from mtl_plugins.report import HostCopy
 from mtl_plugins.step import Batch
@@ -22,16 +23,21 @@ class Watching:
 
     Args:
         representation: Features of the tasks, at the feature level.
+        exact: Whether the gradients of the shared parameters are averaged over the ranks.
 
     Attributes:
         monitor: Whether the Gramian is wanted.
         monitor_features: Whether the feature disentanglement is wanted.
+        monitor_layers: Whether the conflicts of each layer are wanted.
+        layers: Counter of the conflicts; None for none.
     """
 
-    def __init__(self, representation: Representation | None) -> None:
+    def __init__(self, representation: Representation | None, exact: bool = True) -> None:
         self.monitor = False
         self.monitor_features = False
-        self._representation = representation
+        self.monitor_layers = False
+        self.layers: LayerConflicts | None = None
+        self._representation, self._exact = representation, exact
         self._watch: FeatureWatch | None = None
         self._disentanglement: HostCopy | None = None
 
@@ -48,7 +54,12 @@ class Watching:
 
     def wants_gramian(self, batch: Batch) -> bool:
         """Tell whether the Gramian of this call is wanted."""
-        return self.monitor and batch.aggregate
+        return (self.monitor or self.monitor_layers) and batch.aggregate
+
+    def count_conflicts(self, batch: Batch, leaves: Sequence[Tensor], rows: Tensor) -> None:
+        """Count the conflicts of each layer in gradients ``[T, D]`` of the shared parameters."""
+        if self.layers is not None and self.monitor_layers and batch.aggregate:
+            self.layers.add(leaves, rows, averaged=self._exact)
 
     def _wants_features(self, batch: Batch) -> bool:
         return self.monitor_features and batch.aggregate

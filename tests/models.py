@@ -46,11 +46,12 @@ SPECIAL = [name for name, cls in AGGREGATORS.items() if cls.takes_turns]
 ORDINARY = [name for name in AGGREGATORS if name not in SPECIAL]
 GRADIENT_METHODS = [name for name in ORDINARY if AGGREGATORS[name].needs_gradients]
 RANDOM = [name for name, cls in AGGREGATORS.items() if issubclass(cls, RandomMethod)]
-# What they cannot do without: a method's name, the length of the run.
+# What they cannot do without: a method's name, the length of the run, a model like any other.
 # Or, of four, a form that is simple: without a mean over earlier steps, the loss, a clipping.
 NEEDED = {
     "TorchJD": {"name": "UPGradWeighting"},
     "MCLGS": {"total_steps": 100, "a0": 1.0},
+    "RotoGrad": {"rotate": False},  # which asks for a model with rotations
     "DBMTL": {"beta": 0.0},
     "MoCo": {"normalise": False},
     "FairGrad": {"max_norm": 0.0},

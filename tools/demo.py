@@ -15,8 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools" / "analysis"))
 
+from interference.reading import scalars_file  # noqa: E402
 from plot_interference import main as plot  # noqa: E402
-from plot_interference import scalars_file  # noqa: E402
 
 from mtl_plugins.metrics import delta_m  # noqa: E402
 

@@ -41,6 +41,8 @@ def method_configs() -> Iterator[tuple[str, str]]:
             lines.append(f"  {part.upper()}:")
             for key, value in method.items():
                 lines.append(f"    {'NAME' if key == 'type' else key.upper()}: {as_text(value)}")
+        if "level" in wrapper:
+            lines.append(f"  LEVEL: {as_text(wrapper['level'])}")
         if set(wrapper) & set(PARTS):
             yield f"{path.stem}.yaml", "\n".join(lines) + "\n"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import ClassVar, Literal
 
@@ -120,6 +120,30 @@ class Aggregator(Method, ABC):
             The update ``[D]``, same dtype and device as the jacobian.
         """
         return self(jacobian, tasks)
+
+    @property
+    def of_parameters(self) -> bool:
+        """Whether the method works at ``level="parameter"``, too."""
+        return True
+
+    def learn(
+        self, rows: Mapping[str, Tensor], lengths: Mapping[str, float], features: Sequence[Tensor]
+    ) -> None:
+        """Learn from the gradients of the features of a micro-batch, after they were aggregated.
+
+        Args:
+            rows: Gradient ``[D]`` of each task that has one, of all features one after another;
+                that of this rank's loss.
+            lengths: Length of each task's gradient, that of the mean loss of all ranks.
+            features: Features that the gradients are of.
+        """
+
+    def finish(self, skipped: bool) -> None:
+        """End a step.
+
+        Args:
+            skipped: Whether the step is skipped, for a gradient that is not finite.
+        """
 
 
 class GramianAggregator(Aggregator):

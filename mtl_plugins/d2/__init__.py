@@ -22,13 +22,14 @@ require(
 from mtl_plugins.d2.allocation import AllocatedLoader, AllocationGates  # noqa: E402
 from mtl_plugins.d2.config import add_mtl_config, config_file, merge_options  # noqa: E402
 from mtl_plugins.d2.defaults import MTLTrainer  # noqa: E402
-from mtl_plugins.d2.hooks import TaskInterferenceHook  # noqa: E402
+from mtl_plugins.d2.hooks import LayerConflictHook, TaskInterferenceHook  # noqa: E402
 from mtl_plugins.d2.launch import launch  # noqa: E402
 from mtl_plugins.d2.train_loop import MTLAMPTrainer, MTLSimpleTrainer  # noqa: E402
 
 __all__ = [
     "AllocatedLoader",
     "AllocationGates",
+    "LayerConflictHook",
     "MTLAMPTrainer",
     "MTLSimpleTrainer",
     "MTLTrainer",

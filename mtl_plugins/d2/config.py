@@ -77,6 +77,10 @@ def add_mtl_config(cfg: CfgNode) -> None:
     mtl.ALLOCATION = CfgNode({"NAME": "", "TASKS_PER_SAMPLE": 1, "GAP": 1})
     # Measures that are logged, every INTERVAL iterations; 0 for never. "fd" is of REPRESENTATION.
     mtl.MONITOR = CfgNode({"INTERVAL": 20, "MEASURES": ["gds", "gms", "angles"]})
+    # Whether to count, at every step, the pairs of tasks whose gradients in a layer have a cosine
+    # below the threshold, into layer_conflicts.json, which tools/recon.py reads.
+    mtl.MONITOR.LAYERS = False
+    mtl.MONITOR.LAYER_THRESHOLD = 0.0
 
 
 def config_file(name: str) -> str:

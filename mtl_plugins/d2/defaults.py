@@ -18,7 +18,7 @@ from mtl_plugins import MultiTaskBackward
 from mtl_plugins.d2.allocation import AllocatedLoader, AllocationGates
 from mtl_plugins.d2.config import build_groups, build_multitask, naming_keys
 from mtl_plugins.d2.data import TrainLoader
-from mtl_plugins.d2.hooks import RandomStates, TaskInterferenceHook
+from mtl_plugins.d2.hooks import LayerConflictHook, RandomStates, TaskInterferenceHook
 from mtl_plugins.d2.train_loop import RESUME, MTLAMPTrainer, MTLSimpleTrainer
 
 logger = logging.getLogger(__name__)
@@ -87,6 +87,9 @@ class MTLTrainer(DefaultTrainer):
         if mtl.MONITOR.INTERVAL:
             interval, measures = mtl.MONITOR.INTERVAL, mtl.MONITOR.MEASURES
             ours.append(TaskInterferenceHook(interval, measures, mtl.REPRESENTATION))
+        if mtl.MONITOR.LAYERS:
+            threshold, period = mtl.MONITOR.LAYER_THRESHOLD, self.cfg.SOLVER.CHECKPOINT_PERIOD
+            ours.append(LayerConflictHook(self.cfg.OUTPUT_DIR, threshold, period))
         return [timer, *ours, *others]
 
     def resume_or_load(self, resume: bool = True) -> None:

@@ -11,8 +11,10 @@ from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 
 from mtl_plugins.features import find_module
+from mtl_plugins.layer_conflicts import LayerConflicts
 from mtl_plugins.random_states import random_states, set_random_states
 from mtl_plugins.recorder import Recorder
+from mtl_plugins.registry import under
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,59 @@ class TaskInterferenceHook(HookBase):
         if (self.trainer.iter + 1) % self.patience == 0:
             for warning in self.recorder.absent(multitask, f"{self.patience} iterations"):
                 logger.warning(warning)
+
+
+class LayerConflictHook(HookBase):
+    """Hook that counts how often the gradients of the tasks conflict in each layer (Recon).
+
+    The record is ``layer_conflicts.json``, see
+    :class:`~mtl_plugins.layer_conflicts.LayerConflicts`. A method that takes no task gradients pays
+    a backward pass a task at every iteration; the parameters are trained unchanged.
+
+    Args:
+        folder: Folder for the record.
+        threshold: Cosine below which two gradients conflict.
+        period: Iterations after which the record is written, beside the end.
+        interval: Iterations between two counts.
+    """
+
+    def __init__(
+        self, folder: str, threshold: float = 0.0, period: int = 1000, interval: int = 1
+    ) -> None:
+        self.folder, self.threshold = folder, threshold
+        self.period, self.interval = period, interval
+        self.conflicts: LayerConflicts | None = None
+        self._resumed: dict[str, Any] | None = None
+
+    def before_train(self) -> None:
+        model = self.trainer.model
+        model = model.module if isinstance(model, DistributedDataParallel) else model
+        with under("MTL.MONITOR.LAYERS", ("threshold", "aggregator", "level", "low_memory")):
+            self.conflicts = LayerConflicts(model, self.threshold)
+            if self._resumed is not None:
+                self.conflicts.load_state_dict(self._resumed)
+            self.trainer.multitask.watch_layers(self.conflicts)
+
+    def before_step(self) -> None:
+        self.trainer.multitask.monitor_layers = (self.trainer.iter + 1) % self.interval == 0
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self.period == 0:
+            self._write()
+
+    def after_train(self) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        if comm.is_main_process() and self.conflicts is not None:
+            self.conflicts.write(self.folder, self.trainer.multitask.tasks)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.conflicts is None else self.conflicts.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the counts; before training begins they wait for the model."""
+        self._resumed = state or None
 
 
 class RandomStates(HookBase):

@@ -25,8 +25,9 @@ PARTS = ("aggregator", "weighting", "regularizer")
 # Errors that begin with one of these keys are about the config, and need no traceback.
 _KEYS = re.compile(
     r"(optim_wrapper|train_dataloader|val_dataloader|model|model_wrapper_cfg|custom_hooks"
-    r"|TaskInterferenceHook|resume)\b"
+    r"|TaskInterferenceHook|LayerConflictHook|resume)\b"
 )
+_UNKNOWN = re.compile(r"unexpected keyword argument '(rotations|task_layers)'")
 
 
 class _List(argparse.Action):
@@ -174,6 +175,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyError, TypeError, ValueError) as error:
         if error.args and _KEYS.match(str(error.args[0])):
             raise SystemExit(error.args[0]) from error
+        if found := _UNKNOWN.search(str(error)):
+            raise SystemExit(
+                f"model.{found[1]}: {cfg.model.type} does not take it; it is for "
+                "model.type='MultiTaskSegmentor'"
+            ) from error
         raise
 
 

@@ -156,6 +156,7 @@ class Route(ABC):
         cut = self.parts.representation
         shared = rows.first(count)
         gramian = gramian_over_ranks(shared, cut is not None, self.parts.options.sync == "exact")
+        self.parts.watching.count_conflicts(batch, rows.leaves[:count], shared)
         return Measured(
             reports,
             self.of_present(gramian, batch, reports),

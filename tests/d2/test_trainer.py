@@ -22,8 +22,9 @@ from small import trainer_for as toy_trainer
 from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves
 
-from mtl_plugins.d2 import AllocatedLoader, MTLTrainer, TaskInterferenceHook
+from mtl_plugins.d2 import AllocatedLoader, MTLTrainer, TaskInterferenceHook, config_file
 from mtl_plugins.d2.data import TrainLoader, missing_data
+from mtl_plugins.layer_conflicts import FILE, read_record
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +292,20 @@ def test_loader_starts_in_the_middle(start, grouping, mixed):
         found = [[image["image_id"] for image in batch] for batch in islice(loader, 20 - first)]
         batches.append(found)
     assert batches[1] == batches[0][start:]
+
+
+def test_conflicts_by_layer_go_on_after_a_resume(cfg, tmp_path):
+    """As with ``--config-file ... --resume``: a detector, with the overlay that the package has."""
+    cfg.merge_from_file(config_file("mtl/recon.yaml"))
+    cfg.DATASETS.TEST = ()
+    trainer_for(cfg).train()
+    first = read_record(tmp_path / FILE)
+    cfg.SOLVER.MAX_ITER = 3
+    trainer_for(cfg, resume=True).train()
+    second = read_record(tmp_path / FILE)
+    assert (first["steps"], second["steps"]) == (2, 3)
+    assert {name.split(".")[0] for name in first["scores"]} == {"backbone"}
+    assert all(second["scores"][name] - score in (0, 1) for name, score in first["scores"].items())
 
 
 def test_checkpoint_of_another_method(cfg):

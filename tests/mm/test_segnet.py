@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtl_plugins.mm.models import SegNet
+from mtl_plugins.rotations import Rotations
+from mtl_plugins.task_layers import convert_task_layers
 
 SMALL = {"channels": (4, 6), "convs": (2, 3)}
 
@@ -137,3 +139,48 @@ def test_every_parameter_of_the_full_size_is_trained() -> None:
     network, heads = SegNet(), nn.ModuleList([segnet_head(7), segnet_head(1)])
     features = network(torch.randn(2, 3, 32, 64))
     assert untrained([head(features) for head in heads], network, heads) == []
+
+
+def mebibytes(*modules: nn.Module) -> str:
+    return f"{4 * count(*modules) / 2**20:.4f}"
+
+
+def published_ranking(network: nn.Module) -> list[str]:
+    """Return the layers around the 40th of Recon's ranking for Cityscapes, the last one last.
+
+    The first 37 are all norms but that of ``encoder.2.1``, and the convolutions of the heads' four
+    stages and of the image's stage. (logs/ of github.com/moukamisama/Recon @ 356989d)
+    """
+    norms = [n for n, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    convs = [n for n, m in network.named_modules() if isinstance(m, nn.Conv2d)]
+    near = [
+        n for n in convs if n.startswith(("encoder.0.", *(f"decoder.{i}." for i in (1, 2, 3, 4))))
+    ]
+    later = "encoder.2.1.1"
+    first = [n for n in norms if n != later] + near
+    return [*first, "encoder.1.0.0", "encoder.1.1.0", later, "decoder.0.2.0"]
+
+
+def test_sizes_with_task_specific_parts_are_those_of_paper_d() -> None:
+    """Paper D, Table 3, and Recon's own ranking: MiB of float32 with 7 classes and depth."""
+    tasks = ["seg", "depth"]
+    with torch.device("meta"):
+        heads = [segnet_head(number) for number in (7, 1)]
+        singles = [SegNet(), SegNet()]
+        names = published_ranking(singles[0])
+        turned = Rotations(tasks, [64], 1024)
+        assert len(names) == 41
+        found = {}
+        for top in (37, 38, 39, 40, 41):
+            network = SegNet()
+            convert_task_layers(network, names[:top], tasks)
+            found[top] = mebibytes(network, *heads)
+        normed = SegNet()
+        norms = [n for n, m in normed.named_modules() if isinstance(m, nn.BatchNorm2d)]
+        convert_task_layers(normed, norms, tasks)
+    assert mebibytes(singles[0], *heads) == "95.4348"  # printed 95.43
+    assert mebibytes(*singles, *heads)[:7] == "190.586"  # 190.59: two single networks
+    assert mebibytes(singles[0], *heads, turned) == "103.4348"  # 103.43: RotoGrad
+    assert mebibytes(normed, *heads) == "95.4895"  # 95.48, cut off: a norm a task, "Ours"
+    assert (found[39], found[40]) == ("108.4385", "108.4405")  # "w/ Recon", 108.44
+    assert found[38] == "107.8755" and found[41] == "117.4424"

@@ -95,6 +95,8 @@ PARAMETERS = {
 MEBIBYTES = {  # "#P." of paper D, Table 3: float32
     "cityscapes_dense/segnet_200e_cityscapes-7": "95.43",
     "cityscapes_dense/cross-stitch_segnet_200e_cityscapes-7": "190.59",
+    "cityscapes_dense/rotograd_segnet_200e_cityscapes-7": "103.43",
+    "cityscapes_dense/recon_segnet_200e_cityscapes-7": "108.44",
 }
 
 

@@ -13,17 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from analysis.plot_interference import (
-    ANGLES,
-    CURVES,
-    draw,
-    labels,
-    main,
-    read_curves,
-    relative,
-    smooth,
-    thin,
-)
+from analysis.plot_interference import main
+from interference.curves import correlation_of_trends, relative, smooth, thin
+from interference.panels import ANGLES, CURVES
+from interference.picture import draw
+from interference.reading import labels, read_curves
+from interference.training import draw_losses, draw_priorities, draw_trends
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
@@ -219,6 +214,103 @@ def test_a_thin_curve_keeps_its_shape_and_its_end():
     assert (thin_steps[-1], thin_values[-1]) == (steps[-1], values[-1])
     np.testing.assert_array_equal(np.interp(thin_steps, steps, values), thin_values)
     assert np.ptp(np.diff(thin_steps)) == 0
+
+
+class TestCorrelationOfTrends:
+    line = np.linspace(1.0, 0.0, 100)
+
+    @pytest.mark.parametrize(("factor", "expected"), [(3.0, 1.0), (-0.5, -1.0)])
+    def test_two_lines(self, factor, expected):
+        steps, found = correlation_of_trends(curve(self.line), curve(factor * self.line + 2.0))
+        assert steps.tolist() == list(range(1, 101))
+        there = np.isfinite(found)
+        assert there.sum() == 80  # half a window is missing at each end
+        np.testing.assert_allclose(found[there], expected)
+
+    def test_window_by_window(self):
+        """Each value is Pearson's of the smoothed curves in the fifth around it."""
+        a, b = np.random.default_rng(0).normal(size=(2, 50)).cumsum(1)
+        _, found = correlation_of_trends(curve(a), curve(b))
+        for i in (10, 25, 40):
+            x, y = (smooth(values)[i - 5 : i + 6] for values in (a, b))
+            x, y = x - x.mean(), y - y.mean()
+            expected = (x * y).sum() / math.sqrt((x**2).sum() * (y**2).sum())
+            assert found[i] == pytest.approx(expected)
+
+    def test_common_iterations_gaps_and_what_does_not_move(self):
+        a = np.array([2, 4, 6, 8]), np.array([1.0, 2.0, 3.0, 4.0])
+        b = np.array([4, 6, 8, 9]), np.array([1.0, 2.0, 4.0, 9.0])
+        steps, found = correlation_of_trends(a, b)
+        assert steps.tolist() == [4, 6, 8] and found[1] == pytest.approx(0.98198, abs=1e-5)
+        _, still = correlation_of_trends(a, (a[0], np.ones(4)))
+        assert np.isnan(still).all()
+        _, gap = correlation_of_trends(a, (a[0], np.array([1.0, np.nan, 2.0, 3.0])))
+        assert np.isnan(gap).all()
+
+
+class TestTraining:
+    """The pictures of paper D."""
+
+    def test_losses_at_the_end_and_their_mean(self, tmp_path):
+        def run(a: float, b: float) -> dict[str, Any]:
+            ends = {"mtl/loss/a": a, "mtl/loss/b": b}
+            return {name: curve([9.0] * 18 + [end, end]) for name, end in ends.items()}
+
+        more = {"mtl/loss/a": curve([5.0])}
+        figure = draw_losses(
+            {"x": run(1.0, 3.0), "y": run(2.0, 2.5), "z": more}, tmp_path / "x.png"
+        )
+        heights = {
+            axis.get_title(): [bar.get_height() for bar in axis.patches] for axis in figure.axes
+        }
+        assert heights == {"a": [1.0, 2.0, 5.0], "b": [3.0, 2.5], "mean of the tasks": [2.0, 2.25]}
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x", "y", "z"]
+
+    def test_trends_of_each_pair(self, tmp_path):
+        down, up = np.linspace(1, 0, 60), np.linspace(0, 1, 60)
+        losses = {"a": down, "b": 2 * down, "c": up}
+        run = {f"mtl/loss/{task}": curve(values) for task, values in losses.items()}
+        (axis,) = draw_trends({"x": run}, tmp_path / "x.png").axes
+        *lines, zero = axis.lines
+        ends = [float(np.nanmean(line.get_ydata())) for line in lines]
+        np.testing.assert_allclose(ends, [1.0, -1.0, -1.0])
+        texts = [text.get_text() for text in axis.figure.legends[0].get_texts()]
+        assert texts == ["x", "a and b", "a and c", "b and c"]
+
+    def test_priorities_are_stacked_to_all_channels(self, tmp_path):
+        shares = {"a": np.linspace(0.2, 0.4, 30), "b": np.linspace(0.8, 0.6, 30)}
+        run = {f"mtl/top_channels/{task}": curve(values) for task, values in shares.items()}
+        runs = {"x": run, "y": {"mtl/gds": curve([0.1])}, "z": run}
+        figure = draw_priorities(runs, tmp_path / "x.png")
+        assert [axis.get_title() for axis in figure.axes] == ["x", "z"]
+        for axis in figure.axes:
+            tops = [area.get_paths()[0].vertices[:, 1].max() for area in axis.collections]
+            np.testing.assert_allclose(tops, [40.0, 100.0], atol=2.0)
+
+    @pytest.mark.parametrize(
+        "name", ["top_channels_{}", "mtl/top_channels_{}", "mtl/top_channels/{}"]
+    )
+    def test_priorities_in_a_log(self, name, tmp_path):
+        shares = {name.format(task): value for task, value in (("a", 0.25), ("my_b", 0.75))}
+        write(tmp_path / "run", [record(i) | shares for i in range(1, 9)])
+        curves = read_curves(tmp_path / "run")
+        assert curves["mtl/top_channels/a"][1].tolist() == [0.25] * 8
+        assert curves["mtl/top_channels/my_b"][1].tolist() == [0.75] * 8
+        main([str(tmp_path / "run"), "--out", str(tmp_path / "x.png")])
+        names = {path.name for path in tmp_path.glob("x*")}
+        pictures = {"x.png", "x-losses.png", "x-trends.png", "x-priorities.png"}
+        assert names == pictures | {"x.html"}
+        page = (tmp_path / "x.html").read_text(encoding="utf-8")
+        assert page.count("<svg") == 4 and "Do the losses fall together?" in page
+
+    def test_only_what_there_is(self, tmp_path, capsys):
+        write(tmp_path / "one", [{"mtl/loss/a": 1.0, "step": 1}])
+        main([str(tmp_path / "one"), "--out", str(tmp_path / "x.png")])
+        assert {p.name for p in tmp_path.glob("x*")} == {"x.png", "x-losses.png", "x.html"}
+        assert "x-losses.png and " in capsys.readouterr().out
+        write(tmp_path / "two", [{"mtl/gds": 1.0, "step": 1}])
+        main([str(tmp_path / "two"), "--out", str(tmp_path / "y.png")])
+        assert {p.name for p in tmp_path.glob("y*")} == {"y.png", "y.html"}
 
 
 class TestPicture:

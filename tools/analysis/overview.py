@@ -15,6 +15,9 @@ from pathlib import Path
 import matplotlib
 import matplotlib.image
 import numpy as np
+from interference.curves import smooth
+from interference.panels import COLOURS
+from interference.reading import read_curves
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mmdet.apis import inference_detector, init_detector
@@ -23,7 +26,6 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 from PIL import Image
-from plot_interference import COLOURS, read_curves, smooth
 
 import mtl_plugins.mm  # noqa: F401
 

@@ -41,10 +41,15 @@ class MTANSegNet(SegNet):
         norm_cfg: Config of the normalisations.
         init_cfg: Config of the initialisation; Xavier's normal rule unless given.
 
+    Attributes:
+        only_task: Name of the one task to compute; None for all.
+
     Raises:
         ValueError: ``tasks`` is empty or names a task twice, or ``channels`` and ``convs`` differ
             in length.
     """
+
+    only_task: str | None = None
 
     def __init__(
         self,
@@ -103,7 +108,8 @@ class MTANSegNet(SegNet):
             first = unpool(x, indices, full)
             x = stage(first)
             decoded.append((first, x))
-        return TaskFeatures({task: (self._attend(task, encoded, decoded),) for task in self.owners})
+        tasks = [task for task in self.owners if self.only_task in (None, task)]
+        return TaskFeatures({task: (self._attend(task, encoded, decoded),) for task in tasks})
 
     def _attend(
         self,

@@ -29,8 +29,9 @@ from mtl_plugins.mm.models.multi_task_preprocessor import MultiTaskDataPreProces
 from mtl_plugins.mm.models.semantic_detector import share_of_images
 from mtl_plugins.mm.models.task_features import TaskFeatures
 from mtl_plugins.mm.models.task_norms import TaskNorms
+from mtl_plugins.mm.models.task_trunk import OwnLayers, refuse_lost_weights, rotations_of
 from mtl_plugins.mm.structures import FIELDS, IGNORED
-from mtl_plugins.registry import suggest
+from mtl_plugins.registry import suggest, under
 
 Config = Mapping[str, Any]
 Maps = dict[str, Tensor]
@@ -66,6 +67,10 @@ class MultiTaskSegmentor(BaseSegmentor):
         neck: Config of a neck; None for none.
         auxiliary_heads: Config, or list of configs, of more heads for the label of a task, by task;
             used in training only.
+        rotations: Options of the :class:`~mtl_plugins.rotations.Rotations` between what the tasks
+            share and the heads, ``dict()`` or ``dict(size=...)``; None for none.
+        task_layers: Names of layers of backbone and neck, such as ``"backbone.layer1.0.conv1"``,
+            that each task has for itself. Backbone and neck then run once a task.
         train_cfg: Training settings, which decode heads get.
         test_cfg: ``mode``, ``"whole"`` or ``"slide"``; with ``"slide"`` the ``crop_size`` and the
             ``stride`` of the windows (height, width), in pixels.
@@ -90,6 +95,8 @@ class MultiTaskSegmentor(BaseSegmentor):
         heads: Mapping[str, Config],
         neck: Config | None = None,
         auxiliary_heads: Mapping[str, Config | Sequence[Config]] | None = None,
+        rotations: Config | None = None,
+        task_layers: Sequence[str] = (),
         train_cfg: Config | None = None,
         test_cfg: Config | None = None,
         data_preprocessor: Config | None = None,
@@ -139,6 +146,8 @@ class MultiTaskSegmentor(BaseSegmentor):
             self.auxiliary_heads[task] = built
         self.trains: Callable[[Any, str], bool] = _all_train
         self.task_norms = TaskNorms(self, list(self.heads), task_norm, self._trunk)
+        self.own_layers = OwnLayers(self, task_layers)
+        self.rotations = rotations_of(self, rotations)
 
     @property
     def optional_losses(self) -> list[str]:
@@ -147,7 +156,16 @@ class MultiTaskSegmentor(BaseSegmentor):
 
     @property
     def representation(self) -> str:
-        """Return the path of the module whose output all tasks share, for ``level='feature'``."""
+        """Return the path of the module whose output all tasks share, for ``level='feature'``.
+
+        Raises:
+            ValueError: Each task has features of its own, for ``task_layers``.
+        """
+        if self.own_layers:
+            raise ValueError(
+                "model.task_layers: with layers of their own, the tasks share no features that "
+                "level='feature' could be about; use level='parameter'"
+            )
         shares = self.with_neck and not getattr(self.neck, "features_by_task", False)
         return "neck" if shares else "backbone"
 
@@ -169,11 +187,15 @@ class MultiTaskSegmentor(BaseSegmentor):
         Raises:
             ValueError: There are features by task, but not for all tasks with a decoder.
         """
-        x = self._trunk(inputs)
+        x = self.own_layers.alone(self._trunk(inputs))
+        if self.rotations is not None:
+            with under("model", ("rotations",)):
+                x = TaskFeatures(self.rotations(x))
         if isinstance(x, TaskFeatures):
             where = "neck" if self.with_neck else "backbone"
             source = f"model.{where} ({type(getattr(self, where)).__name__})"
-            for task, head in self.heads.items():
+            for task in self.own_layers.tasks:
+                head = self.heads[task]
                 needed = _has_decoder(head) or len(self.auxiliary_heads[task])
                 if needed and task not in x.features:
                     raise ValueError(
@@ -195,19 +217,23 @@ class MultiTaskSegmentor(BaseSegmentor):
                 )
         return x
 
+    def _load_from_state_dict(self, state_dict: Config, *args: Any, **kwargs: Any) -> None:
+        refuse_lost_weights(self, state_dict)
+        super()._load_from_state_dict(state_dict, *args, **kwargs)
+
     def _trunk(self, inputs: Tensor) -> Any:
         x = self.backbone(inputs)
         return self.neck(x) if self.with_neck else x
 
     def _passes(self, inputs: Tensor, tasks: Iterable[str]) -> Iterator[tuple[str, Any]]:
-        """Yield each task with its features: of one pass for all, or of a pass with its norms.
+        """Yield each task with its features: of one pass for all, or of a pass with its own parts.
 
-        With norms of its own, a task's head belongs inside of the iteration, too.
+        With norms or layers of its own, a task's head belongs inside of the iteration, too.
         """
         x = None
         for task in tasks:
-            with self.task_norms.of(task):
-                if x is None or self.task_norms:
+            with self.task_norms.of(task), self.own_layers.of(task):
+                if x is None or self.task_norms or self.own_layers:
                     x = self.extract_feat(inputs)
                 yield task, x
 

@@ -1,0 +1,1 @@
+"""Pictures of the interference of tasks, of the scalars that TaskInterferenceHook wrote."""
