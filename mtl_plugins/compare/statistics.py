@@ -52,6 +52,8 @@ def resolution(values: Sequence[float]) -> float:
     MMDetection rounds its scores to 0.001. Differences of rounded scores may agree by chance,
     so that their spread says nothing.
     """
+    if len(set(values)) == 1:
+        return 0.0
     for digits in range(7):
         if all(math.isclose(v, round(v, digits), rel_tol=0.0, abs_tol=1e-9) for v in values):
             return 10.0**-digits

@@ -101,19 +101,27 @@ def sentences(comparison: Comparison) -> list[str]:
         said.append(f"No difference from the plain sum was seen with {count}: {_listed(rest)}.")
     if not beyond:
         said.append(f"So there is no winner: with {count}, no method differs from the plain sum.")
-    open_questions = sorted((f for f in found if not f.differs and f.needed), key=_needed)
-    if open_questions:
-        each = ", ".join(
-            f"{f.needed} for {f.method} in {f.column.name}" for f in open_questions[:4]
-        )
-        more = len(open_questions) - 4
+    unclear = [f for f in found if not f.differs]
+    if unclear:
         said.append(
-            f"Seeds it would take, were the true differences those seen (a rough guess from "
-            f"{count}): {each}{f', and more for {more} others' if more > 0 else ''}."
+            "Seeds it would take, were the true differences those seen (a rough guess from "
+            f"{count}): {_each_needs(unclear)}."
         )
-    if any(not f.differs and f.needed is None for f in found):
-        said.append(f"For the others more than {MOST_SEEDS}: their differences are too small.")
     return said
+
+
+def _each_needs(unclear: Iterable[Finding]) -> str:
+    """Say the seeds for each finding, the fewest first."""
+    ordered = sorted(unclear, key=_needed)
+    each = [f"{f.needed} for {f.method} in {f.column.name}" for f in ordered[:4] if f.needed]
+    if len(each) < len(ordered):
+        others = ordered[len(each) :]
+        least = _needed(others[0])
+        each.append(
+            f"{'more than ' if others[0].needed is None else 'from '}{least} for "
+            f"{'the others' if each else 'all'}"
+        )
+    return ", ".join(each)
 
 
 def _needed(finding: Finding) -> int:
