@@ -187,21 +187,19 @@ def _own_configs(
     """Find the configs of single tasks: named by the config, or ``<config>_<task>`` beside it.
 
     Raises:
-        SystemExit: A config that is named is not there, or its task is none.
+        SystemExit: A config that is named is not there.
     """
-    from mtl_plugins.registry import suggest
-
     if "::" in config:
         return {}
     folder, stem = Path(config).parent, Path(config).stem
     beside = {task: folder / f"{stem}_{task}{ending}" for task in tasks}
     found = {task: str(path) for task, path in beside.items() if path.is_file()}
     for task, path in named.items():
-        key = f"compare.single_task.{task} (MTL.COMPARE.SINGLE_TASK)"
-        if task not in tasks:
-            raise SystemExit(f"{key}: no task is called {task!r}; {suggest(task, tasks)}")
         if not (folder / path).is_file():
-            raise SystemExit(f"{key}: there is no file {str(folder / path)!r}")
+            raise SystemExit(
+                f"compare.single_task.{task} (MTL.COMPARE.SINGLE_TASK.{task}): there is no file "
+                f"{str(folder / path)!r}"
+            )
         found[task] = str((folder / path).resolve())
     return found
 

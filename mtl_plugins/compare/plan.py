@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mtl_plugins.compare.experiments import Experiment, write_overlay
 from mtl_plugins.compare.runs import Run, write_text
+from mtl_plugins.registry import suggest
 
 BASELINE = "sum"
 SINGLE = "single_"
@@ -36,12 +37,18 @@ def plan(
         more: Options of a method beside those of the experiment.
 
     Raises:
-        SystemExit: There is only one task to train alone.
+        SystemExit: Tasks are to be trained alone, and the config names none, or others.
     """
     if single and not experiment.tasks:
         raise SystemExit(
             "--single-task: the config names no tasks: optim_wrapper.tasks (MTL.TASKS) says which "
             "losses make which"
+        )
+    unknown = [task for task in experiment.single if task not in experiment.tasks]
+    if single and unknown:
+        raise SystemExit(
+            f"compare.single_task.{unknown[0]}: no task is called {unknown[0]!r}; "
+            f"{suggest(unknown[0], experiment.tasks)}"
         )
     wanted: dict[str, tuple[str, str, tuple[str, ...], str]] = {}
     for task in experiment.tasks if single else ():
