@@ -37,7 +37,8 @@ def main(log: int, command: list[str]) -> int:
     threading.Thread(target=watch, daemon=True).start()
     code = child.wait()
     unit = 1 if sys.platform == "darwin" else 1024
-    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit, flush=True)
+    with suppress(BrokenPipeError):  # the caller is gone
+        print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit, flush=True)
     return code if code >= 0 else 128 - code
 
 

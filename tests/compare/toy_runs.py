@@ -7,6 +7,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from mtl_plugins.compare import frameworks
+from mtl_plugins.compare.engines import slurm
+from mtl_plugins.compare.execute import execute
 from mtl_plugins.compare.runs import Run, Status
 
 SCRIPT = Path(__file__).with_name("toy_train.py")
@@ -52,3 +55,16 @@ def done(run: Run, metrics: Mapping[str, float], records: list[Mapping[str, floa
     write_log(run.path, records)
     (run.path / "test.json").write_text(json.dumps(metrics))
     Status(state="done", trained=True, seconds=3.0).write(run.path)
+
+
+def toy_execute(run: Run) -> str:
+    """``execute`` on another machine, where no test has registered the toy."""
+    frameworks.FRAMEWORKS["toy"] = Toy()
+    return execute(run)
+
+
+class ToyAgain(slurm.Again):
+    """The job of a toy."""
+
+    def __call__(self, run: Run) -> str:
+        return toy_execute(run)

@@ -326,6 +326,7 @@ def test_ranks_divide_the_batch(monkeypatch):
             "train_dataloader.batch_sampler.tasks_per_sample: expected 1 to 2",
         ),
         ({"gap": 2}, "train_dataloader.batch_sampler.gap: a STABatchSampler .* no turns"),
+        ({"only": "c"}, "train_dataloader.batch_sampler.only: no task is called 'c'"),
     ],
 )
 def test_options_are_named_with_their_key(options, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
@@ -47,13 +48,16 @@ class Ray:
         env = {"env_vars": {"PYTHONPATH": path}} if path else {}
         ray.init(address=address, runtime_env=env, log_to_driver=False)
         self._copy_back = copy_back
+        self._with = (execute,) if copy_back else ()
         # An error of the run itself is a result, so that only a lost node is a reason to retry.
         self._task = ray.remote(_away if copy_back else execute).options(
             num_gpus=gpus_per_run, num_cpus=cpus_per_run, max_retries=RETRIES
         )
 
     def submit(self, run: Run) -> _Task:
-        return _Task(self._ray, self._task.remote(run), run if self._copy_back else None)
+        return _Task(
+            self._ray, self._task.remote(run, *self._with), run if self._copy_back else None
+        )
 
     def close(self) -> None:
         self._ray.shutdown()
@@ -82,10 +86,10 @@ class _Task:
         return str(message)
 
 
-def _away(run: Run) -> tuple[str, bytes]:
+def _away(run: Run, do: Callable[[Run], str]) -> tuple[str, bytes]:
     """Do a run in a folder of this node; return its error, and its small files in a tar."""
     folder = Path(gettempdir()) / "mtl-compare" / run.folder.lstrip("/")
-    message = execute(replace(run, folder=str(folder)))
+    message = do(replace(run, folder=str(folder)))
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         for path in sorted(folder.rglob("*")):

@@ -78,4 +78,4 @@ class _Job:
         try:
             return str(self._job.result())
         except self._error as error:
-            return f"Slurm: job {self._job.job_id}: {str(error).strip().splitlines()[0]}"
+            return f"Slurm: job {self._job.job_id}: {str(error).strip().splitlines()[-1]}"
