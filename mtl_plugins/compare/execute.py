@@ -20,6 +20,7 @@ from mtl_plugins.compare.runs import Run, Status
 GUARD = Path(__file__).with_name("guard.py")
 LAST_LINES = 12
 _running: set[subprocess.Popen[str]] = set()
+_stopped: set[subprocess.Popen[str]] = set()
 
 
 class StepError(RuntimeError):
@@ -110,6 +111,8 @@ def _call(run: Run, step: str, command: list[str], env: dict[str, str], lock: in
         finally:
             guard.stdin.close()
             _running.discard(guard)
+    if guard in _stopped:
+        raise StepError(f"{step}: stopped, the next call goes on from the last checkpoint")
     if code:
         raise StepError(f"{step}: {_ending(code)}; the end of {path}:\n{last_lines(path)}")
     return int(said[-1]) if said else 0
@@ -118,19 +121,20 @@ def _call(run: Run, step: str, command: list[str], env: dict[str, str], lock: in
 def stop_all() -> None:
     """Stop the commands of this process, and their children."""
     for guard in list(_running):
+        _stopped.add(guard)
         with suppress(OSError):
             guard.terminate()
     for guard in list(_running):
         guard.wait()
 
 
-def last_lines(path: Path, count: int = LAST_LINES) -> str:
-    """Return the last lines of a log that say something, shortened to 300 characters each."""
+def last_lines(path: Path, count: int = LAST_LINES, width: int = 300) -> str:
+    """Return the last lines of a log that say something, shortened to a width."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 20_000))
         text = file.read().decode(errors="replace")
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-    return "\n".join(line[:300] for line in lines[-count:])
+    return "\n".join(line[:width] for line in lines[-count:])
 
 
 def _ending(code: int) -> str:

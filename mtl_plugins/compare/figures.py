@@ -44,7 +44,10 @@ def band(curves: Sequence[Mapping[int, float]]) -> tuple[Array, Array, Array]:
 
 
 def smooth(values: Array) -> Array:
-    """Average over a moving tenth of the curve, less at the ends."""
+    """Average over a moving tenth of the curve (paper C section 5.1), less at the ends.
+
+    A gap stays a gap; the values beside a gap are averages of the finite values.
+    """
     window = np.ones(len(values) // 10 // 2 * 2 + 1)
     there = np.isfinite(values)
     total = np.convolve(np.where(there, values, 0.0), window, "same")
@@ -112,7 +115,7 @@ def svg(figure: Figure) -> str:
     buffer = StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mtl"}):
-        figure.savefig(buffer, format="svg", metadata=nothing)
+        figure.savefig(buffer, format="svg", dpi=110, metadata=nothing)
     content = buffer.getvalue()
     return content[content.index("<svg") :]
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
 from mtl_plugins.compare.execute import last_lines
-from mtl_plugins.compare.logs import Log, LogError
+from mtl_plugins.compare.logs import LogError, is_training, log_files
 from mtl_plugins.compare.runs import Run, Status
 
 EVERY = 30.0
@@ -18,25 +20,30 @@ EVERY = 30.0
 
 
 def row(run: Run) -> tuple[str, ...]:
-    """Return method, seed, state, iteration, time to go and newest metric of a run."""
+    """Return method, seed, state, iteration, time to go and newest metric of a run.
+
+    Read are the ends of logs only, since a log of a long training is long.
+    """
     status = Status.read(run.path)
     iteration = eta = metric = ""
-    if status.state != "new":
-        try:
-            log = Log(run.path)
-            iteration = str(log.iteration or "")
-            scalars = log.metrics or {n: v for n, v in log.training.items() if "/AP" in n}
-            main = next((n for n in scalars if re.search(r"mAP$|/AP$|mIoU$", n)), None)
-            if main is not None:
-                metric = f"{main} {log.last(main):.4g}"
-            elif "loss" in log.training:
-                metric = f"loss {log.last('loss'):.4g}"
-        except (LogError, OSError):
-            pass
-        path = run.path / "train.log"
-        if status.state == "training" and path.is_file():
-            found = re.findall(r"eta: ((?:\d+ days?, )?[\d:]+)", last_lines(path, 30))
+    try:
+        file = log_files(run.path)[-1]
+        for line in last_lines(file, 30, width=10_000).splitlines():
+            with suppress(json.JSONDecodeError):
+                record = json.loads(line)
+                if is_training(record):
+                    iteration = str(record.get("step", record.get("iteration", -1) + 1))
+                main = next((n for n in record if re.search(r"mAP$|/AP$|mIoU$", n)), None)
+                main = main or next((n for n in ("loss", "total_loss") if n in record), None)
+                if main is not None:
+                    metric = f"{main} {record[main]:.4g}"
+        if status.state == "training":
+            found = re.findall(
+                r"eta: ((?:\d+ days?, )?[\d:]+)", last_lines(run.path / "train.log", 30)
+            )
             eta = found[-1] if found else ""
+    except (LogError, OSError, TypeError, ValueError):
+        pass  # a run that has just begun
     return run.name, str(run.seed), status.state, iteration, eta, metric
 
 

@@ -17,6 +17,8 @@ from mtl_plugins.compare.runs import Run, Status
 from mtl_plugins.metrics import Convention, delta_m
 
 DELTA = "Δm"
+OTHERS = ("mtl/", "fast_rcnn/", "mask_rcnn/", "keypoint_head/", "roi_head/", "rpn/", "[metric]")
+"""Beginnings of names that Detectron2's training logs, and that are no metrics of an evaluation."""
 
 
 @dataclass
@@ -77,7 +79,7 @@ def read(run: Run) -> Result:
             found = {
                 name: value
                 for name in named
-                if "/" in name and not name.startswith("mtl/")
+                if "/" in name and not name.startswith(OTHERS)
                 if (value := result.log.last(name)) is not None
             }
     except (LogError, OSError, ValueError) as error:
@@ -87,6 +89,7 @@ def read(run: Run) -> Result:
         result.metrics = {
             name: float(value)
             for name, value in found.items()
+            if name not in ("time", "data_time")
             if isinstance(value, (int, float)) and math.isfinite(value)
         }
     return result

@@ -447,8 +447,8 @@ def test_loader_from_a_config(name, turns):
 
 
 def test_one_task_alone():
-    loader = AllocatedLoader(allocation_config(ONLY="s"), [[{}, {}]] * 2)
-    assert [[image["tasks"] for image in batch] for batch in loader] == [[("s",)] * 2] * 2
+    loader = AllocatedLoader(allocation_config(ONLY="semantic"), [[{}, {}]] * 2)
+    assert [[image["tasks"] for image in batch] for batch in loader] == [[("semantic",)] * 2] * 2
 
 
 @pytest.mark.parametrize(

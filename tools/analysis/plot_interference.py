@@ -10,12 +10,9 @@ picture, has everything in it, and can be sent to somebody as it is.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from io import StringIO
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +21,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+
+from mtl_plugins.compare.figures import COLOURS, smooth, svg
+from mtl_plugins.compare.logs import Log, LogError
 
 Curve = tuple[np.ndarray, np.ndarray]  # iterations, values; NaN where a value was not finite
 Curves = dict[str, Curve]  # curve of each scalar, by name
@@ -91,11 +91,6 @@ ANGLES = Panel(
     "agreement.",
 )
 PANELS = (*CURVES, ANGLES)
-# Petroff's ten colours, told apart with any kind of colour vision (arXiv 2107.02270).
-COLOURS = (
-    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
-    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
-)
 STYLES = (
     *("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5))),
     *((0, (10, 2)), (0, (4, 1, 1, 1, 1, 1)), (0, (1, 3))),
@@ -128,69 +123,16 @@ def labels(runs: Sequence[Path]) -> list[str]:
     return found
 
 
-def scalars_files(run: Path) -> list[Path]:
-    """Find the scalar logs of a work directory, oldest first.
-
-    MMEngine begins a new log at each start and resume, Detectron2 goes on with the old one.
-
-    Raises:
-        SystemExit: There is no log.
-    """
-    files = sorted(run.glob("*/vis_data/scalars.json")) or list(run.glob("metrics.json"))
-    if not files:
-        raise SystemExit(
-            f"{run}: no */vis_data/scalars.json in it and no metrics.json; is it the work_dir (in "
-            "Detectron2, OUTPUT_DIR) of a run?"
-        )
-    return files
-
-
-def scalars_file(run: Path) -> Path:
-    """Find the newest scalar log of a work directory."""
-    return scalars_files(run)[-1]
-
-
-def read_records(file: Path) -> list[tuple[int, dict[str, float]]]:
-    """Read the iterations of a log, each with the scalars that the hook wrote.
-
-    Raises:
-        SystemExit: A line is no JSON; only the last may be cut short, by a kill.
-    """
-    records = []
-    lines = file.read_text(errors="replace").splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise SystemExit(f"{file}, line {number}: expected JSON, found {error}") from None
-            continue
-        scalars = {name: value for name, value in record.items() if name.startswith("mtl/")}
-        if scalars:
-            # Detectron2 counts from 0.
-            step = record["step"] if "step" in record else record["iteration"] + 1
-            records.append((step, scalars))
-    return records
-
-
 def read_curves(run: Path) -> Curves:
     """Read the curve of every scalar of the hook, through all resumes of the run.
 
     Raises:
         SystemExit: There is no log, or the hook wrote nothing to it.
     """
-    points: dict[str, dict[int, float]] = {}
-    last = -1
-    for step, scalars in chain.from_iterable(map(read_records, scalars_files(run))):
-        if step <= last:
-            # Drop the steps after the checkpoint that the run was resumed from.
-            points = {
-                name: {s: value for s, value in curve.items() if s < step}
-                for name, curve in points.items()
-            }
-        for name, value in scalars.items():
-            points.setdefault(name, {})[step] = value
-        last = step
+    try:
+        points = Log(run).training
+    except LogError as error:
+        raise SystemExit(str(error)) from error
     curves = {}
     for name in [name for panel in PANELS for name in names_of(panel, points)]:
         curve = sorted(points[name].items())
@@ -213,19 +155,6 @@ def span(curves: Curves) -> tuple[int, int]:
 
 
 # --- numbers --------------------------------------------------------------------------------------
-
-
-def smooth(values: np.ndarray) -> np.ndarray:
-    """Average over a moving tenth of the curve (paper C section 5.1), less at the ends.
-
-    A gap stays a gap; the values beside a gap are averages of the finite values.
-    """
-    values = np.asarray(values, dtype=float)
-    window = np.ones(len(values) // 10 // 2 * 2 + 1)
-    there = np.isfinite(values)
-    total = np.convolve(np.where(there, values, 0.0), window, "same")
-    count = np.convolve(there, window, "same")
-    return np.where(there, total / np.maximum(count, 1.0), np.nan)
 
 
 def relative(curve: Curve, baseline: Curve, ratio: bool) -> Curve:
@@ -414,16 +343,6 @@ small { color: #666; font-size: .8rem }
 dt { font-weight: bold }
 dd { margin: 0 0 .6rem 0; max-width: 50rem }
 """
-
-
-def svg(figure: Figure) -> str:
-    """Make an element of a page from the picture, with text as text."""
-    buffer = StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mtl"}):
-        figure.savefig(buffer, format="svg", dpi=110, metadata=nothing)
-    content = buffer.getvalue()
-    return content[content.index("<svg") :]
 
 
 def table(kind: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

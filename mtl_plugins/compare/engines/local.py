@@ -41,6 +41,9 @@ class Local:
             for i in range(0, len(gpus) - gpus_per_run + 1, max(gpus_per_run, 1))
         ]
         self.jobs = jobs or len(groups) or 1
+        # Runs side by side share the CPUs, unless the user has said how.
+        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
+        self._threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
         self._pool = ThreadPoolExecutor(self.jobs)
         self._free: SimpleQueue[str] = SimpleQueue()
         # More jobs than GPUs share them evenly.
@@ -53,7 +56,7 @@ class Local:
     def _run(self, run: Run) -> str:
         gpus = self._free.get()
         try:
-            return execute(run, {"CUDA_VISIBLE_DEVICES": gpus} if gpus else None)
+            return execute(run, {"CUDA_VISIBLE_DEVICES": gpus} if gpus else self._threads)
         finally:
             self._free.put(gpus)
 
