@@ -79,8 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
     experiment = load(args.config, [BASELINE, *args.mtl], args.cfg_options, args.modules)
     try:
-        settings = experiment.settings | {"--equal-time": str(args.equal_time)}
-        check_settings(args.work_dir, settings)
+        settings = experiment.settings | {"--equal-time": repr(args.equal_time)}
+        check_settings(args.work_dir, settings, note=not args.dry_run)
         gpus = args.gpus_per_run if _has_gpus(args) else 0
         choices: dict[str, Any] = {"single": args.single_task, "gpus": gpus}
         choices["pictures"] = args.pictures

@@ -82,15 +82,21 @@ def plan(
     return runs
 
 
-def check_settings(work_dir: Path, settings: Mapping[str, str]) -> None:
+def check_settings(work_dir: Path, settings: Mapping[str, str], note: bool = True) -> None:
     """Compare the settings with those of an earlier call, and note those of the first.
+
+    Args:
+        work_dir: Folder of the runs.
+        settings: Every setting by its key.
+        note: Whether to note settings that are the first; a dry run leaves the folder free.
 
     Raises:
         SystemExit: The runs in the folder were trained with other settings.
     """
     path = work_dir / "settings.json"
     if not path.is_file():
-        write_text(path, json.dumps(dict(settings), indent=1, sort_keys=True))
+        if note:
+            write_text(path, json.dumps(dict(settings), indent=1, sort_keys=True))
         return
     before = json.loads(path.read_text())
     changed = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from mtl_plugins.compare.execute import GUARD, last_lines
 from mtl_plugins.compare.experiments import Experiment
@@ -57,7 +58,7 @@ def trial(run: Run, folder: Path, timeout: float = 600.0) -> Trial:
         folder: Folder of all trials.
         timeout: Seconds after which a trial counts as failed.
     """
-    kept = folder / f"{run.name}.json"
+    kept = folder / f"{run.name}-{crc32(repr(run.options).encode()):08x}.json"
     if kept.is_file():
         return Trial(**json.loads(kept.read_text()))
     work = folder / run.name

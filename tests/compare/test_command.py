@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 from commands import ROOT, SMALL
+from toy_runs import toy_run
 
-from mtl_plugins.compare import command
+from mtl_plugins.compare import command, trial
 from mtl_plugins.compare.engines.local import Local
 from mtl_plugins.compare.experiments import Experiment
 from mtl_plugins.compare.runs import Status
@@ -77,7 +78,7 @@ def test_dry_run_estimates_and_runs_nothing(toy, tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     # 6 runs of 20 iterations of half an hour; 1 GB a checkpoint
     assert "60.00 hours of training" in printed and "6.00 GB for a checkpoint" in printed
-    assert not (tmp_path / "sum").exists()
+    assert not (tmp_path / "sum").exists() and not (tmp_path / "settings.json").exists()
 
 
 def test_a_full_disk_at_the_report(toy, tmp_path):
@@ -102,3 +103,28 @@ def test_bad_arguments(arguments, message, tmp_path, coco, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit, match=message):
         command.main([SMALL, "--work-dir", str(tmp_path), *arguments])
+
+
+def test_equal_time_gives_a_slow_method_fewer_iterations(toy, tmp_path, monkeypatch):
+    """Twice the time of the sum for an iteration, half of its iterations."""
+    seconds = {"sum": 0.1, "pcgrad": 0.2}
+    asked = {}
+    monkeypatch.setattr(command, "_timed", lambda run, folder: Trial(seconds[run.name], 1))
+    monkeypatch.setattr(
+        command, "scaled", lambda experiment, ratio: asked.setdefault("ratio", ratio) and []
+    )
+    arguments = ["toy.py", "--mtl", "pcgrad", "--seeds", "1", "--work-dir", str(tmp_path)]
+    command.main([*arguments, "--equal-time"])
+    assert asked == {"ratio": 0.5}
+    with pytest.raises(SystemExit, match="--equal-time was True and is False"):
+        command.main(arguments)
+
+
+def test_a_trial_stops_after_a_few_iterations(tmp_path, monkeypatch):
+    monkeypatch.setitem(trial.OPTIONS, "toy", ())
+    run = toy_run(tmp_path, "sum", 0, "sleep=0.05", "iterations=10000")
+    found = trial.trial(run, tmp_path / "trials")
+    assert found.seconds == 0.01 and found.checkpoint == 1 and not found.error
+    assert trial.trial(run, tmp_path / "trials") == found  # kept
+    failed = trial.trial(toy_run(tmp_path, "bad", 0, "fail=1"), tmp_path / "trials")
+    assert failed.error.endswith("there is no option 'agregator'") and not failed.seconds
