@@ -27,13 +27,25 @@ class Conflict(NamedTuple):
 
 
 def conflicts(results: Iterable[Result]) -> dict[tuple[str, str], Conflict]:
-    """Measure every pair of tasks over all measured iterations of some runs."""
+    """Measure every pair of tasks over the measured iterations of some runs.
+
+    Left out are iterations in which a task has no loss, as under task allocation: a gradient of 0 is
+    at right angles to all others, and neither agrees nor fights.
+    """
     angles: dict[tuple[str, str], list[float]] = {}
     for result in results:
-        for name, points in (result.log.training if result.log else {}).items():
+        if result.log is None:
+            continue
+        for name, points in result.log.training.items():
             if name.startswith(ANGLE):
                 first, second = name.removeprefix(ANGLE).split("|", 1)
-                finite = [v for v in points.values() if math.isfinite(v)]
+                absent = {
+                    step
+                    for task in (first, second)
+                    for step, loss in result.log.training.get(f"mtl/loss/{task}", {}).items()
+                    if loss == 0.0
+                }
+                finite = [v for s, v in points.items() if math.isfinite(v) and s not in absent]
                 angles.setdefault((first, second), []).extend(finite)
     return {
         pair: Conflict(

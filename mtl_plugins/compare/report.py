@@ -30,6 +30,7 @@ body { font: 16px/1.5 sans-serif; color: #222; background: #fff; max-width: 75re
   margin: 2rem auto; padding: 0 1rem }
 svg, .pictures img { max-width: 100%; height: auto }
 .wide { overflow-x: auto }
+.pictures th, .pictures td { text-align: left }
 table { border-collapse: collapse; font-size: .9rem; margin: .5rem 0 }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right;
   white-space: nowrap; font-variant-numeric: tabular-nums }

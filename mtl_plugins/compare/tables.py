@@ -78,13 +78,12 @@ def _percent(comparison: Comparison, column: Column) -> bool:
 def cost(comparison: Comparison) -> Table:
     """Make the table of time and memory."""
     rows = []
-    base = _median(comparison, BASELINE)
+    base = statistics.fmean(_times(comparison, BASELINE) or [0.0])
     kinds = set()
     for method in comparison.methods:
         results = [r for r in comparison.of(method) if r.log is not None]
-        times = [r.seconds_per_iteration for r in results]
-        times = [t for t in times if not math.isnan(t)]
-        ratio = f"{statistics.median(times) / base:.2f}" if times and base else "–"
+        times = _times(comparison, method)
+        ratio = f"{statistics.fmean(times) / base:.2f}" if times and base else "–"
         memory = [r.memory for r in results if not math.isnan(r.memory[0])]
         kinds |= {kind for _, kind in memory}
         seconds = [r.status.seconds for r in results if r.status.trained]
@@ -105,10 +104,9 @@ def cost(comparison: Comparison) -> Table:
     return Table("Cost", note, ["method", "s/iteration", "× sum", "MiB", "s/training"], rows)
 
 
-def _median(comparison: Comparison, method: str) -> float:
-    times = [r.seconds_per_iteration for r in comparison.of(method)]
-    times = [t for t in times if not math.isnan(t)]
-    return statistics.median(times) if times else 0.0
+def _times(comparison: Comparison, method: str) -> list[float]:
+    times = (r.seconds_per_iteration for r in comparison.of(method))
+    return [t for t in times if not math.isnan(t)]
 
 
 def fights(comparison: Comparison) -> list[Table]:

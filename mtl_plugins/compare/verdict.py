@@ -73,7 +73,11 @@ def sentences(comparison: Comparison) -> list[str]:
         return ["No method can be compared with the plain sum: no seed of both is done."]
     seeds = min(f.difference.seeds for f in found)
     most = max(f.difference.seeds for f in found)
-    said = []
+    said = [
+        f"{column.name} is 0 in every run: nothing has been learnt that it could measure."
+        for column in comparison.columns
+        if not any(v for m in comparison.methods for v in comparison.scores(m, column).values())
+    ]
     if most == 1:
         largest = max(found, key=lambda f: abs(f.difference.mean))
         said.append(

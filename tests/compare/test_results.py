@@ -11,6 +11,7 @@ import pytest
 from toy_runs import done, toy_run
 
 from mtl_plugins.compare.columns import Column, choose
+from mtl_plugins.compare.conflicts import conflicts
 from mtl_plugins.compare.report import write_report
 from mtl_plugins.compare.results import compare, found_metrics, read
 from mtl_plugins.compare.runs import Status
@@ -171,6 +172,20 @@ def test_a_baseline_of_zero_has_no_delta(tmp_path):
         done(run, {"coco/bbox_mAP": 0.0})
     comparison = compare([read(r) for r in runs], choose(["coco/bbox_mAP"], TASKS, []))
     assert comparison.delta is None and "of the baseline is 0" in comparison.why_no_delta
+    assert sentences(comparison)[0].startswith("coco/bbox_mAP is 0 in every run")
+
+
+def test_an_iteration_without_a_task_is_no_conflict_and_no_agreement(tmp_path):
+    run = toy_run(tmp_path, "ista")
+    pair, loss = "mtl/angle/box|mask", "mtl/loss/mask"
+    train = {"lr": 0.1, "time": 1.0}
+    records = [
+        {**train, pair: 90.0, loss: 0.0, "step": 1},
+        {**train, pair: 120.0, loss: 0.5, "step": 2},
+    ]
+    done(run, {"coco/bbox_mAP": 0.1}, records)
+    (found,) = conflicts([read(run)]).values()
+    assert found.share == 1.0 and found.cosine == pytest.approx(-0.5)
 
 
 def test_a_run_that_is_not_done_has_no_metrics(tmp_path):
