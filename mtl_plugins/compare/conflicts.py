@@ -29,8 +29,8 @@ class Conflict(NamedTuple):
 def conflicts(results: Iterable[Result]) -> dict[tuple[str, str], Conflict]:
     """Measure every pair of tasks over the measured iterations of some runs.
 
-    Left out are iterations in which a task has no loss, as under task allocation: a gradient of 0 is
-    at right angles to all others, and neither agrees nor fights.
+    Left out are iterations in which a task has no loss, as under task allocation: a gradient of 0
+    neither agrees nor fights.
     """
     angles: dict[tuple[str, str], list[float]] = {}
     for result in results:
