@@ -50,8 +50,10 @@ def test_a_lost_node(cluster, tmp_path):
         assert sorted(Log(run.path).training["loss"]) == list(range(1, 31))
 
 
-def test_results_are_copied_back_and_errors_are_results(cluster, tmp_path, monkeypatch):
+def test_results_are_copied_back_and_errors_are_results(cluster, tmp_path, capsys):
     cluster.add_node(**SMALL)
+    engine.Ray(cluster.address, gpus_per_run=1).close()
+    assert "no node of the cluster has 1 GPUs, the most is 0" in capsys.readouterr().out
     runs = [toy_run(tmp_path, "sum"), toy_run(tmp_path, "pcgrad", 0, "fail=1")]
     ray = engine.Ray(cluster.address, gpus_per_run=0, copy_back=True)
     run_all(runs, ray)

@@ -47,6 +47,13 @@ class Ray:
         path = os.environ.get("PYTHONPATH")
         env = {"env_vars": {"PYTHONPATH": path}} if path else {}
         ray.init(address=address, runtime_env=env, log_to_driver=False)
+        there = max((node["Resources"].get("GPU", 0) for node in ray.nodes()), default=0)
+        if there < gpus_per_run:
+            print(
+                f"--gpus-per-run: no node of the cluster has {gpus_per_run} GPUs, the most is "
+                f"{there:g}; runs wait until one has. Without GPUs: --gpus-per-run 0",
+                flush=True,
+            )
         self._copy_back = copy_back
         self._with = (execute,) if copy_back else ()
         # An error of the run itself is a result, so that only a lost node is a reason to retry.
