@@ -25,6 +25,7 @@ class Experiment:
         single: Configs of tasks alone, by task.
         options: ``KEY=VALUE`` over the config.
         modules: Modules that Detectron2's command imports first.
+        cfg: Whole config, of the framework's class.
     """
 
     framework: str
@@ -35,7 +36,7 @@ class Experiment:
     single: dict[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
-    schedule: Any = None
+    cfg: Any = None
 
     def alone(self, task: str) -> tuple[str, str, tuple[str, ...]]:
         """Return config, ``--mtl`` and options that train one task alone."""
@@ -103,7 +104,7 @@ def _openmmlab(config: str, methods: Sequence[str], options: Sequence[str]) -> E
         list(compare.get("metrics", [])),
         single,
         tuple(options),
-        schedule=cfg,
+        cfg=cfg,
     )
 
 
@@ -141,7 +142,7 @@ def _detectron2(
         _own_configs(config, tasks, cfg.MTL.COMPARE.SINGLE_TASK, ".yaml"),
         tuple(options),
         tuple(modules),
-        schedule=cfg,
+        cfg=cfg,
     )
 
 

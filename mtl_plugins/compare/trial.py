@@ -106,7 +106,7 @@ def _times(work: Path) -> list[float]:
 
 def iterations(experiment: Experiment) -> int | None:
     """Return the iterations of a training; None where the config counts epochs."""
-    cfg = experiment.schedule
+    cfg = experiment.cfg
     if experiment.framework == "detectron2":
         return int(cfg.SOLVER.MAX_ITER)
     return cfg.train_cfg.get("max_iters")
@@ -122,7 +122,7 @@ def scaled(experiment: Experiment, ratio: float) -> list[str]:
     Returns:
         ``KEY=VALUE`` of what changes: the length, and milestones, warm-up and validations with it.
     """
-    cfg = experiment.schedule
+    cfg = experiment.cfg
 
     def stretch(value: int) -> int:
         return max(1, round(value * ratio))

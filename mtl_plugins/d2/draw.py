@@ -21,9 +21,10 @@ def main() -> None:
     """Draw what the command line says, to OUTPUT_DIR, under the names of the images."""
     parser = argument_parser()
     parser.add_argument("--images", type=int, default=4, help="number of images")
-    cfg = setup(parser.parse_args())
+    args = parser.parse_args()
+    cfg = setup(args)
     name = cfg.DATASETS.TEST[0]
-    images = DatasetCatalog.get(name)[: parser.parse_args().images]
+    images = DatasetCatalog.get(name)[: args.images]
     predict = DefaultPredictor(cfg)
     for entry in images:
         image = read_image(entry["file_name"], format=cfg.INPUT.FORMAT)
