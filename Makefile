@@ -1,6 +1,7 @@
 # Needs CPython >= 3.11 with pip, nothing else. The first call of a target installs, later ones do not.
 PYTHON ?= python3
 VENV := .venv
+SEEDS ?= 1
 BIN := $(VENV)/bin
 # --no-compile: bytecode of what is used is written when it is used, that of CUDA's tools never.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
@@ -8,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 .PHONY: demo test lint docs clean
 
 demo: $(VENV)/mm.installed
-	$(BIN)/python tools/demo.py
+	$(BIN)/python tools/demo.py --seeds $(SEEDS)
 
 test: $(VENV)/dev.installed $(VENV)/detectron2.installed lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder

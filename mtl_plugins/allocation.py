@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, TypeVar
 
+from mtl_plugins.registry import suggest
+
 B = TypeVar("B")
 
 
@@ -46,9 +48,11 @@ class TaskAllocation:
         gap: Number of steps between two turns of a batch; None is STA. At the end of an epoch,
             where fewer batches are left, their number.
         seed: Seed of the draws, the same on every rank.
+        only: Task that every example trains, and no other: the single-task baseline. None draws.
 
     Raises:
-        ValueError: There are fewer tasks than an example should get, or ``gap`` is not positive.
+        ValueError: There are fewer tasks than an example should get, ``gap`` is not positive, or
+            ``only`` is no task.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class TaskAllocation:
         tasks_per_sample: int = 1,
         gap: int | None = None,
         seed: int = 0,
+        only: str | None = None,
     ) -> None:
         repeated = sorted({task for task in tasks if list(tasks).count(task) > 1})
         if repeated or not tasks:
@@ -69,6 +74,9 @@ class TaskAllocation:
             )
         if gap is not None and not (isinstance(gap, int) and gap >= 1):
             raise ValueError(f"gap: expected at least 1, got {gap!r}")
+        if only is not None and only not in tasks:
+            raise ValueError(f"only: no task is called {only!r}; {suggest(only, tasks)}")
+        self.only = only
         self.tasks = tuple(tasks)
         self.tasks_per_sample = tasks_per_sample
         self.gap = gap
@@ -79,7 +87,7 @@ class TaskAllocation:
     @property
     def remark(self) -> str | None:
         """Warning, beginning with an option's name, that every example trains every task."""
-        if self.tasks_per_sample < len(self.tasks):
+        if self.tasks_per_sample < len(self.tasks) or self.only is not None:
             return None
         option, found = "tasks_per_sample", f"{self.tasks_per_sample} is all of them"
         if len(self.tasks) == 1:
@@ -92,7 +100,11 @@ class TaskAllocation:
     @property
     def turns(self) -> int:
         """Number of turns of each batch."""
-        return 1 if self.gap is None else math.ceil(len(self.tasks) / self.tasks_per_sample)
+        return (
+            1
+            if self.gap is None or self.only is not None
+            else math.ceil(len(self.tasks) / self.tasks_per_sample)
+        )
 
     def schedule(
         self, batches: Iterable[B], epoch: int = 0, first: int = 0
@@ -148,6 +160,8 @@ class TaskAllocation:
             turn: Number of the turn of the batch.
             epoch: Number of the epoch.
         """
+        if self.only is not None:
+            return Allocated((self.only,), self.tasks)
         order = list(self.tasks)
         random.Random(f"{self.seed} {epoch} {batch} {example}").shuffle(order)
         first = turn * self.tasks_per_sample

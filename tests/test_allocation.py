@@ -134,6 +134,17 @@ def test_tasks_tell_from_which_they_were_drawn():
     assert again == tasks and len(tasks) == 1 and again.among == ("a", "b", "c")
 
 
+def test_one_task_alone():
+    """The single-task baseline: every example trains the task, in as many steps as without."""
+    allocation = TaskAllocation(["a", "b", "c"], gap=1, only="b")
+    steps = list(allocation.schedule("xyz"))
+    assert [batch for batch, _, _ in steps] == ["x", "y", "z"]
+    assert {allocation.tasks_of(i, n, t) for i in range(3) for _, n, t in steps} == {("b",)}
+    assert allocation.tasks_of(0, 0, 0).among == ("a", "b", "c") and allocation.remark is None
+    with pytest.raises(ValueError, match="only: no task is called 'd'; .*Valid: a, b, c"):
+        TaskAllocation(["a", "b", "c"], only="d")
+
+
 def test_some_examples_without_tasks_are_an_error():
     with pytest.raises(ValueError, match="of 2 examples of a batch, 1 have tasks"):
         BatchTasks().note([("a",), None])

@@ -65,3 +65,11 @@ default_hooks = dict(
     logger=dict(interval=10), checkpoint=dict(by_epoch=False, interval=max_iters, max_keep_ckpts=1)
 )
 log_processor = dict(by_epoch=False, window_size=10)
+
+# Baselines of mtl-compare --single-task.
+compare = dict(
+    single_task=dict(
+        det="./fcos_r18-small_bdd100k.py",
+        seg="./semfpn_r18-small_bdd100k.py",
+    )
+)

@@ -145,3 +145,11 @@ optim_wrapper = dict(
 )
 custom_hooks = [dict(type="TaskInterferenceHook", interval=50)]
 visualizer = dict(type="PartialVisualizer")
+
+# Baselines of mtl-compare --single-task.
+compare = dict(
+    single_task=dict(
+        det="./fcos_r50_fpn_30e_bdd100k.py",
+        seg="./semfpn_r50_fpn_30e_bdd100k.py",
+    )
+)

@@ -10,3 +10,5 @@ optim_wrapper = dict(
         pseudo_seg="loss_pseudo_seg_*",
     )
 )
+
+compare = dict(_delete_=True)  # no baselines of the base

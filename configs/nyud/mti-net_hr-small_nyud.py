@@ -28,3 +28,12 @@ model = dict(
 optim_wrapper = dict(tasks=dict(seg="seg.*", depth="depth.*", normals="normals.*", edges="edges.*"))
 val_evaluator = [_base_.seg_evaluator, _base_.depth_evaluator, _base_.normals_evaluator]
 test_evaluator = val_evaluator
+
+# Baselines of mtl-compare --single-task.
+compare = dict(
+    single_task=dict(
+        seg="./hr-small_nyud_seg.py",
+        depth="./hr-small_nyud_depth.py",
+        normals="./hr-small_nyud_normals.py",
+    )
+)

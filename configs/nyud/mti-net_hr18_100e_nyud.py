@@ -30,3 +30,12 @@ model = dict(
 optim_wrapper = dict(tasks=dict(seg="seg.*", depth="depth.*", normals="normals.*", edges="edges.*"))
 val_evaluator = [_base_.seg_evaluator, _base_.depth_evaluator, _base_.normals_evaluator]
 test_evaluator = val_evaluator
+
+# Baselines of mtl-compare --single-task.
+compare = dict(
+    single_task=dict(
+        seg="./hr18_100e_nyud_seg.py",
+        depth="./hr18_100e_nyud_depth.py",
+        normals="./hr18_100e_nyud_normals.py",
+    )
+)

@@ -9,3 +9,5 @@ model = dict(
         seg=dict(decoder=decoder), depth=dict(decoder=decoder), normals=dict(decoder=decoder)
     ),
 )
+
+compare = dict(_delete_=True)  # no baselines of the base

@@ -10,3 +10,11 @@ val_dataloader = dict(dataset=dict(fields=["sem_seg", "depth"]))
 test_dataloader = val_dataloader
 val_evaluator = [_base_.seg_evaluator, _base_.depth_evaluator]
 test_evaluator = val_evaluator
+
+# Baselines of mtl-compare --single-task.
+compare = dict(
+    single_task=dict(
+        seg="./segnet_200e_nyuv2_seg.py",
+        depth="./segnet_200e_nyuv2_depth.py",
+    )
+)

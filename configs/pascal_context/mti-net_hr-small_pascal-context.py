@@ -36,3 +36,13 @@ val_evaluator = [
     _base_.normals_evaluator,
 ]
 test_evaluator = val_evaluator
+
+# Baselines of mtl-compare --single-task.
+compare = dict(
+    single_task=dict(
+        seg="./hr-small_pascal-context_seg.py",
+        parts="./hr-small_pascal-context_parts.py",
+        sal="./hr-small_pascal-context_sal.py",
+        normals="./hr-small_pascal-context_normals.py",
+    )
+)

@@ -37,3 +37,13 @@ val_evaluator = [
     _base_.normals_evaluator,
 ]
 test_evaluator = val_evaluator
+
+# Baselines of mtl-compare --single-task.
+compare = dict(
+    single_task=dict(
+        seg="./hr18_60e_pascal-context_seg.py",
+        parts="./hr18_60e_pascal-context_parts.py",
+        sal="./hr18_60e_pascal-context_sal.py",
+        normals="./hr18_60e_pascal-context_normals.py",
+    )
+)

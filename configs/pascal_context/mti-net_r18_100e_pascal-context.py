@@ -14,3 +14,5 @@ model = dict(
     ),
 )
 train_dataloader = dict(batch_size=6)
+
+compare = dict(_delete_=True)  # no baselines of the base

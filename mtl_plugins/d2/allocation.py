@@ -67,7 +67,9 @@ class AllocatedLoader:
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         gap = options.GAP if options.NAME == "ISTA" else None
         try:
-            allocation = TaskAllocation(tasks, options.TASKS_PER_SAMPLE, gap, seed)
+            allocation = TaskAllocation(
+                tasks, options.TASKS_PER_SAMPLE, gap, seed, options.ONLY or None
+            )
         except ValueError as error:
             raise ValueError(_with_key(str(error))) from error
         if allocation.remark:

@@ -74,13 +74,16 @@ def add_mtl_config(cfg: CfgNode) -> None:
     mtl.ON_NONFINITE = "skip"
     mtl.MAX_SKIPS = 20
     # Policy by which an image trains tasks: "" (every image trains all tasks), "STA" or "ISTA".
-    mtl.ALLOCATION = CfgNode({"NAME": "", "TASKS_PER_SAMPLE": 1, "GAP": 1})
+    # ONLY is the one task that all images train, for a single-task baseline.
+    mtl.ALLOCATION = CfgNode({"NAME": "", "TASKS_PER_SAMPLE": 1, "GAP": 1, "ONLY": ""})
     # Measures that are logged, every INTERVAL iterations; 0 for never. "fd" is of REPRESENTATION.
     mtl.MONITOR = CfgNode({"INTERVAL": 20, "MEASURES": ["gds", "gms", "angles"]})
     # Whether to count, at every step, the pairs of tasks whose gradients in a layer have a cosine
     # below the threshold, into layer_conflicts.json, which tools/recon.py reads.
     mtl.MONITOR.LAYERS = False
     mtl.MONITOR.LAYER_THRESHOLD = 0.0
+    # Columns of mtl-compare, "NAME=TASK:high" or "NAME=TASK:low", and configs of single tasks.
+    mtl.COMPARE = CfgNode({"METRICS": [], "SINGLE_TASK": CfgNode(new_allowed=True)})
 
 
 def config_file(name: str) -> str:

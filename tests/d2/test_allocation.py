@@ -446,12 +446,18 @@ def test_loader_from_a_config(name, turns):
     assert found.gap == (2 if name == "ISTA" else None)
 
 
+def test_one_task_alone():
+    loader = AllocatedLoader(allocation_config(ONLY="semantic"), [[{}, {}]] * 2)
+    assert [[image["tasks"] for image in batch] for batch in loader] == [[("semantic",)] * 2] * 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"NAME": "ISTAA"}, "MTL.ALLOCATION.NAME: nothing is called 'ISTAA'; did you mean 'ISTA'"),
         ({"TASKS_PER_SAMPLE": 5}, "MTL.ALLOCATION.TASKS_PER_SAMPLE: expected 1 to 4"),
         ({"GAP": 0}, "MTL.ALLOCATION.GAP: expected at least 1"),
+        ({"ONLY": "masks"}, "MTL.ALLOCATION.ONLY: no task is called 'masks'; did you mean"),
     ],
 )
 def test_invalid_options(options, message):

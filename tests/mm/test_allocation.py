@@ -240,6 +240,16 @@ def test_ista_trains_a_batch_twice(workers, coco, tmp_path):
     assert all(p.isfinite().all() for p in runner.model.parameters())
 
 
+def test_one_task_alone_trains_its_losses_and_no_other(coco, tmp_path):
+    """The single-task baseline of a comparison."""
+    sampler = dict(type="STABatchSampler", only="mask")
+    runner, seen = train(coco_config(coco, tmp_path, sampler, **STEPS))
+    assert all(list(tasks) == ["mask"] for batch in seen for _, tasks in batch)
+    found = {name: runner.message_hub.get_scalar(f"train/{name}").data[0] for name in LOSSES}
+    assert (found.pop("loss_mask") > 0.0).all()
+    assert not any(values.any() for values in found.values())
+
+
 def test_resume_goes_on_with_the_next_turn(coco, tmp_path):
     sampler = dict(type="ISTABatchSampler", gap=2)
     straight, seen = train(coco_config(coco, tmp_path / "a", sampler, **STEPS))
@@ -326,6 +336,7 @@ def test_ranks_divide_the_batch(monkeypatch):
             "train_dataloader.batch_sampler.tasks_per_sample: expected 1 to 2",
         ),
         ({"gap": 2}, "train_dataloader.batch_sampler.gap: a STABatchSampler .* no turns"),
+        ({"only": "c"}, "train_dataloader.batch_sampler.only: no task is called 'c'"),
     ],
 )
 def test_options_are_named_with_their_key(options, message):

@@ -10,11 +10,11 @@ from mtl_plugins.mm.train import parse_args
 
 
 def test_a_small_difference_is_called_noise():
-    scores = [
-        {"detection": {"coco/bbox_mAP": 0.310}, "mask": {"coco/segm_mAP": mask}}
-        for mask in (0.300, 0.304)
-    ]
-    assert "0.004 AP, is noise: one seed, 16 images" in demo.verdict(*scores)
+    pair = {"mean": -0.004, "seeds": 1, "differs": False}
+    said = demo.verdict({"against_sum": [{**pair, "mean": 0.001}, pair]})
+    assert "0.004 AP, is noise: one seed, 16 images" in said
+    said = demo.verdict({"against_sum": [{**pair, "seeds": 3, "differs": True}]})
+    assert "may be more than chance on these images: 3 seeds" in said
 
 
 def test_the_next_three_commands_can_be_typed():

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 from analysis.plot_interference import main
-from interference.curves import correlation_of_trends, relative, smooth, thin
+from interference.curves import correlation_of_trends, relative, thin
 from interference.panels import ANGLES, CURVES
 from interference.picture import draw
 from interference.reading import labels, read_curves
 from interference.training import draw_losses, draw_priorities, draw_trends
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
+
+from mtl_plugins.compare.figures import smooth
 
 Record = dict[str, Any]
 

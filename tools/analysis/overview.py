@@ -1,6 +1,6 @@
 r"""Draw the picture of the README: how two tasks get on, and what the detector then sees.
 
-    python tools/analysis/overview.py work_dirs/demo/sum work_dirs/demo/pcgrad \
+    python tools/analysis/overview.py work_dirs/demo/sum/0 work_dirs/demo/pcgrad/0 \
         --out docs/images/overview.png
 
 The runs are those of ``mtl-train``: the curves come from all of them, the predictions on the first
@@ -15,9 +15,7 @@ from pathlib import Path
 import matplotlib
 import matplotlib.image
 import numpy as np
-from interference.curves import smooth
-from interference.panels import COLOURS
-from interference.reading import read_curves
+from interference.reading import labels, read_curves
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mmdet.apis import inference_detector, init_detector
@@ -28,14 +26,15 @@ from mmengine.runner import find_latest_checkpoint
 from PIL import Image
 
 import mtl_plugins.mm  # noqa: F401
+from mtl_plugins.compare.figures import COLOURS, smooth
 
 
 def draw_similarity(axis: Axes, runs: list[Path]) -> None:
     """Draw the cosine of the gradients of the tasks over each run, smoothed and as it was."""
-    for run, colour in zip(runs, COLOURS, strict=False):
+    for run, name, colour in zip(runs, labels(runs), COLOURS, strict=False):
         steps, values = read_curves(run)["mtl/gds"]
         axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-        axis.plot(steps, smooth(values), color=colour, linewidth=2, label=run.name)
+        axis.plot(steps, smooth(values), color=colour, linewidth=2, label=name)
     axis.axhline(0, color="#717581", linewidth=0.8)
     axis.set(xlabel="iteration", ylabel="cosine of the task gradients (GDS)")
     axis.legend(frameon=False)
@@ -94,7 +93,7 @@ def main() -> None:
     draw_masks(left, image, masks, truth.bboxes.numpy() / scale)
     draw_masks(right, image, found.masks.numpy().astype(bool), found.bboxes.numpy())
     left.set_title("truth")
-    right.set_title(f"prediction, {args.runs[-1].name}")
+    right.set_title(f"prediction, {labels(args.runs)[-1]}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, dpi=110)
     # A palette of 96 colours is enough, and makes the file a fifth as large.

@@ -41,6 +41,7 @@ class ISTABatchSampler(BatchSampler):
             ``dict(type='AspectRatioBatchSampler')``; by default PyTorch's.
         drop_last: Whether the default ``batch_sampler`` drops an incomplete last batch.
         seed: Random seed of the allocation; by default the sampler's seed.
+        only: Name of the one task that every example trains, for a single-task baseline.
 
     Examples:
         >>> # In a config:
@@ -61,6 +62,7 @@ class ISTABatchSampler(BatchSampler):
         batch_sampler: Mapping[str, Any] | None = None,
         drop_last: bool = False,
         seed: int | None = None,
+        only: str | None = None,
     ) -> None:
         self.batches = (
             BatchSampler(sampler, batch_size, drop_last)
@@ -83,7 +85,7 @@ class ISTABatchSampler(BatchSampler):
             )
         seed = sync_random_seed() if seed is None else seed
         try:
-            self.allocation = TaskAllocation(tasks, tasks_per_sample, gap, seed)
+            self.allocation = TaskAllocation(tasks, tasks_per_sample, gap, seed, only)
         except ValueError as error:
             raise ValueError(f"{KEY}.{error}") from error
         if self.allocation.remark:

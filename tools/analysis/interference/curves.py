@@ -6,21 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from mtl_plugins.compare.figures import smooth
+
 Curve = tuple[np.ndarray, np.ndarray]  # iterations, values; NaN where a value was not finite
 Curves = dict[str, Curve]  # curve of each scalar, by name
-
-
-def smooth(values: np.ndarray) -> np.ndarray:
-    """Average over a moving tenth of the curve (paper C section 5.1), less at the ends.
-
-    A gap stays a gap; the values beside a gap are averages of the finite values.
-    """
-    values = np.asarray(values, dtype=float)
-    window = np.ones(len(values) // 10 // 2 * 2 + 1)
-    there = np.isfinite(values)
-    total = np.convolve(np.where(there, values, 0.0), window, "same")
-    count = np.convolve(there, window, "same")
-    return np.where(there, total / np.maximum(count, 1.0), np.nan)
 
 
 def relative(curve: Curve, baseline: Curve, ratio: bool) -> Curve:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from html import escape
-from io import StringIO
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+
+from mtl_plugins.compare.figures import svg
 
 from .curves import Curves, last_tenth
 from .panels import ANGLES, colours, names_of
@@ -30,16 +30,6 @@ small { color: #666; font-size: .8rem }
 dt { font-weight: bold }
 dd { margin: 0 0 .6rem 0; max-width: 50rem }
 """
-
-
-def svg(figure: Figure) -> str:
-    """Make an element of a page from the picture, with text as text."""
-    buffer = StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mtl"}):
-        figure.savefig(buffer, format="svg", dpi=110, metadata=nothing)
-    content = buffer.getvalue()
-    return content[content.index("<svg") :]
 
 
 def table(kind: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 
+from mtl_plugins.compare.figures import COLOURS
+
 
 class Panel(NamedTuple):
     """Panel of the picture: its scalars, its labels and how to read it."""
@@ -79,11 +81,6 @@ PRIORITIES = Panel(
     "The share of the channels behind shared convolutions in which each task has the highest "
     "connection strength (paper D fig. 4): a task that takes nearly all of them rules the network, "
     "and shares that stay where they are show that priorities are kept.",
-)
-# Petroff's ten colours, told apart with any kind of colour vision (arXiv 2107.02270).
-COLOURS = (
-    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
-    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 )
 STYLES = (
     *("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5))),

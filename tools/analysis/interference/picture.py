@@ -10,7 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .curves import Curves, alone, relative, smooth, thin
+from mtl_plugins.compare.figures import smooth
+
+from .curves import Curves, alone, relative, thin
 from .panels import ANGLES, CURVES, PANELS, STYLES, Panel, colours, names_of
 
 

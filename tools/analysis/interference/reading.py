@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
+
+from mtl_plugins.compare.logs import Log, LogError
 
 from .curves import Curves
 from .panels import PANELS, PRIORITIES, TOP, names_of
@@ -31,72 +31,19 @@ def labels(runs: Sequence[Path]) -> list[str]:
     return found
 
 
-def scalars_files(run: Path) -> list[Path]:
-    """Find the scalar logs of a work directory, oldest first.
-
-    MMEngine begins a new log at each start and resume, Detectron2 goes on with the old one.
-
-    Raises:
-        SystemExit: There is no log.
-    """
-    files = sorted(run.glob("*/vis_data/scalars.json")) or list(run.glob("metrics.json"))
-    if not files:
-        raise SystemExit(
-            f"{run}: no */vis_data/scalars.json in it and no metrics.json; is it the work_dir (in "
-            "Detectron2, OUTPUT_DIR) of a run?"
-        )
-    return files
-
-
-def scalars_file(run: Path) -> Path:
-    """Find the newest scalar log of a work directory."""
-    return scalars_files(run)[-1]
-
-
-def read_records(file: Path) -> list[tuple[int, dict[str, float]]]:
-    """Read the iterations of a log, each with the scalars that the hook wrote.
-
-    Raises:
-        SystemExit: A line is no JSON; only the last may be cut short, by a kill.
-    """
-    records = []
-    lines = file.read_text(errors="replace").splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise SystemExit(f"{file}, line {number}: expected JSON, found {error}") from None
-            continue
-        scalars = {name: value for name, value in record.items() if name.startswith("mtl/")}
-        # ConnectionStrength's, for each task.
-        for name in [name for name in record if TOP in name]:
-            scalars[f"mtl/{TOP}/{name.split(TOP)[1][1:]}"] = record[name]
-        if scalars:
-            # Detectron2 counts from 0.
-            step = record["step"] if "step" in record else record["iteration"] + 1
-            records.append((step, scalars))
-    return records
-
-
 def read_curves(run: Path) -> Curves:
     """Read the curve of every scalar of the hook, through all resumes of the run.
 
     Raises:
         SystemExit: There is no log, or the hook wrote nothing to it.
     """
-    points: dict[str, dict[int, float]] = {}
-    last = -1
-    for step, scalars in chain.from_iterable(map(read_records, scalars_files(run))):
-        if step <= last:
-            # Drop the steps after the checkpoint that the run was resumed from.
-            points = {
-                name: {s: value for s, value in curve.items() if s < step}
-                for name, curve in points.items()
-            }
-        for name, value in scalars.items():
-            points.setdefault(name, {})[step] = value
-        last = step
+    try:
+        points = Log(run).training
+    except LogError as error:
+        raise SystemExit(str(error)) from error
+    # ConnectionStrength's, for each task.
+    for name in [name for name in points if TOP in name]:
+        points[f"mtl/{TOP}/{name.split(TOP)[1][1:]}"] = points[name]
     curves = {}
     for name in [name for panel in (*PANELS, PRIORITIES) for name in names_of(panel, points)]:
         curve = sorted(points[name].items())

@@ -12,7 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .curves import Curves, correlation_of_trends, last_tenth, smooth, thin
+from mtl_plugins.compare.figures import smooth
+
+from .curves import Curves, correlation_of_trends, last_tenth, thin
 from .panels import COLOURS, PRIORITIES, STYLES, colours, names_of
 
 LOSS = "mtl/loss/"

@@ -1,0 +1,231 @@
+"""Compare methods on a config over seeds: runs, table, report and verdict in one command.
+
+    mtl-compare CONFIG --mtl pcgrad mgda+feature ista --seeds 3 --single-task --work-dir W
+
+Another call with the same folder runs what is new, failed or was interrupted, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from mtl_plugins.compare.columns import choose
+from mtl_plugins.compare.engines import Engine
+from mtl_plugins.compare.experiments import Experiment, load
+from mtl_plugins.compare.plan import BASELINE, check_settings, plan
+from mtl_plugins.compare.progress import Progress
+from mtl_plugins.compare.results import Comparison, compare, found_metrics, read
+from mtl_plugins.compare.runs import Run, Status
+from mtl_plugins.compare.trial import Trial, iterations, scaled, trial
+from mtl_plugins.extras import require
+from mtl_plugins.metrics import Convention
+
+POLL = 0.5
+"""Seconds between two looks at the runs."""
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("config", help="config of OpenMMLab, or .yaml of Detectron2")
+    add("--mtl", nargs="+", metavar="NAME", default=[], help="methods, as mtl-train --mtl")
+    add("--seeds", type=int, default=3, help="number of seeds, 0 and on (default: %(default)s)")
+    add("--work-dir", type=Path, required=True, help="folder of runs and report")
+    add("--single-task", action="store_true", help="train each task alone too, as base of Δm")
+    add("--equal-time", action="store_true", help="as much time as the sum, not as many iterations")
+    add("--cfg-options", nargs="+", metavar="KEY=VALUE", default=[], help="over the config")
+    add("--import", dest="modules", action="append", default=[], help="module, for Detectron2")
+    add("--metrics", nargs="+", metavar="NAME[=TASK:high|low]", default=[], help="columns")
+    add("--convention", choices=get_args(Convention), default="gain", help="of Δm: D, A or B's")
+    add("--pictures", type=int, default=4, metavar="N", help="images drawn (default: %(default)s)")
+    add("--dry-run", action="store_true", help="print plan, time and disk, and run nothing")
+    add("--report-only", action="store_true", help="report on what is there, and run nothing")
+    add("--engine", choices=["local", "ray", "slurm"], default="local")
+    add("--jobs", type=int, help="runs at a time (local; default: one each GPU, else 1)")
+    add("--gpus-per-run", type=int, default=1, help="GPUs of a run, where there are any")
+    add("--cpus-per-run", type=int, default=1, help="CPUs of a run (ray)")
+    add("--address", default="auto", help="address of the Ray cluster (default: %(default)s)")
+    add("--copy-back", action="store_true", help="the folder is not shared with Ray's nodes")
+    add("--slurm", nargs="+", metavar="KEY=VALUE", default=[], help="as slurm_partition=gpu")
+    args = parser.parse_args(arguments)
+    if args.seeds < 1:
+        raise SystemExit(f"--seeds: expected at least 1, got {args.seeds}")
+    if args.gpus_per_run < 0:
+        raise SystemExit(f"--gpus-per-run: expected 0 or more, got {args.gpus_per_run}")
+    args.work_dir = args.work_dir.resolve()
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Raises:
+        SystemExit: The command line or the config is at fault, with a message; or, with code 1
+            after the report is written, some run failed or lacks a metric.
+    """
+    require("mtl-compare", "matplotlib", "scipy", extra="compare")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args = parse_args(arguments)
+    experiment = load(args.config, [BASELINE, *args.mtl], args.cfg_options, args.modules)
+    try:
+        settings = experiment.settings | {"--equal-time": repr(args.equal_time)}
+        check_settings(args.work_dir, settings, note=not args.dry_run)
+        gpus = args.gpus_per_run if _has_gpus(args) else 0
+        choices: dict[str, Any] = {"single": args.single_task, "gpus": gpus}
+        choices["pictures"] = args.pictures
+        runs = plan(experiment, args.mtl, args.seeds, args.work_dir, **choices)
+        if args.equal_time and not args.report_only:
+            choices["more"] = _equal_time(experiment, runs, args.work_dir)
+            runs = plan(experiment, args.mtl, args.seeds, args.work_dir, **choices)
+        if args.dry_run:
+            print(describe(experiment, runs, args.work_dir))
+            return
+        if not args.report_only:
+            run_all(runs, _engine(args))
+        command = shlex.join(["mtl-compare", *arguments])
+        comparison = conclude(experiment, runs, args.metrics, args.convention)
+        report(comparison, args.work_dir, command)
+    except OSError as error:
+        raise SystemExit(
+            f"{error.filename or args.work_dir}: {error.strerror or error}; the results of runs "
+            "that are done are kept, the same command goes on"
+        ) from error
+    if comparison.problems:
+        raise SystemExit(1)
+
+
+def _has_gpus(args: argparse.Namespace) -> bool:
+    import torch
+
+    return args.engine != "local" or torch.cuda.is_available()
+
+
+def _engine(args: argparse.Namespace) -> Engine:
+    if args.engine == "ray":
+        from mtl_plugins.compare.engines.ray import Ray
+
+        return Ray(args.address, args.gpus_per_run, args.cpus_per_run, args.copy_back)
+    if args.engine == "slurm":
+        from mtl_plugins.compare.engines.slurm import Slurm
+
+        folder = args.work_dir / "slurm"
+        return Slurm(folder, args.gpus_per_run, dict(map(_parameter, args.slurm)))
+    from mtl_plugins.compare.engines.local import Local, visible_gpus
+
+    return Local(args.jobs, visible_gpus(), args.gpus_per_run)
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise SystemExit(f"--slurm: expected KEY=VALUE, got {text!r}")
+    try:
+        return key, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return key, value
+
+
+def run_all(runs: Sequence[Run], engine: Engine) -> None:
+    """Run what is not done, and show how far it is; a run that fails leaves the others alone."""
+    todo = [run for run in runs if Status.read(run.path).state != "done"]
+    done = len(runs) - len(todo)
+    print(f"{len(runs)} runs: {done} done, {len(todo)} to do", flush=True)
+    try:
+        pending = {run: engine.submit(run) for run in todo}
+        with Progress(todo) as progress:
+            while pending:
+                for run in [run for run, future in pending.items() if future.done()]:
+                    if error := pending.pop(run).result():
+                        print(f"{run}: {error}", flush=True)
+                progress.update()
+                time.sleep(POLL)
+    finally:
+        engine.close()
+
+
+def conclude(
+    experiment: Experiment, runs: Sequence[Run], wanted: Sequence[str], convention: Convention
+) -> Comparison:
+    """Read the results of the runs."""
+    results = [read(run) for run in runs]
+    found = found_metrics(results)
+    if not found:
+        problems = "\n".join(r.problem for r in results if r.problem)
+        raise SystemExit(f"{problems}\nno run is done: there is nothing to compare")
+    columns = choose(found, experiment.tasks, wanted or experiment.metrics)
+    return compare(results, columns, convention)
+
+
+def report(comparison: Comparison, folder: Path, command: str) -> None:
+    """Write the report, and print the table and the verdict."""
+    from mtl_plugins.compare.report import write_report
+    from mtl_plugins.compare.tables import as_text, cost, scores
+    from mtl_plugins.compare.verdict import sentences
+
+    write_report(comparison, folder, command)
+    for table in (scores(comparison), cost(comparison)):
+        print(f"\n{as_text(table)}")
+    print("", *sentences(comparison), sep="\n")
+    if comparison.problems:
+        print("\nProblems:", *comparison.problems, sep="\n")
+    print(f"\nReport: {folder / 'report.html'}")
+
+
+def _equal_time(
+    experiment: Experiment, runs: Sequence[Run], work_dir: Path
+) -> dict[str, list[str]]:
+    """Time a few iterations of each method, and stretch its schedule to the plain sum's time."""
+    trials = {run.name: _timed(run, work_dir) for run in runs if run.seed == 0 and not run.task}
+    base = trials[BASELINE].seconds
+    for name, found in trials.items():
+        if not found.seconds or not base:
+            raise SystemExit(f"--equal-time: {name} does not train:\n{found.error}")
+    return {
+        name: scaled(experiment, base / found.seconds)
+        for name, found in trials.items()
+        if name != BASELINE
+    }
+
+
+def _timed(run: Run, work_dir: Path) -> Trial:
+    print(f"timing a few iterations of {run.name}", flush=True)
+    return trial(run, work_dir / "trials")
+
+
+def describe(experiment: Experiment, runs: Sequence[Run], work_dir: Path) -> str:
+    """Return the plan in words: states, an estimate of time from a few iterations, and disk."""
+    length = iterations(experiment)
+    lines = [f"{'run':24}{'seeds':>6}{'done':>6}{'s/iter':>9}{'hours':>8}{'GB':>7}"]
+    hours = size = 0.0
+    for name in dict.fromkeys(run.name for run in runs):
+        mine = [run for run in runs if run.name == name]
+        todo = [run for run in mine if Status.read(run.path).state != "done"]
+        found = _timed(mine[0], work_dir) if todo else Trial()
+        need = len(todo) * found.seconds * (length or 0) / 3600.0
+        disk = len(todo) * found.checkpoint / 1e9
+        hours, size = hours + need, size + disk
+        seconds = f"{found.seconds:.3f}" if found.seconds else "-"
+        row = f"{name:24}{len(mine):6}{len(mine) - len(todo):6}{seconds:>9}"
+        lines.append(f"{row}{need:8.2f}{disk:7.2f}" if length else f"{row}{'?':>8}{disk:7.2f}")
+        if found.error:
+            lines.append(f"{name} does not train:\n{found.error}")
+    lines.append(
+        f"{hours:.2f} hours of training one after the other, without tests"
+        if length
+        else "The config counts epochs, so that the time is seconds an iteration times its data."
+    )
+    parent = next(p for p in (work_dir, *work_dir.parents) if p.exists())
+    free = shutil.disk_usage(parent).free / 1e9
+    lines.append(f"{size:.2f} GB for a checkpoint of each run, {free:.1f} GB free")
+    return "\n".join(lines)
