@@ -32,6 +32,7 @@ import mtl_plugins.mm.evaluation
 import mtl_plugins.mm.models
 import mtl_plugins.mm.transforms  # noqa: F401
 from mtl_plugins.mm.data_check import data_problem
+from mtl_plugins.rotations import Rotations
 
 sys.path.insert(0, str(ROOT / "tests" / "mm"))
 import dense_files  # noqa: E402
@@ -328,6 +329,9 @@ def test_small_variants_begin_near_the_depth_of_cityscapes(
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     model.init_weights()
+    for part in model.modules():
+        if isinstance(part, Rotations):
+            part.learned = True  # RotoGrad says so
     batch = model.data_preprocessor(pseudo_collate(list(data)), True)
     depth = torch.cat([sample.gt_depth_map.data for sample in batch["data_samples"]])
     depth = depth[depth > 0]
