@@ -25,16 +25,25 @@ def gramian_of(rows: Tensor, averaged: bool = False) -> Tensor:
         The Gramian ``[T, T]`` on the CPU, in single or double precision. Not finite only where
         ``rows`` is not.
     """
-    if rows.dtype in (torch.float16, torch.bfloat16):
-        rows = rows.float()
-    gramian = rows @ rows.T
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    # Slices that fit a CPU's cache take half the time of the whole; a GPU likes few calls.
+    step = 1 << 16 if rows.device.type == "cpu" else max(rows.shape[1], 1)
+    gramian = _sum_of_products(rows, wide, step)
     gramian = (average(gramian) if averaged else gramian).cpu()
     if gramian.isfinite().all():
         return gramian
     # The square of a norm above 1e19 overflows single precision. Sliced, to copy little at a time.
-    zero = rows.new_zeros(len(rows), len(rows), dtype=torch.float64)
-    exact = sum((c.double() @ c.double().T for c in rows.split(1 << 20, dim=1)), zero)
+    exact = _sum_of_products(rows, torch.float64, 1 << 20)
     return (average(exact) if averaged else exact).cpu()
+
+
+def _sum_of_products(rows: Tensor, dtype: torch.dtype, step: int) -> Tensor:
+    """Return ``J Jᵀ``, accumulated in a dtype over slices of so many columns."""
+    total = rows.new_zeros(len(rows), len(rows), dtype=dtype)
+    for columns in rows.split(step, dim=1):
+        columns = columns.to(dtype)
+        total.addmm_(columns, columns.T)
+    return total
 
 
 def gramian_over_ranks(rows: Tensor, of_features: bool, exact: bool) -> Tensor:

@@ -100,12 +100,14 @@ def test_grads_are_set_aside():
     assert params[0].grad.sum() == 6.0 and params[1].grad is None
 
 
-@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 40))
+@given(
+    st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 40) | st.sampled_from([65536, 70000])
+)
 def test_gramian_and_combination(seed, tasks, width):
     rows = torch.randn(tasks, width, generator=torch.Generator().manual_seed(seed))
     weights = torch.linspace(-1.0, 2.0, tasks)
     exact = rows.double()
-    assert_close(gramian_of(rows).double(), exact @ exact.T, rtol=1e-4, atol=1e-4)
+    assert_close(gramian_of(rows).double(), exact @ exact.T, rtol=1e-4, atol=1e-5 * width)
     update = sum(w * row for w, row in zip(weights.double(), exact, strict=True))
     assert_close(combine(weights, rows).double(), update, rtol=1e-4, atol=1e-4)
 
