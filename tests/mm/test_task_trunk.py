@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from copy import deepcopy
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-from dense import HEADS, config, images, sample
+from dense import BACKBONE, HEADS, config, images, sample
 from dense_networks import count
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
@@ -126,6 +128,32 @@ class TestRotations:
         resumed.train_step(batch(seed=1), again)
         for p, q in zip(straight.parameters(), resumed.parameters(), strict=True):
             assert torch.equal(p, q)
+
+    def test_validation_with_averaged_weights_has_averaged_rotations(self) -> None:
+        """EMAHook exchanges the weights of the model itself, and back."""
+        model = build(rotations={})
+        optim, hook, runner = (
+            wrapper(model, **ROTOGRAD),
+            EMAHook(momentum=0.5),
+            Mock(model=model, iter=0),
+        )
+        hook.before_run(runner)
+        for seed in range(2):
+            model.train_step(batch(seed=seed), optim)
+            hook.after_train_iter(runner, seed)
+
+        def rotation() -> torch.Tensor:
+            below = model.rotations.skew["seg"]["2"].tril(-1)
+            assert_close(model.rotations.matrix("seg", 2), torch.matrix_exp(below - below.T))
+            return below.clone()
+
+        trained = rotation()
+        hook.before_val_epoch(runner)
+        model.eval()
+        assert not torch.equal(rotation(), trained)
+        hook.after_val_epoch(runner)
+        model.train()
+        assert torch.equal(rotation(), trained)
 
     def test_accumulation_moves_the_rotations_once(self) -> None:
         model = build(rotations={})
@@ -267,6 +295,11 @@ class TestTaskLayers:
     def test_refused(self, names: Any, message: str) -> None:
         with pytest.raises(ValueError, match=f"^{message}"):
             build(task_layers=names)
+
+    def test_checkpointing(self) -> None:
+        cfg = BACKBONE | {"with_cp": True}
+        with pytest.raises(ValueError, match="^model.task_layers: with_cp=True of backbone"):
+            build(backbone=cfg, task_layers=[CONV])
 
     def test_feature_level(self) -> None:
         with pytest.raises(ValueError, match="^model.task_layers: .*level='parameter'"):

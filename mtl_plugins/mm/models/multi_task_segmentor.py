@@ -28,7 +28,7 @@ from mtl_plugins.mm.models.dense_heads import DenseHead, check_loss_name
 from mtl_plugins.mm.models.multi_task_preprocessor import MultiTaskDataPreProcessor
 from mtl_plugins.mm.models.semantic_detector import share_of_images
 from mtl_plugins.mm.models.task_features import TaskFeatures
-from mtl_plugins.mm.models.task_norms import TaskNorms
+from mtl_plugins.mm.models.task_norms import TaskNorms, refuse_lost_norms
 from mtl_plugins.mm.models.task_trunk import OwnLayers, refuse_lost_weights, rotations_of
 from mtl_plugins.mm.structures import FIELDS, IGNORED
 from mtl_plugins.registry import suggest, under
@@ -219,6 +219,7 @@ class MultiTaskSegmentor(BaseSegmentor):
 
     def _load_from_state_dict(self, state_dict: Config, *args: Any, **kwargs: Any) -> None:
         refuse_lost_weights(self, state_dict)
+        refuse_lost_norms(self, state_dict)
         super()._load_from_state_dict(state_dict, *args, **kwargs)
 
     def _trunk(self, inputs: Tensor) -> Any:
@@ -231,7 +232,7 @@ class MultiTaskSegmentor(BaseSegmentor):
         With norms or layers of its own, a task's head belongs inside of the iteration, too.
         """
         x = None
-        for task in tasks:
+        for task in filter(self.task_norms.serve, tasks):
             with self.task_norms.of(task), self.own_layers.of(task):
                 if x is None or self.task_norms or self.own_layers:
                     x = self.extract_feat(inputs)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl_plugins.mm.models.task_features import TaskFeatures
+from mtl_plugins.mm.models.task_norms import refuse_checkpointing
 from mtl_plugins.registry import suggest
 from mtl_plugins.rotations import Rotations
 from mtl_plugins.task_layers import TaskLayer, TaskLayers, convert_task_layers
@@ -48,6 +49,7 @@ class OwnLayers:
             convert_task_layers(model, names, self._all)
         except ValueError as error:
             raise ValueError(f"model.task_layers: {error}") from error
+        refuse_checkpointing(model, TaskLayer, "model.task_layers")
         self._layers = TaskLayers(model)
         # Parts that can compute the features of one task alone.
         self._apart: list[Any] = [part for part in model.modules() if hasattr(part, "only_task")]
