@@ -21,8 +21,9 @@ class LayerConflicts:
 
     The score is the number of pairs of tasks and steps at which :math:`\cos(g_i, g_j) < S`, where
     :math:`g_i` is the gradient of task i on all parameters of the layer (`Shi et al. 2023,
-    definition 2 <https://arxiv.org/abs/2302.11289>`_). A layer is a module with parameters of its
-    own: a convolution with its bias, a norm. A task without a gradient there conflicts with none.
+    definition 3 and algorithm 1 <https://arxiv.org/abs/2302.11289>`_). A layer is a module with
+    parameters of its own: a convolution with its bias, a norm. A task without a gradient
+    there conflicts with none.
 
     Args:
         model: Model that has the layers.

@@ -16,7 +16,7 @@ from mtl_plugins.rotations import RotationOptimizer, Rotations
 class RotoGrad(GramianAggregator):
     r"""Gradient homogenization (`Javaloy & Valera 2022 <https://arxiv.org/abs/2103.02631>`_).
 
-    Of the gradients :math:`g_t` of the shared features, the trunk gets
+    Of the gradients :math:`g_t` of the shared features, the trunk gets (algorithm 1)
 
     .. math:: d = C \sum_t \frac{g_t}{\|g_t\|}, \quad C = \sum_t \alpha_t \|g_t\|, \quad
               \alpha_t = \frac{\|g_t\| / \|g_t^0\|}{\sum_k \|g_k\| / \|g_k^0\|}
@@ -33,7 +33,8 @@ class RotoGrad(GramianAggregator):
     constant and a factor. The gradients of the heads are the plain ones.
 
     Args:
-        lr: Learning rate of the rotations, which is to be below that of the model.
+        lr: Learning rate of the rotations, which is to be below that of the model; the authors'
+            code has no default.
         decay: Factor of this learning rate from step to step, as in the authors' example.
         burn_in: Number of steps after which the first length of each gradient is taken anew, since
             the very first gradients change quickly.

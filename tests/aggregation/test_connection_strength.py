@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from models import Trunk
 from torch import Tensor, nn
 
 from mtl_plugins import MultiTaskBackward
@@ -94,6 +95,10 @@ def test_phases_over_a_run() -> None:
     assert phases(ConnectionStrength(2), 5) == [False] * 5
     assert phases(ConnectionStrength("sequential"), 12, 3) == [True] * 6 + [False] * 6
     assert phases(ConnectionStrength("sequential"), 15, 3) == [True] * 9 + [False] * 6
+    assert phases(ConnectionStrength("alternate"), 7, 2) == [True] * 2 + [False] * 2 + [
+        True
+    ] * 2 + [False]
+    assert phases(ConnectionStrength("alternate", "step"), 5, 2) == [True, False] * 2 + [True]
     mixed = [phases(ConnectionStrength(seed=s), 200, 20) for s in range(200)]
     for run in mixed:
         epochs = [run[i : i + 20] for i in range(0, 200, 20)]
@@ -119,6 +124,49 @@ def test_draws_go_on_after_a_restart() -> None:
     second.load_state_dict(first.state_dict())
     second.total_steps, second.steps_per_epoch = 50, 5
     assert found + [second.begin() for _ in range(27)] == whole
+
+
+def test_another_method_takes_the_steps_of_phase_2() -> None:
+    """Phase 1 mixed with PCGrad, on a plain model, against both by themselves."""
+    torch.manual_seed(0)
+    models = [Trunk(), Trunk()]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [torch.optim.SGD(m.parameters(), 0.1, momentum=0.9) for m in models]
+    method = {"type": "ConnectionStrength", "phase": "alternate", "draw": "step"}
+    mixed = MultiTaskBackward(
+        optimizers[0],
+        method | {"base": {"type": "PCGrad", "seed": 3}},
+        tasks=TASKS,
+        total_steps=4,
+        weighting={"type": "Fixed", "weights": {"a": 3.0, "b": 1.0, "c": 1.0}},
+    )
+    mixed.protect(models[0])
+    options = {"tasks": TASKS, "weighting": mixed.weighting}
+    parts = {
+        True: MultiTaskBackward(optimizers[1], "Sequential", **options),
+        False: MultiTaskBackward(optimizers[1], {"type": "PCGrad", "seed": 3}, **options),
+    }
+    turns = []
+    for step in range(4):
+        x = torch.randn(8, 6)
+        turns.append(mixed.in_turn)
+        for model, optimizer, backward in zip(
+            models, optimizers, (mixed, parts[mixed.in_turn]), strict=True
+        ):
+            if turns[step]:
+                backward.take_in_turn(lambda t, m=model, x=x: m(x)[t], optimizer.step)
+            else:
+                optimizer.zero_grad()
+                backward({t: loss for t, loss in model(x).items() if t in TASKS})
+                optimizer.step()
+    assert turns == [True, False, True, False]
+    for p, q in zip(*(m.parameters() for m in models), strict=True):
+        torch.testing.assert_close(p, q)
+    again = ConnectionStrength(base="GradVac")
+    again.load_state_dict(ConnectionStrength(base="GradVac").state_dict())
+    for base in ("Sequential", "GradDrop", "MCLGS"):
+        with pytest.raises(ValueError, match=f"base: expected .* got {base}"):
+            ConnectionStrength(base=base)
 
 
 def test_errors() -> None:
