@@ -240,17 +240,17 @@ class MultiTaskBackward:
         for task in self.tasks:
             for p in self.params:
                 p.grad = None
+            self._guard.begin()
             found = scalars({task: loss} if (loss := loss_of(task)) is not None else {})
             factor = scale()
             with self._passes():
                 finite = run_back_one(found, window, self.tasks, self.params, factor)
-            if finite is None:
-                continue
-            if finite:
-                self._guard.keep()
-            else:
+            if finite is False:
                 self._guard.skip([task], window.totals(), self.params, factor)
-            if finite or factor is not None:  # a loss scaler skips the step itself
+            else:
+                self._guard.keep()
+            # A loss scaler skips the step itself.
+            if finite or (finite is False and factor is not None):
                 step()
         self._in_turn = None
         choice = Choice(dict.fromkeys(window.totals(), 1.0))
