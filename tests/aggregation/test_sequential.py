@@ -66,6 +66,18 @@ def test_a_loss_that_is_absent_or_not_finite_takes_no_step() -> None:
         backward.take_in_turn(loss_of, optimizer.step)
 
 
+def test_a_gradient_of_zero_takes_no_step() -> None:
+    """A head that no image trains has a loss of 0 in place of none; Adam would move it."""
+    model, optimizer, backward, x = setting(weighting="Uncertainty")
+    backward.take_in_turn(lambda task: model(x)[task], optimizer.step)
+    before = [p.detach().clone() for p in model.parameters()]
+    backward.take_in_turn(lambda task: 0.0 * model(x)[task], optimizer.step)
+    assert backward.last.tasks == ()
+    assert all(map(torch.equal, before, model.parameters()))
+    moments = backward.weighting.state_dict()["moments"]
+    assert {steps for _, _, steps in moments.values()} == {1}
+
+
 def test_a_loss_scaler_takes_each_step_by_itself() -> None:
     """Clipped after unscaling, with a step that overflows: the scaler updates once a task."""
     model, optimizer, backward, _ = setting()

@@ -12,7 +12,7 @@ from dense import BACKBONE, HEADS, config, images, sample
 from dense_networks import count
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
-from mmengine.model import MMDistributedDataParallel
+from mmengine.model import ExponentialMovingAverage, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
 from mmengine.runner.checkpoint import load_state_dict
@@ -275,6 +275,16 @@ class TestTaskLayers:
         for task in TASKS:
             found = model.get_submodule(f"{CONV}.copies.{task}").weight
             assert torch.equal(found, plain.get_submodule(CONV).weight)
+
+    def test_averages_of_the_weights_load(self) -> None:
+        """As EMAHook does it in a resumed run: below another module."""
+        model, options = build(), {"task_layers": [CONV]}
+        average, again = (ExponentialMovingAverage(build(**options)) for _ in range(2))
+        nn.init.zeros_(average.module.get_submodule(f"{CONV}.copies.depth").weight)
+        again.load_state_dict(average.state_dict())
+        assert not again.module.get_submodule(f"{CONV}.copies.depth").weight.any()
+        with pytest.raises(ValueError, match=f"^model.task_layers: the checkpoint has '{CONV}'"):
+            ExponentialMovingAverage(model).load_state_dict(average.state_dict())
 
     def test_checkpoint_with_layers_in_a_model_without(self) -> None:
         state = build(task_layers=[CONV]).state_dict()

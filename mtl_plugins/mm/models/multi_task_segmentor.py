@@ -217,10 +217,13 @@ class MultiTaskSegmentor(BaseSegmentor):
                 )
         return x
 
-    def _load_from_state_dict(self, state_dict: Config, *args: Any, **kwargs: Any) -> None:
-        refuse_lost_weights(self, state_dict)
-        refuse_lost_norms(self, state_dict)
-        super()._load_from_state_dict(state_dict, *args, **kwargs)
+    def _load_from_state_dict(
+        self, state_dict: Config, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        mine = [key[len(prefix) :] for key in state_dict if key.startswith(prefix)]
+        refuse_lost_weights(self, mine)
+        refuse_lost_norms(self, mine)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _trunk(self, inputs: Tensor) -> Any:
         x = self.backbone(inputs)

@@ -114,9 +114,11 @@ class SemanticDetector(BaseDetector):
         """Return the patterns of the losses that a batch may lack."""
         return [f"loss_{source}_{task}_*" for task in self._tasks for source in self.source_weights]
 
-    def _load_from_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> None:
-        refuse_lost_norms(self, state_dict)
-        super()._load_from_state_dict(state_dict, *args, **kwargs)
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        refuse_lost_norms(self, [k[len(prefix) :] for k in state_dict if k.startswith(prefix)])
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the neck's outputs, each ``[N, C, H_l, W_l]``, of images ``[N, 3, H, W]``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -97,14 +97,18 @@ def refuse_checkpointing(model: nn.Module, kind: type[nn.Module], key: str) -> N
             )
 
 
-def refuse_lost_norms(model: nn.Module, state: Mapping[str, Any]) -> None:
+def refuse_lost_norms(model: nn.Module, keys: Iterable[str]) -> None:
     """Refuse a checkpoint with norms of each task for plain norms, which MMEngine only warns of.
+
+    Args:
+        model: Model with the plain norms.
+        keys: Names of the checkpoint's weights in the model.
 
     Raises:
         ValueError: The checkpoint has a norm once a task and the model once.
     """
     parts: dict[str, nn.Module] = dict(model.named_modules())
-    for key in state:
+    for key in keys:
         match = re.match(r"(.+)\.norms\.\w+\.", key)
         if match and isinstance(parts.get(match[1]), _BatchNorm):
             raise ValueError(

@@ -147,21 +147,25 @@ def _run(model: Any) -> TaskFeatures | Sequence[Tensor]:
             part.training = training
 
 
-def refuse_lost_weights(model: Any, state: Mapping[str, Any]) -> None:
+def refuse_lost_weights(model: Any, keys: Sequence[str]) -> None:
     """Refuse a checkpoint that has more by task than the model, which MMEngine only warns of.
+
+    Args:
+        model: Segmentor.
+        keys: Names of the checkpoint's weights in the model.
 
     Raises:
         ValueError: The checkpoint was written with rotations or task-specific layers, and the model
             has none.
     """
-    if model.rotations is None and any(key.startswith("rotations.") for key in state):
+    if model.rotations is None and any(key.startswith("rotations.") for key in keys):
         raise ValueError(
             "model.rotations: the checkpoint has rotations and the config none: its heads would "
             "see features that they do not know. Take the config in the work directory of the run, "
             "or add model=dict(rotations=dict())"
         )
     parts: dict[str, nn.Module] = dict(model.named_modules())
-    for key in state:
+    for key in keys:
         match = re.match(r"(.+)\.copies\.\w+\.", key)
         if match and not isinstance(parts.get(match[1]), TaskLayer):
             raise ValueError(
