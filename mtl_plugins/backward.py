@@ -30,6 +30,7 @@ from mtl_plugins.report import Report
 from mtl_plugins.routes import Parts, Routes
 from mtl_plugins.sequential import check_turns, run_back_one
 from mtl_plugins.step import Batch, Choice, Measured, Step
+from mtl_plugins.task_layers import APART, passes_by_task
 from mtl_plugins.teaching import Teaching
 from mtl_plugins.watching import Watching
 from mtl_plugins.weighting import Weighting, build_weighting
@@ -291,7 +292,12 @@ class MultiTaskBackward:
         Args:
             module: Module that returns a tensor, or lists, tuples and dicts of tensors. Ignored at
                 the feature level, where the representation is watched.
+
+        Raises:
+            ValueError: In the model of :meth:`protect`, each task has features of its own.
         """
+        if self._teaching.model is not None and passes_by_task(self._teaching.model):
+            raise ValueError(f"representation: {APART}, which are disentangled in any case")
         self._watching.watch(module)
 
     def watch_layers(self, conflicts: LayerConflicts) -> None:
@@ -328,7 +334,8 @@ class MultiTaskBackward:
             model: The whole model, with or without its data-parallel wrapper.
 
         Raises:
-            ValueError: The wrapper has ``static_graph=True``, or the model is none for the method.
+            ValueError: The wrapper has ``static_graph=True``, the model is none for the method, or
+                at the feature level each task has features of its own.
         """
         several = self.aggregator.needs_gradients or self._cut is not None
         if several and getattr(model, "static_graph", False):
@@ -337,6 +344,8 @@ class MultiTaskBackward:
                 f"step, and {type(self.aggregator).__name__} takes several; set it to False"
             )
         self._teaching.model = model = getattr(model, "module", model)
+        if self._cut is not None and passes_by_task(model):
+            raise ValueError(f"level: {APART}, which never conflict; use level='parameter'")
         self._guard.protect(model)
         self.aggregator.meet(model, self.tasks)
 

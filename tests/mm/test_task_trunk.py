@@ -312,8 +312,12 @@ class TestTaskLayers:
             build(backbone=cfg, task_layers=[CONV])
 
     def test_feature_level(self) -> None:
-        with pytest.raises(ValueError, match="^model.task_layers: .*level='parameter'"):
-            wrapper(build(task_layers=[CONV]), level="feature", aggregator="MGDA")
+        for options in ({"task_layers": [CONV]}, {"task_norm": {}}):
+            with pytest.raises(ValueError, match="^optim_wrapper.level: .* features of its own"):
+                wrapper(build(**options), level="feature", aggregator="MGDA")
+            model = build(**options)
+            with pytest.raises(ValueError, match=r"^TaskInterferenceHook.representation: with nor"):
+                wrapper(model).watch(model, "backbone")
 
     def test_mtan_computes_one_task_a_pass(self) -> None:
         """Of Recon's own networks: as without, and each norm of a task sees its batch once."""

@@ -156,16 +156,7 @@ class MultiTaskSegmentor(BaseSegmentor):
 
     @property
     def representation(self) -> str:
-        """Return the path of the module whose output all tasks share, for ``level='feature'``.
-
-        Raises:
-            ValueError: Each task has features of its own, for ``task_layers``.
-        """
-        if self.own_layers:
-            raise ValueError(
-                "model.task_layers: with layers of their own, the tasks share no features that "
-                "level='feature' could be about; use level='parameter'"
-            )
+        """Return the path of the module whose output all tasks share, for ``level='feature'``."""
         shares = self.with_neck and not getattr(self.neck, "features_by_task", False)
         return "neck" if shares else "backbone"
 
