@@ -72,8 +72,9 @@ class RotoGrad(GramianAggregator):
         if len(found) != 1:
             raise ValueError(
                 "aggregator: RotoGrad learns the rotations of one module Rotations, and "
-                f"{type(model).__name__} has {len(found) or 'none'}; in a config it is for "
-                "model=dict(type='MultiTaskSegmentor', rotations=dict()), as --mtl rotograd has it"
+                f"{type(model).__name__} has {len(found) or 'none'}; in a config they are for "
+                "MultiTaskSegmentor of the OpenMMLab adapter, model=dict(rotations=dict()), as "
+                "--mtl rotograd has it"
             )
         if self._optimizer is None or self._optimizer.rotations is not found[0]:
             found[0].learned = True

@@ -89,8 +89,8 @@ def alone(phase: Any) -> list[Tensor]:
     return [p.detach() for p in model.parameters()]
 
 
-def segmentor(rank: int | None) -> list[Tensor]:
-    """Train a segmentor in its DDP wrapper; the second rank's images have no depth."""
+def segmentor(rank: int) -> list[Tensor]:
+    """Train a segmentor in its DDP wrapper; no image of the second rank, or of both, has depth."""
     import test_task_norm_runner as runner_tests
     from mmengine.model import MMDistributedDataParallel
     from mmseg.registry import MODELS
@@ -103,18 +103,23 @@ def segmentor(rank: int | None) -> list[Tensor]:
             torch.manual_seed(0)
             model = MODELS.build(runner_tests.model_config()).train()
         wrapper = kind(
-            optimizer=torch.optim.SGD(model.parameters(), 0.05),
+            optimizer=torch.optim.SGD(model.parameters(), 0.05, momentum=0.9),
             tasks={task: f"{task}.*" for task in runner_tests.TASKS},
             aggregator="Sequential",
             clip_grad={"max_norm": 0.5},
         )
-        whole = MMDistributedDataParallel(model, broadcast_buffers=False)
+        options = dict.fromkeys(("broadcast_buffers", "find_unused_parameters"), bool(found))
+        whole = MMDistributedDataParallel(model, **options)
         data = runner_tests.Data("depth")
-        for step in range(2):
-            i, j = ((2, 3), (0, 1))[rank or 0] if step else (4 + 2 * (rank or 0), 5)
+        for step in range(3):
+            i, j = ((4 + 2 * rank, 5), (2 - 2 * rank, 3 - 2 * rank), (0, 1))[step]
             batch = {key: [data[i][key], data[j][key]] for key in data[0]}
+            depth = deepcopy([p.detach() for p in model.heads["depth"].parameters()])
             whole.train_step(batch, wrapper)
-            assert wrapper.multitask.last.tasks == runner_tests.TASKS
+            there = [task for task in runner_tests.TASKS if (task, step) != ("depth", 2)]
+            assert wrapper.multitask.last.tasks == tuple(there)
+            moved = not all(map(torch.equal, depth, model.heads["depth"].parameters()))
+            assert moved == ("depth" in there)
         found += [p.detach() for p in model.parameters()]
     return found
 
