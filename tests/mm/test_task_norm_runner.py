@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from algorithm_1 import algorithm_1
 from dense import BACKBONE, HEIGHT, WIDTH, config, images, sample
 from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_state_dict
 from mmseg.registry import MODELS
-from test_connection_strength import algorithm_1
 from torch import Tensor, nn
 from torch.testing import assert_close
 
