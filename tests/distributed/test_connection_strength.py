@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from aggregation.test_connection_strength import TASKS, Network
+from detectron2.layers import NaiveSyncBatchNorm
 from mmengine.registry import DefaultScope
 from torch import Tensor
 from torch.testing import assert_close
@@ -59,7 +60,25 @@ def on_rank(rank: int) -> dict[str, Any]:
             phases.append(backward.in_turn)
             take(backward, optimizer, lambda task, s=step, m=model: loss_on(m, rank, s, task))
         found[phase] = ([p.detach() for p in model.parameters()], phases, backward.last.losses)
-    return found | {"runner": segmentor(rank)}
+    return found | {"runner": segmentor(rank), "synchronised": synchronised(rank)}
+
+
+def synchronised(rank: int | None) -> list[Tensor]:
+    """Train with norms over both halves, each rank with its own, or one process with all images."""
+    found = []
+    for phase in (1, 2):
+        model, optimizer, backward = start(phase)
+        for norm in task_norm(model).norms.values() if rank is not None else ():
+            for task, plain in norm.norms.items():
+                norm.norms[task] = same = NaiveSyncBatchNorm(plain.num_features)
+                same.weight, same.bias = plain.weight, plain.bias  # which the optimizer has
+        for step in range(3):
+            halves = batches(step)
+            x = torch.cat(halves) if rank is None else halves[rank]
+            take(backward, optimizer, lambda task, x=x, m=model: m.loss(x, task))
+        found += [p.detach() for p in model.parameters()]
+        found += [b for name, b in model.named_buffers() if name.endswith("running_mean")]
+    return found
 
 
 def put(model: Network, buffers: dict[str, Tensor]) -> None:
@@ -132,6 +151,8 @@ def test_two_processes_are_one_with_both_halves(tmp_path: Path) -> None:
             assert torch.equal(p, q)
         assert_close(first[phase][0], alone(phase), rtol=1e-4, atol=1e-5)
     assert set(first["mix"][1]) == {True, False}
+    for found in (first["synchronised"], second["synchronised"]):
+        assert_close(found, synchronised(None), rtol=1e-4, atol=1e-5)
     for p, q in zip(first["runner"], second["runner"], strict=True):
         assert torch.equal(p, q) and p.isfinite().all()
 
