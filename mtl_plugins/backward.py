@@ -14,6 +14,7 @@ from mtl_plugins.aggregation import Aggregator, build_aggregator
 from mtl_plugins.choice import Chooser
 from mtl_plugins.distributed import world_size
 from mtl_plugins.features import Representation
+from mtl_plugins.gradients import widened
 from mtl_plugins.graph import LossGraph
 from mtl_plugins.guard import Guard
 from mtl_plugins.layer_conflicts import LayerConflicts
@@ -444,7 +445,8 @@ class MultiTaskBackward:
         names = self._window.totals(measured.reports)
         lengths = zip(names, measured.gramian.diagonal().sqrt().tolist(), strict=True)
         present = {name: length for name, length in lengths if length > 0.0}
-        rows = {name: measured.rows[self.tasks.index(name)] for name in present}
+        # Without the loss scale, what half precision holds would be 0 there.
+        rows = {name: widened(measured.rows[self.tasks.index(name)]) for name in present}
         if scale is not None:
             rows = {name: row / scale for name, row in rows.items()}
         if rows:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl_plugins.distributed import average
+from mtl_plugins.gradients import widened
 
 FILE = "layer_conflicts.json"
 """Name of the record in the folder of a run."""
@@ -58,7 +59,7 @@ class LayerConflicts:
         for leaf, part in zip(leaves, rows.split([x.numel() for x in leaves], 1), strict=True):
             name = self._layer.get(id(leaf))
             if name is not None:
-                wide = part.float() if part.dtype in (torch.float16, torch.bfloat16) else part
+                wide = widened(part)
                 found = wide @ wide.T
                 products[name] = products[name] + found if name in products else found
         self.steps += 1

@@ -35,9 +35,10 @@ class RotoGrad(GramianAggregator):
     Args:
         lr: Learning rate of the rotations, which is to be below that of the model; the authors'
             code has no default.
-        decay: Factor of this learning rate from step to step, as in the authors' example.
-        burn_in: Number of steps after which the first length of each gradient is taken anew, since
-            the very first gradients change quickly.
+        decay: Factor of this learning rate from step to step, by default that of the authors'
+            example. The paper asks for a rate that falls faster than the model's.
+        burn_in: Number of aggregations (with accumulation, of micro-batches) after which the first
+            length of each gradient is taken anew, since the very first gradients change quickly.
         rotate: Whether the model has rotations; False takes the lengths alone.
 
     Raises:
