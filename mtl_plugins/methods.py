@@ -56,9 +56,29 @@ def table() -> str:
         "scale: what equal gradients g of T tasks give, T·g (sum) or g (mean); "
         "level: p parameters, f features (with +feature);\n"
         "cost: backward passes through what the tasks share, at the level p; at f all have 1. "
-        "Names combine: uncertainty+pcgrad."
+        "Names combine: uncertainty+pcgrad; options follow: cagrad:c=0.8."
     )
     return "\n".join([*lines, "", legend])
+
+
+def parse_names(names: str) -> list[tuple[str, dict[str, str]]]:
+    """Parse what ``--mtl`` takes: names joined by ``+``, each with options after colons.
+
+    Examples:
+        >>> parse_names("uncertainty+cagrad:c=0.8:rescale=0")
+        [('uncertainty', {}), ('cagrad', {'c': '0.8', 'rescale': '0'})]
+
+    Raises:
+        SystemExit: An option is not ``KEY=VALUE``.
+    """
+    parsed = []
+    for term in names.split("+"):
+        name, *options = term.split(":")
+        for option in options:
+            if not re.match(r"\w[\w.]*=.", option):
+                raise SystemExit(f"--mtl {term}: expected NAME:KEY=VALUE, got {option!r} as option")
+        parsed.append((name, dict(option.split("=", 1) for option in options)))
+    return parsed
 
 
 def _row(name: str) -> Row:
@@ -87,6 +107,9 @@ def _row(name: str) -> Row:
     if not about and "LayerConflictHook" in hooks:
         level, cost = "p", "T"
         about.append("laid over another method: counts the conflicts in each layer (Recon)")
+    if not about and "task_norm" in config.get("model", {}):
+        cost = "T"
+        about.append("laid over another method: norms of each task's own (connection strength)")
     if not about:
         sampler: dict[str, Any] = config.get("train_dataloader", {}).get("batch_sampler", {})
         scale = "-"

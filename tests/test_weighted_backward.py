@@ -22,6 +22,7 @@ OPTIONS = {
     "RLW": {"seed": 0},
     "FAMO": {"min_losses": -2.0},
     "GLS": {"min_losses": -2.0},
+    "Log": {"min_losses": -2.0},
 }
 
 

@@ -3,7 +3,10 @@
 import sys
 from pathlib import Path
 
+from mtl_plugins.extras import require
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "demo"))
+require("make_demo_data.py", "cv2", "numpy", "PIL", "pycocotools", extra="mm")
 
 from demo_scenes.draw import LAYOUTS, main  # noqa: E402
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl_plugins.compare.runs import write_text
+from mtl_plugins.methods import parse_names
 
 
 @dataclass
@@ -146,8 +147,8 @@ def _detectron2(
     )
 
 
-def _overlays(method: str) -> list[Path]:
-    """Find Detectron2's configs of the methods that a name combines.
+def _overlays(method: str) -> dict[Path, dict[str, str]]:
+    """Find Detectron2's configs of the methods that a name combines, and their options by key.
 
     Raises:
         SystemExit: There is no such method, or two set the same part.
@@ -160,25 +161,42 @@ def _overlays(method: str) -> list[Path]:
     folder = configs() / "detectron2" / "mtl"
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     given: dict[str, str] = {}
-    for name in method.split("+"):
+    overlays = {}
+    for name, options in parse_names(method):
         if name not in known:
             raise SystemExit(f"--mtl: no method is called {name!r}; {suggest(name, known)}")
-        for part, value in yaml.safe_load((folder / f"{name}.yaml").read_text())["MTL"].items():
-            if not isinstance(value, Mapping):
-                continue
+        path = folder / f"{name}.yaml"
+        sections = yaml.safe_load(path.read_text())["MTL"].items()
+        parts = [part for part, value in sections if isinstance(value, Mapping)]
+        for part in parts:
             if part in given:
                 raise SystemExit(
                     f"--mtl: {given[part]!r} and {name!r} both set MTL.{part}, and a run has one"
                 )
             given[part] = name
-    return [folder / f"{name}.yaml" for name in method.split("+")]
+        if options and len(parts) > 1:
+            raise SystemExit(
+                f"--mtl {name}: sets MTL.{' and MTL.'.join(parts)}, and the options could be of "
+                "either; use --cfg-options"
+            )
+        keys = {key: ".".join(["MTL", *parts, key.upper()]) for key in options}
+        overlays[path] = {keys[key]: value for key, value in options.items()}
+    return overlays
 
 
 def write_overlay(config: str, method: str, path: Path) -> str:
     """Write a config of Detectron2 that lays methods over another; return its path."""
-    bases = [config, *(str(overlay) for overlay in _overlays(method))]
-    lines = "".join(f"  - {base!r}\n" for base in bases)
-    write_text(path, f"_BASE_:\n{lines}")
+    import yaml
+
+    overlays = _overlays(method)
+    cfg: dict[str, Any] = {"_BASE_": [config, *map(str, overlays)]}
+    for key, value in (item for options in overlays.values() for item in options.items()):
+        *sections, name = key.split(".")
+        place = cfg
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = yaml.safe_load(value)
+    write_text(path, yaml.safe_dump(cfg, sort_keys=False))
     return str(path)
 
 

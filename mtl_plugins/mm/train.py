@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.hub import get_config
@@ -14,7 +15,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 import mtl_plugins
-from mtl_plugins.methods import table
+from mtl_plugins.methods import parse_names, table
 from mtl_plugins.mm.data_check import data_problem
 from mtl_plugins.mm.runner import is_mtl
 from mtl_plugins.registry import suggest
@@ -27,7 +28,7 @@ _KEYS = re.compile(
     r"(optim_wrapper|train_dataloader|val_dataloader|model|model_wrapper_cfg|custom_hooks"
     r"|TaskInterferenceHook|LayerConflictHook|resume)\b"
 )
-_UNKNOWN = re.compile(r"unexpected keyword argument '(rotations|task_layers)'")
+_UNKNOWN = re.compile(r"unexpected keyword argument '(rotations|task_layers|task_norm)'")
 
 
 class _List(argparse.Action):
@@ -46,7 +47,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--mtl",
         metavar="NAME",
-        help="lay configs/_base_/mtl/NAME.py over the config, or several as NAME+NAME; "
+        help="lay configs/_base_/mtl/NAME.py over the config, or several as NAME+NAME, "
+        "with options as NAME:KEY=VALUE; "
         f"of {', '.join(NAMES)}",
     )
     parser.add_argument("--list", action=_List, nargs=0, help="print all methods and leave")
@@ -79,7 +81,7 @@ def lay_over(cfg: Config, names: str) -> Config:
 
     Args:
         cfg: Whole config; changed in place.
-        names: Names of the methods, joined by ``+``.
+        names: Names of the methods, joined by ``+``, options after colons: ``"cagrad:c=0.8"``.
 
     Raises:
         SystemExit: There is no such method, or two exclude each other.
@@ -87,12 +89,14 @@ def lay_over(cfg: Config, names: str) -> Config:
     if "optim_wrapper" not in cfg or "train_dataloader" not in cfg:
         raise SystemExit("--mtl: the config has no optim_wrapper or no train_dataloader to change")
     given: dict[str, str] = {}  # method by the part that it sets
-    for name in names.split("+"):
+    for name, options in parse_names(names):
         path = METHODS / f"{name}.py"
         if not path.is_file():
             raise SystemExit(f"--mtl: no method is called {name!r}; " + suggest(name, NAMES))
         method = Config.fromfile(path)
         parts = [part for part in PARTS if part in method.optim_wrapper]
+        allocates = "train_dataloader" in method
+        method.merge_from_dict(_placed(options, name, parts, allocates))
         allocation = method.get("train_dataloader", {}).get("batch_sampler")
         for part in [*parts, *(["batch_sampler"] if allocation else [])]:
             if part in given:
@@ -125,6 +129,24 @@ def lay_over(cfg: Config, names: str) -> Config:
             allocation.drop_last = cfg.train_dataloader.pop("drop_last")
         cfg.merge_from_dict(method.to_dict())
     return cfg
+
+
+def _placed(
+    options: Mapping[str, str], name: str, parts: Sequence[str], allocates: bool
+) -> dict[str, Any]:
+    """Place the options of a method where its config has them, by dotted key.
+
+    Raises:
+        SystemExit: The config has two methods.
+    """
+    if options and len(parts) > 1:
+        raise SystemExit(
+            f"--mtl {name}: sets the {' and the '.join(parts)}, and the options could be of "
+            f"either; use --cfg-options optim_wrapper.{parts[0]}.{next(iter(options))}=..."
+        )
+    place = "train_dataloader.batch_sampler" if allocates else ".".join(["optim_wrapper", *parts])
+    parse = DictAction._parse_iterable  # as --cfg-options reads a value
+    return {f"{place}.{key}": parse(value) for key, value in options.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -176,9 +198,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.args and _KEYS.match(str(error.args[0])):
             raise SystemExit(error.args[0]) from error
         if found := _UNKNOWN.search(str(error)):
+            takers = "'MultiTaskSegmentor'"
+            if found[1] == "task_norm":
+                takers += ", 'SemanticDetector' or, for Mask R-CNN, 'TaskNormMaskRCNN'"
             raise SystemExit(
                 f"model.{found[1]}: {cfg.model.type} does not take it; it is for "
-                "model.type='MultiTaskSegmentor'"
+                f"model.type={takers}"
             ) from error
         raise
 

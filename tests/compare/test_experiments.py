@@ -80,6 +80,22 @@ def test_plan_of_detectron2(tmp_path):
     assert configs["sum"].MTL.ALLOCATION.NAME == ""
 
 
+@pytest.mark.parametrize("config", [SMALL, D2])
+def test_options_of_a_method_are_in_its_name(config, tmp_path):
+    methods = ["cagrad", "cagrad:c=0.8:rescale=2+ista:gap=2"]
+    runs = plan(load(config, methods, []), methods, 1, tmp_path)
+    assert [run.name for run in runs] == ["sum", *methods]
+    command = FRAMEWORKS[runs[2].framework].train(runs[2])
+    if config == SMALL:
+        cfg = overlaid(command)
+        assert cfg.optim_wrapper.aggregator == dict(type="CAGrad", c=0.8, rescale=2)
+        assert cfg.train_dataloader.batch_sampler.gap == 2
+    else:
+        mtl = merged(command).MTL
+        assert (mtl.AGGREGATOR.NAME, mtl.AGGREGATOR.C, mtl.AGGREGATOR.RESCALE) == ("CAGrad", 0.8, 2)
+        assert mtl.ALLOCATION.GAP == 2
+
+
 def test_a_checkpoint_is_resumed_and_load_from_is_kept_without_one(tmp_path):
     experiment = load(SMALL, [], [])
     (run,) = plan(experiment, [], 1, tmp_path)
@@ -116,6 +132,8 @@ def test_other_settings_in_the_same_folder(tmp_path):
     [
         (["pcgard"], "--mtl: no method is called 'pcgard'; did you mean 'pcgrad'"),
         (["pcgrad+cagrad"], "'pcgrad' and 'cagrad' both set"),
+        (["cagrad:c"], "expected NAME:KEY=VALUE, got 'c'"),
+        (["imtl:eps=1"], "--mtl imtl: sets "),
     ],
 )
 def test_bad_methods(config, methods, message):

@@ -151,6 +151,19 @@ def test_mtl_lays_a_method_over_any_config(name, config, tmp_path):
     assert types[0] == "CheckInvalidLossHook" and types.count("TaskInterferenceHook") <= 1
 
 
+def test_options_of_a_method():
+    """Each where the method's own config has its arguments, read as --cfg-options reads them."""
+    cfg = train.lay_over(
+        Config.fromfile(ROOT / STANDARD), "uncertainty+cagrad:c=0.8:rescale=2+ista:gap=2"
+    )
+    assert cfg.optim_wrapper.aggregator == dict(type="CAGrad", c=0.8, rescale=2)
+    assert cfg.optim_wrapper.weighting.type == "Uncertainty"
+    assert cfg.train_dataloader.batch_sampler.gap == 2
+    assert cfg.train_dataloader.batch_sampler.batch_sampler.type == "AspectRatioBatchSampler"
+    cfg = train.lay_over(Config.fromfile(ROOT / STANDARD), "mgda+feature:representation=backbone")
+    assert cfg.optim_wrapper.representation == "backbone"
+
+
 def test_allocation_keeps_the_batch_sampler_and_combines(tmp_path):
     cfg = train.lay_over(Config.fromfile(ROOT / STANDARD), "uncertainty+ista")
     sampler = cfg.train_dataloader.batch_sampler
@@ -235,6 +248,25 @@ class TestBadInput:
         one, two = names.split("+")
         with pytest.raises(SystemExit, match=f"--mtl: '{one}' and '{two}' both set the {part}"):
             train.lay_over(Config.fromfile(ROOT / STANDARD), names)
+
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [
+            ("cagrad:c", "--mtl cagrad:c: expected NAME:KEY=VALUE, got 'c'"),
+            ("imtl:eps=1", "--mtl imtl: sets the aggregator and the weighting"),
+        ],
+    )
+    def test_options_that_no_method_can_have(self, names, message):
+        with pytest.raises(SystemExit, match=message):
+            train.lay_over(Config.fromfile(ROOT / STANDARD), names)
+
+    def test_unknown_option(self, coco, monkeypatch):
+        with pytest.raises(SystemExit, match="optim_wrapper.*'cc'.*did you mean 'c'"):
+            main(monkeypatch, coco, SMALL, "--mtl", "cagrad:cc=0.8")
+
+    def test_task_norms_of_a_model_without(self, coco, monkeypatch):
+        with pytest.raises(SystemExit, match="model.task_norm: MaskRCNN.*'TaskNormMaskRCNN'"):
+            main(monkeypatch, coco, SMALL, "--mtl", "task_norm")
 
     def test_config_that_is_not_there(self, coco, monkeypatch):
         with pytest.raises(SystemExit, match="config: there is no file 'configs/nothing.py'"):
