@@ -87,7 +87,12 @@ class ConnectionStrength(RandomMethod, Aggregator):
         self.phase, self.draw, self.one_top = phase, draw, one_top
         self.takes_turns = phase != 2
         built = None if base is None else build_aggregator(base)
-        if built is not None and (not isinstance(built, GramianAggregator) or built.scales_own):
+        if built is not None and (
+            not isinstance(built, GramianAggregator)
+            or built.scales_own
+            or built.remembers_rows
+            or not built.of_parameters
+        ):
             raise ValueError(
                 "base: expected a method that weighs the gradients of what tasks share, got "
                 f"{type(built).__name__}"

@@ -197,7 +197,7 @@ def test_another_method_takes_the_steps_of_phase_2() -> None:
         torch.testing.assert_close(p, q)
     again = ConnectionStrength(base="GradVac")
     again.load_state_dict(ConnectionStrength(base="GradVac").state_dict())
-    for base in ("Sequential", "GradDrop", "MCLGS"):
+    for base in ("Sequential", "GradDrop", "MCLGS", "RotoGrad", "MoCo"):
         with pytest.raises(ValueError, match=f"base: expected .* got {base}"):
             ConnectionStrength(base=base)
 
