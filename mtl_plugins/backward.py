@@ -14,6 +14,7 @@ from mtl_plugins.aggregation import Aggregator, build_aggregator
 from mtl_plugins.choice import Chooser
 from mtl_plugins.distributed import world_size
 from mtl_plugins.features import Representation
+from mtl_plugins.gradients import widened
 from mtl_plugins.graph import LossGraph
 from mtl_plugins.guard import Guard
 from mtl_plugins.layer_conflicts import LayerConflicts
@@ -30,6 +31,7 @@ from mtl_plugins.report import Report
 from mtl_plugins.routes import Parts, Routes
 from mtl_plugins.sequential import check_turns, run_back_one
 from mtl_plugins.step import Batch, Choice, Measured, Step
+from mtl_plugins.task_layers import APART, passes_by_task
 from mtl_plugins.teaching import Teaching
 from mtl_plugins.watching import Watching
 from mtl_plugins.weighting import Weighting, build_weighting
@@ -240,17 +242,17 @@ class MultiTaskBackward:
         for task in self.tasks:
             for p in self.params:
                 p.grad = None
+            self._guard.begin()
             found = scalars({task: loss} if (loss := loss_of(task)) is not None else {})
             factor = scale()
             with self._passes():
                 finite = run_back_one(found, window, self.tasks, self.params, factor)
-            if finite is None:
-                continue
-            if finite:
-                self._guard.keep()
-            else:
+            if finite is False:
                 self._guard.skip([task], window.totals(), self.params, factor)
-            if finite or factor is not None:  # a loss scaler skips the step itself
+            else:
+                self._guard.keep()
+            # A loss scaler skips the step itself.
+            if finite or (finite is False and factor is not None):
                 step()
         self._in_turn = None
         choice = Choice(dict.fromkeys(window.totals(), 1.0))
@@ -291,7 +293,12 @@ class MultiTaskBackward:
         Args:
             module: Module that returns a tensor, or lists, tuples and dicts of tensors. Ignored at
                 the feature level, where the representation is watched.
+
+        Raises:
+            ValueError: In the model of :meth:`protect`, each task has features of its own.
         """
+        if self._teaching.model is not None and passes_by_task(self._teaching.model):
+            raise ValueError(f"representation: {APART}, which are disentangled in any case")
         self._watching.watch(module)
 
     def watch_layers(self, conflicts: LayerConflicts) -> None:
@@ -328,7 +335,8 @@ class MultiTaskBackward:
             model: The whole model, with or without its data-parallel wrapper.
 
         Raises:
-            ValueError: The wrapper has ``static_graph=True``, or the model is none for the method.
+            ValueError: The wrapper has ``static_graph=True``, the model is none for the method, or
+                at the feature level each task has features of its own.
         """
         several = self.aggregator.needs_gradients or self._cut is not None
         if several and getattr(model, "static_graph", False):
@@ -337,6 +345,8 @@ class MultiTaskBackward:
                 f"step, and {type(self.aggregator).__name__} takes several; set it to False"
             )
         self._teaching.model = model = getattr(model, "module", model)
+        if self._cut is not None and passes_by_task(model):
+            raise ValueError(f"level: {APART}, which never conflict; use level='parameter'")
         self._guard.protect(model)
         self.aggregator.meet(model, self.tasks)
 
@@ -435,7 +445,8 @@ class MultiTaskBackward:
         names = self._window.totals(measured.reports)
         lengths = zip(names, measured.gramian.diagonal().sqrt().tolist(), strict=True)
         present = {name: length for name, length in lengths if length > 0.0}
-        rows = {name: measured.rows[self.tasks.index(name)] for name in present}
+        # Without the loss scale, what half precision holds would be 0 there.
+        rows = {name: widened(measured.rows[self.tasks.index(name)]) for name in present}
         if scale is not None:
             rows = {name: row / scale for name, row in rows.items()}
         if rows:

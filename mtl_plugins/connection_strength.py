@@ -12,7 +12,6 @@ with the running variance of the norm. The constant 1/K² of a K × K kernel can
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -140,51 +139,6 @@ def project_groups(gradients: Tensor, top: Tensor, one_top: OneTop = "project") 
     # All projections of a group are along the same reference: subtract them at once.
     update = rows.sum(0) - factors[top].unsqueeze(1) * reference
     return update.reshape(gradients.shape[1:]).to(gradients.dtype)
-
-
-def conserve_priorities(
-    norm: TaskNorm,
-    parameters: Sequence[Tensor],
-    gradients: Mapping[str, Sequence[Tensor | None]],
-    one_top: OneTop = "project",
-) -> list[Tensor | None]:
-    """Combine the gradients of the tasks as phase 2 does.
-
-    The weights of a convolution that feeds a task-specific norm get :func:`project_groups` where
-    every task has a gradient; all other parameters get the plain sum.
-
-    Args:
-        norm: Task-specific norms of the model.
-        parameters: Parameters of the model.
-        gradients: Gradients of each task's loss, one for each parameter, None where the task does
-            not reach it.
-        one_top: Rule of :func:`project_groups` for a layer with one top task.
-
-    Returns:
-        Updates, one for each parameter; None where no task reaches it.
-
-    Raises:
-        ValueError: The gradients are not those of the norms' tasks, or a norm keeps no running
-            variance.
-    """
-    if set(gradients) != set(norm.tasks):
-        raise ValueError(
-            f"the norms are of the tasks {list(norm.tasks)}, and gradients came for "
-            f"{list(gradients)}"
-        )
-    layers = {id(one.conv.weight): one for one in norm.norms.values()}
-    updates: list[Tensor | None] = []
-    for number, parameter in enumerate(parameters):
-        rows = [gradients[task][number] for task in norm.tasks]
-        found = [row for row in rows if row is not None]
-        layer = layers.get(id(parameter))
-        if layer is None or len(found) < len(rows):
-            updates.append(torch.stack(found).sum(0) if found else None)
-            continue
-        stacked = torch.stack([outputs_first(layer.conv, row) for row in found])
-        update = project_groups(stacked, top_tasks(shares(layer)), one_top)
-        updates.append(outputs_first(layer.conv, update))
-    return updates
 
 
 def outputs_first(conv: nn.Module, weight: Tensor) -> Tensor:

@@ -176,8 +176,13 @@ def combine(weights: Tensor, rows: Tensor) -> Tensor:
     Returns:
         The weighted sum ``[D]``, in the dtype and on the device of the rows.
     """
-    wide = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+    wide = widened(rows)
     return (weights.to(wide) @ wide).to(rows)
+
+
+def widened(rows: Tensor) -> Tensor:
+    """Return rows in half precision in single precision, and others as they are."""
+    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
 
 
 def rows_of(

@@ -35,6 +35,11 @@ class Guard:
         if self._policy == "skip" and self._buffers is None:
             self._buffers = Buffers(model)
 
+    def begin(self) -> None:
+        """Note that a part of a step begins, if none has."""
+        if self._buffers is not None:
+            self._buffers.take()
+
     def passed(self) -> None:
         """Note that a step is made."""
         self._skipped = 0
@@ -83,8 +88,11 @@ class Guard:
         )
         for p in params:
             p.grad = None if scale is None else torch.full_like(p, math.nan)
-        if self._buffers is not None:
-            self._buffers.restore()
+        if self._buffers is not None and not self._buffers.restore():
+            logger.warning(
+                "the model given to protect() was not called itself in the first step, so that its "
+                "buffers, such as the running statistics of batch norms, stay as they are"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of steps skipped in a row."""
@@ -98,6 +106,9 @@ class Guard:
 class Buffers:
     """Copies of a model's buffers from before the first forward pass of a step.
 
+    Of a model whose parts are called, and never the model itself, they are from the end of the last
+    step.
+
     Args:
         model: Model without the wrapper of a data-parallel run; gets a forward hook.
     """
@@ -108,14 +119,19 @@ class Buffers:
         self._tensors: list[Tensor] = []
         self._copies: list[Tensor] = []
         self._taken = False
+        self._called = False
         model.register_forward_pre_hook(self._before)
 
     def _before(self, model: nn.Module, inputs: Any) -> None:
-        if model.training and torch.is_grad_enabled() and not self._taken:
-            self._take()
+        if model.training and torch.is_grad_enabled():
+            self._called = True
+            self.take()
 
     @torch.no_grad()
-    def _take(self) -> None:
+    def take(self) -> None:
+        """Take copies, if there are none of this step."""
+        if self._taken:
+            return
         self._taken = True
         self._where = [
             (module._buffers, name)
@@ -135,15 +151,19 @@ class Buffers:
     def forget(self) -> None:
         """Take new copies before the next forward pass."""
         self._taken = False
+        if not self._called:  # nothing will tell of that pass
+            self.take()
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Bring the buffers back."""
-        if self._taken and self._copies:
+    def restore(self) -> bool:
+        """Bring the buffers back; return whether that was possible."""
+        taken = self._taken
+        if taken and self._copies:
             torch._foreach_copy_(self._tensors, self._copies)
             for (where, name), tensor in zip(self._where, self._tensors, strict=True):
                 where[name] = tensor
         self.forget()
+        return taken
 
 
 def _like(tensor: Tensor) -> tuple[Any, ...]:

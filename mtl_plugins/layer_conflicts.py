@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl_plugins.distributed import average
+from mtl_plugins.gradients import widened
 
 FILE = "layer_conflicts.json"
 """Name of the record in the folder of a run."""
@@ -21,8 +22,9 @@ class LayerConflicts:
 
     The score is the number of pairs of tasks and steps at which :math:`\cos(g_i, g_j) < S`, where
     :math:`g_i` is the gradient of task i on all parameters of the layer (`Shi et al. 2023,
-    definition 2 <https://arxiv.org/abs/2302.11289>`_). A layer is a module with parameters of its
-    own: a convolution with its bias, a norm. A task without a gradient there conflicts with none.
+    definition 3 and algorithm 1 <https://arxiv.org/abs/2302.11289>`_). A layer is a module with
+    parameters of its own: a convolution with its bias, a norm. A task without a gradient
+    there conflicts with none.
 
     Args:
         model: Model that has the layers.
@@ -57,7 +59,7 @@ class LayerConflicts:
         for leaf, part in zip(leaves, rows.split([x.numel() for x in leaves], 1), strict=True):
             name = self._layer.get(id(leaf))
             if name is not None:
-                wide = part.float() if part.dtype in (torch.float16, torch.bfloat16) else part
+                wide = widened(part)
                 found = wide @ wide.T
                 products[name] = products[name] + found if name in products else found
         self.steps += 1

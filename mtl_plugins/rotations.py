@@ -61,6 +61,11 @@ class Rotations(nn.Module):
         """Names of the tasks."""
         return list(self.skew)
 
+    def train(self, mode: bool = True) -> Rotations:
+        # EMAHook exchanges weights through .data before a validation, unseen by versions.
+        self._kept.clear()
+        return super().train(mode)
+
     def matrix(self, task: str, number: int) -> Tensor:
         """Return the rotation ``[n, n]`` of a task and a feature map, without a graph."""
         a = self._parameter(task, number)

@@ -57,11 +57,11 @@ def run_back_one(
         scale: Factor of a loss scaler.
 
     Returns:
-        Whether loss and gradient are finite; None if no rank has a loss.
+        Whether loss and gradient are finite; None if no rank has a loss, or none a gradient other
+        than 0, such as of a head that no image of the batch trains.
     """
     raw = {name: loss for name, loss in losses.items() if loss.requires_grad}
     report = Report(raw, tasks, params[0].device, changed=False)
-    window.reports.append(report)
     for name, loss in raw.items():
         factor = window.factors[name]
         weighted = loss if factor == 1.0 else factor * loss
@@ -71,8 +71,11 @@ def run_back_one(
     average_grads(with_grad(params))
     grads = [p.grad for p in params if p.grad is not None]
     lengths = torch.stack(torch._foreach_norm(grads)) if grads else torch.zeros(1)
-    finite = HostCopy(lengths.isfinite().all()).read()
+    finite, some = HostCopy(torch.stack([lengths.isfinite().all(), lengths.any()])).read().tolist()
     ((name, value),) = report.losses.items()
+    if math.isfinite(value) and not some:
+        return None
+    window.reports.append(report)
     if math.isfinite(value) and finite:
         return True
     window.nonfinite.add(name)

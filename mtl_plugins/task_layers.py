@@ -19,6 +19,8 @@ from torch import nn
 from mtl_plugins.registry import suggest
 from mtl_plugins.task_norm import TaskBatchNorm
 
+APART = "with norms or layers of its own, each task has features of its own"
+
 
 class TaskLayer(nn.Module):
     """One copy of a layer a task, of which each forward pass uses that of the chosen task.
@@ -162,6 +164,11 @@ def convert_task_layers(module: nn.Module, names: Sequence[str], tasks: Sequence
             for key, child in parent._modules.items():
                 if child in new:
                     parent._modules[key] = new[child]
+
+
+def passes_by_task(module: nn.Module) -> bool:
+    """Tell whether each forward pass of a module is about one task, with parts of its own."""
+    return any(isinstance(part, (TaskLayer, TaskBatchNorm)) for part in module.modules())
 
 
 def _above(name: str) -> list[str]:

@@ -90,7 +90,6 @@ class TaskNorm:
 
     Attributes:
         norms: Norms of the module, by name.
-        tasks: Names of the tasks.
 
     Raises:
         ValueError: The module has no such norm, or norms of different tasks.
@@ -105,7 +104,11 @@ class TaskNorm:
             )
         if len(found) > 1:
             raise ValueError(f"{type(module).__name__} has norms of different tasks: {found}")
-        (self.tasks,) = found
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks."""
+        return tuple(next(iter(self.norms.values())).norms)
 
     @contextmanager
     def of(self, task: str) -> Iterator[None]:
@@ -201,7 +204,9 @@ def fold_task_norm(module: nn.Module, task: str) -> nn.Module:
         task: Name of the task.
 
     Returns:
-        A copy with ordinary batch norms, whose parameters are named as before the conversion.
+        A copy with ordinary batch norms, whose parameters are named as before the conversion. A
+        model of this package computes that task alone then; of a model of your own, heads of other
+        tasks are not to be used.
 
     Raises:
         ValueError: The module has no task-specific norm, or no task has that name.
@@ -209,7 +214,10 @@ def fold_task_norm(module: nn.Module, task: str) -> nn.Module:
     if task not in task_norm(module).tasks:
         raise ValueError(f"no norm is of {task!r}; the tasks are {task_norm(module).tasks}")
     plain = deepcopy(module)
-    return _replace(plain, {norm: norm.norms[task] for norm in task_norm(plain).norms.values()})
+    norms = task_norm(plain).norms.values()
+    for norm in norms:  # the copy may hold a TaskNorm, which is to know no other task any more
+        norm.norms = nn.ModuleDict({task: norm.norms[task]})
+    return _replace(plain, {norm: norm.norms[task] for norm in norms})
 
 
 def _replace(module: nn.Module, new: Mapping[Any, nn.Module]) -> nn.Module:

@@ -6,44 +6,22 @@ import math
 
 import pytest
 import torch
+from algorithm_1 import algorithm_1, per_channel
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import update_in_turn
 from torch import Tensor, nn
 
+from mtl_plugins import MultiTaskBackward
 from mtl_plugins.connection_strength import (
     connection_strength,
-    conserve_priorities,
     normalise,
     project_groups,
     shares,
     top_tasks,
 )
-from mtl_plugins.task_norm import TaskNorm, convert_task_norm, task_norm
+from mtl_plugins.task_norm import convert_task_norm, task_norm
 
 TASKS = ["seg", "depth", "normals"]
-
-
-def algorithm_1(gradients: list[Tensor], top: list[int]) -> Tensor:
-    """Follow the lines 10 to 15 of the paper's algorithm 1 for one layer, group by group."""
-    gradients = [g.double().clone() for g in gradients]
-    for i in range(len(gradients)):
-        channels = [p for p, task in enumerate(top) if task == i]
-        for j in range(len(gradients)):
-            if j == i:
-                continue
-            dot = sum(float((gradients[i][p] * gradients[j][p]).sum()) for p in channels)
-            if dot < 0:
-                square = sum(float((gradients[i][p] ** 2).sum()) for p in channels)
-                for p in channels:
-                    gradients[j][p] = gradients[j][p] - dot / square * gradients[i][p]
-    return sum(gradients[1:], gradients[0])
-
-
-def per_channel(gradients: list[Tensor], top: list[int]) -> Tensor:
-    """Project each channel on its own, which is another method."""
-    rows = [algorithm_1([g[p : p + 1] for g in gradients], top[p : p + 1]) for p in range(len(top))]
-    return torch.cat(rows)
 
 
 def strength_by_loops(conv: nn.Module, norms: nn.ModuleDict, transposed: bool) -> list[list[float]]:
@@ -70,11 +48,6 @@ def layers(*modules: nn.Module, size: int = 6) -> nn.Sequential:
             if part.weight is not None:
                 nn.init.normal_(part.weight)
     return module
-
-
-def draw(module: nn.Module) -> tuple[list[nn.Parameter], dict[str, list[Tensor | None]]]:
-    parameters = list(module.parameters())
-    return parameters, {task: [torch.randn_like(p) for p in parameters] for task in TASKS}
 
 
 @settings(deadline=None, max_examples=40)
@@ -172,50 +145,6 @@ def test_norms_that_start_at_zero_prefer_no_channel() -> None:
     assert math.isfinite(float(share.sum()))
 
 
-def test_only_paired_weights_are_projected_and_all_else_is_summed() -> None:
-    torch.manual_seed(0)
-    module = layers(
-        nn.Conv2d(3, 4, 3),
-        nn.BatchNorm2d(4),
-        nn.ConvTranspose2d(4, 6, 2, groups=2),
-        nn.BatchNorm2d(6),
-        nn.Conv2d(6, 2, 1),
-    )
-    parameters, gradients = draw(module)
-    updates = conserve_priorities(TaskNorm(module), parameters, gradients)
-    names = [name for name, _ in module.named_parameters()]
-    for name, update, *rows in zip(names, updates, *gradients.values(), strict=True):
-        if name == "0.weight":
-            split, found, norm = rows, update, module[1]
-        elif name == "2.weight":
-            # Output channel 3 g + o of the group g stands at [2 g : 2 g + 2, o].
-            *split, found = (
-                torch.stack([x[c // 3 * 2 : c // 3 * 2 + 2, c % 3] for c in range(6)])
-                for x in (*rows, update)
-            )
-            norm = module[3]
-        else:
-            torch.testing.assert_close(update, rows[0] + rows[1] + rows[2])
-            continue
-        expected = algorithm_1(split, top_tasks(shares(norm)).tolist()).float()
-        torch.testing.assert_close(found, expected)
-        assert not torch.allclose(found, split[0] + split[1] + split[2])
-
-
-def test_weights_that_a_task_does_not_reach_are_summed() -> None:
-    torch.manual_seed(0)
-    module = layers(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
-    parameters, gradients = draw(module)
-    gradients["depth"] = [None] * len(parameters)
-    for task in TASKS:
-        gradients[task][-1] = None
-    updates = conserve_priorities(task_norm(module), parameters, gradients)
-    torch.testing.assert_close(updates[0], gradients["seg"][0] + gradients["normals"][0])
-    assert updates[-1] is None
-    with pytest.raises(ValueError, match=r"\['seg', 'depth', 'normals'\].*\['seg'\]"):
-        conserve_priorities(task_norm(module), parameters, {"seg": gradients["seg"]})
-
-
 def test_norms_without_running_variance_have_no_strength() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
     convert_task_norm(module, TASKS, lambda net: net(torch.zeros(1, 3, 2, 2)))
@@ -224,44 +153,39 @@ def test_norms_without_running_variance_have_no_strength() -> None:
 
 
 @pytest.mark.parametrize("owner", [[0, 0, 1, 1], [1, 0, 1, 0]])
-def test_phase_1_gives_separable_channels_to_their_task(owner: list[int]) -> None:
+def test_both_phases_give_separable_channels_to_their_task(owner: list[int]) -> None:
     torch.manual_seed(0)
     # Each channel of the convolution sees the one signal that one task needs, and no other.
     conv = nn.Conv2d(2, 4, 1, bias=False)
     conv.weight.data = torch.eye(2)[owner].reshape(4, 2, 1, 1)
     trunk = nn.Sequential(conv, nn.BatchNorm2d(4))
     convert_task_norm(trunk, ["a", "b"], lambda net: net(torch.zeros(1, 2, 2, 2)))
-    heads = nn.ModuleDict({task: nn.Conv2d(4, 1, 1) for task in ("a", "b")})
-    for head in heads.values():
+    net = nn.ModuleDict({"trunk": trunk, "a": nn.Conv2d(4, 1, 1), "b": nn.Conv2d(4, 1, 1)})
+    for task in ("a", "b"):
         # At first, no channel is before another for any task.
-        nn.init.constant_(head.weight, 0.5)
-    optimizer = torch.optim.SGD([*trunk.parameters(), *heads.parameters()], lr=0.05)
-    norm = task_norm(trunk)
-    for _ in range(60):
-        batch = torch.randn(8, 2, 4, 4)
-        target = {"a": batch[:, :1], "b": batch[:, 1:]}
-        update_in_turn(
-            lambda t, x=batch, y=target: (heads[t](trunk(x)) - y[t]).square().mean(),
-            ["a", "b"],
-            optimizer,
-            norm,
-        )
-    share = shares(trunk[1])
-    torch.testing.assert_close(share.sum(1), torch.ones(2).double())
-    assert top_tasks(share).tolist() == owner
+        nn.init.constant_(net[task].weight, 0.5)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    method = {"type": "ConnectionStrength", "phase": "alternate", "draw": "step"}
+    backward = MultiTaskBackward(optimizer, method, tasks=["a", "b"], total_steps=121)
+    backward.protect(net)
 
-    # Phase 2 then leaves each task's gradient in its own channels alone.
-    batch = torch.randn(8, 2, 4, 4)
-    parameters = [conv.weight]
-    gradients = {}
-    for task, column in (("a", 0), ("b", 1)):
-        with norm.of(task):
-            loss = (heads[task](trunk(batch)) + batch[:, column : column + 1]).square().mean()
-        gradients[task] = torch.autograd.grad(loss, parameters)
-    (update,) = conserve_priorities(norm, parameters, gradients)
-    rows = [gradients[task][0] for task in ("a", "b")]
-    torch.testing.assert_close(update.double(), algorithm_1(rows, owner), rtol=1e-5, atol=1e-6)
-    for task in (0, 1):
-        mine = [c for c in range(4) if owner[c] == task]
-        own = rows[task][mine]
-        assert (update[mine] * own).sum() >= own.square().sum() * (1 - 1e-5)
+    def loss_of(task: str, x: Tensor) -> Tensor:
+        with task_norm(trunk).of(task):
+            return (net[task](trunk(x)) - x[:, "ab".index(task), None]).square().mean()
+
+    turns = []
+    for _ in range(120):
+        batch = torch.randn(8, 2, 4, 4)
+        turns.append(backward.in_turn)
+        if backward.in_turn:
+            backward.take_in_turn(lambda task, x=batch: loss_of(task, x), optimizer.step)
+        else:
+            optimizer.zero_grad()
+            backward({task: loss_of(task, batch) for task in ("a", "b")})
+            optimizer.step()
+        share = shares(trunk[1])
+        torch.testing.assert_close(share.sum(1), torch.ones(2).double())
+    assert turns == [True, False] * 60
+    assert top_tasks(share).tolist() == owner
+    mine = torch.tensor(owner) == torch.arange(2)[:, None]
+    assert (share[mine] > 1 / 4).all() and (share[~mine] < 1 / 4).all()  # of four channels

@@ -63,6 +63,40 @@ def test_skipped_step_changes_nothing(name, dtype, micro_batches):
     assert model.seen.isfinite()
 
 
+@pytest.mark.parametrize("name", ["Sum", "MGDA", "Sequential"])
+def test_a_loop_that_calls_the_parts_of_the_model(name, caplog):
+    """Nothing tells of a forward pass; the buffers are kept from the step before."""
+    model = Normed()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    backward = MultiTaskBackward(optimizer, name, tasks=["a", "b"])
+    backward.protect(model)
+    x = torch.randn(6, 3)
+    for batch in (x, x, x * torch.nan, x):
+        before = snapshot(model)
+
+        def loss(task, batch=batch):
+            return model.heads[task](model.trunk(batch)).square().mean()
+
+        if backward.in_turn:
+            backward.take_in_turn(loss, optimizer.step)
+        else:
+            optimizer.zero_grad()
+            backward({task: loss(task) for task in "ab"})
+            optimizer.step()
+        if batch.isnan().any():
+            assert_same(model, before)
+    assert "stay as they are" not in caplog.text
+    assert model.trunk[1].num_batches_tracked == 6
+
+
+def test_buffers_that_cannot_be_brought_back_are_told_of(caplog):
+    model = Normed()
+    backward = MultiTaskBackward(model.parameters(), "Sum")
+    backward.protect(model)
+    backward({"a": model.trunk(torch.full((6, 3), torch.nan)).sum()})
+    assert "buffers, such as the running statistics of batch norms, stay as they are" in caplog.text
+
+
 def test_buffers_change_in_steps_that_are_made():
     model, plain = Normed(), Normed()
     x = torch.randn(6, 3)

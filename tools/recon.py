@@ -4,8 +4,8 @@
     python tools/recon.py work_dirs/first/layer_conflicts.json CONFIG --top 39
     python tools/train.py work_dirs/first/CONFIG_recon-39.py --mtl pcgrad   # from scratch
 
-Recon (https://arxiv.org/abs/2302.11289) trains jointly for a fifth of the epochs, then turns the
-worst layers task-specific and begins anew.
+Recon (https://arxiv.org/abs/2302.11289) trains jointly for a quarter of the iterations (its code
+on Cityscapes: 40 of 200 epochs), then turns the worst layers task-specific and begins anew.
 """
 
 from __future__ import annotations

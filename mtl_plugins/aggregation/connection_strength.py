@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from mtl_plugins.aggregation.base import Aggregator
+from mtl_plugins.aggregation.base import Aggregator, GramianAggregator
 from mtl_plugins.connection_strength import (
     OneTop,
     outputs_first,
@@ -21,11 +21,11 @@ from mtl_plugins.connection_strength import (
 )
 from mtl_plugins.distributed import average
 from mtl_plugins.draws import RandomMethod
-from mtl_plugins.gradients import dense_strides
+from mtl_plugins.gradients import combine, dense_strides, gramian_of
 from mtl_plugins.registry import suggest
 from mtl_plugins.task_norm import TaskBatchNorm, TaskNorm, task_norm
 
-Phase = Literal["mix", "sequential", 1, 2]
+Phase = Literal["mix", "sequential", "alternate", 1, 2]
 Draw = Literal["epoch", "step"]
 
 __all__ = ["ConnectionStrength"]
@@ -48,12 +48,17 @@ class ConnectionStrength(RandomMethod, Aggregator):
     data-parallel run, the strength is of the running variances' mean over the ranks.
 
     Args:
-        phase: ``"mix"`` of both as above; ``"sequential"``, phase 1 in the first half of the epochs
-            and phase 2 in the second; or one of the phases, 1 or 2, alone (D Table 4).
-        draw: Time for which P is drawn: an ``"epoch"``, as in the paper, or a ``"step"``, as in the
-            published code.
+        phase: ``"mix"`` of both as above; one of the phases, 1 or 2, alone; or one after the other
+            (D Table 4): ``"sequential"``, phase 1 in the first half of the epochs and phase 2 in
+            the second, or ``"alternate"``, by turns. The paper has one such row and does not say
+            which; by its text, phase 1 comes late in training, too, as with ``"alternate"``.
+        draw: Time for which P is drawn, or phases alternate: an ``"epoch"``, as in the paper, or a
+            ``"step"``, as in the published code.
         one_top: Rule for a layer whose channels all belong to one task: ``"project"`` as in the
             paper, or the plain ``"sum"`` as in the published code.
+        base: Method that takes the steps of phase 2 in place of the projection, such as
+            ``"PCGrad"``: name, ``dict(type=name, ...)`` or a :class:`GramianAggregator`. The model
+            then needs no norms of each task.
         seed: Seed of the draws; None takes the seed of the run.
     """
 
@@ -66,8 +71,11 @@ class ConnectionStrength(RandomMethod, Aggregator):
         phase: Phase = "mix",
         draw: Draw = "epoch",
         one_top: OneTop = "project",
+        base: str | Mapping[str, Any] | GramianAggregator | None = None,
         seed: int | None = None,
     ) -> None:
+        from mtl_plugins.aggregation import build_aggregator  # imports this class
+
         super().__init__(seed)
         for key, value, valid in (
             ("phase", phase, Phase),
@@ -78,24 +86,43 @@ class ConnectionStrength(RandomMethod, Aggregator):
                 raise ValueError(f"{key}: expected one of {get_args(valid)}, got {value!r}")
         self.phase, self.draw, self.one_top = phase, draw, one_top
         self.takes_turns = phase != 2
+        built = None if base is None else build_aggregator(base)
+        if built is not None and (
+            not isinstance(built, GramianAggregator)
+            or built.scales_own
+            or built.remembers_rows
+            or not built.of_parameters
+        ):
+            raise ValueError(
+                "base: expected a method that weighs the gradients of what tasks share, got "
+                f"{type(built).__name__}"
+            )
+        self.base = built
         self._step = 0
         self._drawn = 0.0  # P, until the next draw
         self._norm: TaskNorm | None = None
         self._tasks: Sequence[str] = ()
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"step": self._step, "drawn": self._drawn}
+        state = super().state_dict() | {"step": self._step, "drawn": self._drawn}
+        return state if self.base is None else state | {"base": self.base.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self._step, self._drawn = state["step"], state["drawn"]
+        if self.base is not None:
+            self.base.load_state_dict(state["base"])
 
     def meet(self, model: nn.Module, tasks: Sequence[str]) -> None:
+        if self.base is not None:
+            self.base.meet(model, tasks)
+            return
         if not any(isinstance(part, TaskBatchNorm) for part in model.modules()):
             raise ValueError(
                 f"aggregator: ConnectionStrength needs one batch norm a task, and "
                 f"{type(model).__name__} has none: call mtl_plugins.task_norm.convert_task_norm, "
-                "in a config model=dict(type='MultiTaskSegmentor', task_norm=dict(), ...)"
+                "in a config of OpenMMLab model=dict(task_norm=dict(), ...) of MultiTaskSegmentor "
+                "or SemanticDetector, or model.type='TaskNormMaskRCNN' in place of 'MaskRCNN'"
             )
         self._norm, self._tasks = task_norm(model), tasks
         for norm in self._norm.norms.values():
@@ -121,12 +148,14 @@ class ConnectionStrength(RandomMethod, Aggregator):
         self._step += 1
         if self.phase == "sequential":
             return epoch < epochs / 2
+        if self.phase == "alternate":
+            return (epoch if self.draw == "epoch" else self._step - 1) % 2 == 0
         if self.draw == "step" or step == 0:
             self._drawn = float(torch.rand((), generator=self.generator(), dtype=torch.float64))
         return self._drawn >= epoch / epochs
 
     def __call__(self, jacobian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
-        return jacobian.sum(0)
+        return jacobian.sum(0) if self.base is None else self.base(jacobian, tasks)
 
     def on_parameters(
         self,
@@ -135,6 +164,13 @@ class ConnectionStrength(RandomMethod, Aggregator):
         tasks: Sequence[int] | None = None,
         losses: Tensor | None = None,
     ) -> Tensor:
+        if self.base is not None:
+            self.base.total_steps, self.base.steps_per_epoch = (
+                self.total_steps,
+                self.steps_per_epoch,
+            )
+            weights = self.base.weights(gramian_of(jacobian), losses, tasks)
+            return combine(weights, jacobian)
         if self._norm is None:
             raise RuntimeError(
                 "aggregator: ConnectionStrength does not know the model; call "

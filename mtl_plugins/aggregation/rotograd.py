@@ -16,7 +16,7 @@ from mtl_plugins.rotations import RotationOptimizer, Rotations
 class RotoGrad(GramianAggregator):
     r"""Gradient homogenization (`Javaloy & Valera 2022 <https://arxiv.org/abs/2103.02631>`_).
 
-    Of the gradients :math:`g_t` of the shared features, the trunk gets
+    Of the gradients :math:`g_t` of the shared features, the trunk gets (algorithm 1)
 
     .. math:: d = C \sum_t \frac{g_t}{\|g_t\|}, \quad C = \sum_t \alpha_t \|g_t\|, \quad
               \alpha_t = \frac{\|g_t\| / \|g_t^0\|}{\sum_k \|g_k\| / \|g_k^0\|}
@@ -33,10 +33,12 @@ class RotoGrad(GramianAggregator):
     constant and a factor. The gradients of the heads are the plain ones.
 
     Args:
-        lr: Learning rate of the rotations, which is to be below that of the model.
-        decay: Factor of this learning rate from step to step, as in the authors' example.
-        burn_in: Number of steps after which the first length of each gradient is taken anew, since
-            the very first gradients change quickly.
+        lr: Learning rate of the rotations, which is to be below that of the model; the authors'
+            code has no default.
+        decay: Factor of this learning rate from step to step, by default that of the authors'
+            example. The paper asks for a rate that falls faster than the model's.
+        burn_in: Number of aggregations (with accumulation, of micro-batches) after which the first
+            length of each gradient is taken anew, since the very first gradients change quickly.
         rotate: Whether the model has rotations; False takes the lengths alone.
 
     Raises:
@@ -71,8 +73,9 @@ class RotoGrad(GramianAggregator):
         if len(found) != 1:
             raise ValueError(
                 "aggregator: RotoGrad learns the rotations of one module Rotations, and "
-                f"{type(model).__name__} has {len(found) or 'none'}; in a config it is for "
-                "model=dict(type='MultiTaskSegmentor', rotations=dict()), as --mtl rotograd has it"
+                f"{type(model).__name__} has {len(found) or 'none'}; in a config they are for "
+                "MultiTaskSegmentor of the OpenMMLab adapter, model=dict(rotations=dict()), as "
+                "--mtl rotograd has it"
             )
         if self._optimizer is None or self._optimizer.rotations is not found[0]:
             found[0].learned = True

@@ -258,6 +258,25 @@ def test_loss_scale_and_micro_batches():
     assert not any(map(torch.equal, before, whole.rotations.parameters()))
 
 
+def test_features_in_half_precision():
+    """Gradients that are 0 there without the loss scale turn the rotations all the same."""
+    found = []
+    for dtype in (torch.float64, torch.float16):
+        model = Model()
+        trunk = model.both
+        trunk.register_forward_hook(lambda _, args, out, dtype=dtype: [z.to(dtype) for z in out])
+        for head in model.heads.values():
+            head.register_forward_pre_hook(lambda _, args: (args[0].double(),))
+        backward = multitask(model, lr=0.05)
+        scale = torch.tensor(2.0**20).double()
+        losses = {task: 1e-6 * loss for task, loss in model(X).items()}
+        backward(losses, scale=scale)
+        found.append([p.clone() for p in model.rotations.parameters()])
+    for exact, half in zip(*found, strict=True):
+        assert_close(half, exact, rtol=0.01, atol=1e-4)
+        assert exact.abs().max() > 0.02
+
+
 def test_skipped_step_moves_no_rotation():
     model = Model()
     backward = multitask(model)

@@ -62,7 +62,15 @@ def _any(x: Any) -> bool:
     return not isinstance(x, torch.Tensor) or x.numel() > 0
 
 
-def test_connection_strength_needs_norms_of_each_task() -> None:
-    cfg = toy_config("MTL.AGGREGATOR.NAME", "ConnectionStrength")
-    with pytest.raises(ValueError, match="convert_task_norm"):
-        build(cfg, toy(), toy_batches(1))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["ConnectionStrength"], "GeneralizedRCNN has none: call .*convert_task_norm"),
+        (["RotoGrad", "MTL.LEVEL", "feature"], "rotations of one module .* for MultiTaskSegmentor"),
+    ],
+)
+def test_methods_that_need_parts_of_the_model_say_so(options: list[str], message: str) -> None:
+    cfg = config("MTL.AGGREGATOR.NAME", *options)
+    cfg.MTL.TASKS = CfgNode(copy.deepcopy(BOX_MASK))
+    with pytest.raises(ValueError, match=f"aggregator: .*{message}"):
+        build(cfg, detector(cfg), [images(2)])

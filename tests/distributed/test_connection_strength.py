@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from aggregation.test_connection_strength import TASKS, Network
+from detectron2.layers import NaiveSyncBatchNorm
 from mmengine.registry import DefaultScope
 from torch import Tensor
 from torch.testing import assert_close
@@ -59,7 +60,25 @@ def on_rank(rank: int) -> dict[str, Any]:
             phases.append(backward.in_turn)
             take(backward, optimizer, lambda task, s=step, m=model: loss_on(m, rank, s, task))
         found[phase] = ([p.detach() for p in model.parameters()], phases, backward.last.losses)
-    return found | {"runner": segmentor(rank)}
+    return found | {"runner": segmentor(rank), "synchronised": synchronised(rank)}
+
+
+def synchronised(rank: int | None) -> list[Tensor]:
+    """Train with norms over both halves, each rank with its own, or one process with all images."""
+    found = []
+    for phase in (1, 2):
+        model, optimizer, backward = start(phase)
+        for norm in task_norm(model).norms.values() if rank is not None else ():
+            for task, plain in norm.norms.items():
+                norm.norms[task] = same = NaiveSyncBatchNorm(plain.num_features)
+                same.weight, same.bias = plain.weight, plain.bias  # which the optimizer has
+        for step in range(3):
+            halves = batches(step)
+            x = torch.cat(halves) if rank is None else halves[rank]
+            take(backward, optimizer, lambda task, x=x, m=model: m.loss(x, task))
+        found += [p.detach() for p in model.parameters()]
+        found += [b for name, b in model.named_buffers() if name.endswith("running_mean")]
+    return found
 
 
 def put(model: Network, buffers: dict[str, Tensor]) -> None:
@@ -89,8 +108,8 @@ def alone(phase: Any) -> list[Tensor]:
     return [p.detach() for p in model.parameters()]
 
 
-def segmentor(rank: int | None) -> list[Tensor]:
-    """Train a segmentor in its DDP wrapper; the second rank's images have no depth."""
+def segmentor(rank: int) -> list[Tensor]:
+    """Train a segmentor in its DDP wrapper; no image of the second rank, or of both, has depth."""
     import test_task_norm_runner as runner_tests
     from mmengine.model import MMDistributedDataParallel
     from mmseg.registry import MODELS
@@ -103,18 +122,23 @@ def segmentor(rank: int | None) -> list[Tensor]:
             torch.manual_seed(0)
             model = MODELS.build(runner_tests.model_config()).train()
         wrapper = kind(
-            optimizer=torch.optim.SGD(model.parameters(), 0.05),
+            optimizer=torch.optim.SGD(model.parameters(), 0.05, momentum=0.9),
             tasks={task: f"{task}.*" for task in runner_tests.TASKS},
             aggregator="Sequential",
             clip_grad={"max_norm": 0.5},
         )
-        whole = MMDistributedDataParallel(model, broadcast_buffers=False)
+        options = dict.fromkeys(("broadcast_buffers", "find_unused_parameters"), bool(found))
+        whole = MMDistributedDataParallel(model, **options)
         data = runner_tests.Data("depth")
-        for step in range(2):
-            i, j = ((2, 3), (0, 1))[rank or 0] if step else (4 + 2 * (rank or 0), 5)
+        for step in range(3):
+            i, j = ((4 + 2 * rank, 5), (2 - 2 * rank, 3 - 2 * rank), (0, 1))[step]
             batch = {key: [data[i][key], data[j][key]] for key in data[0]}
+            depth = deepcopy([p.detach() for p in model.heads["depth"].parameters()])
             whole.train_step(batch, wrapper)
-            assert wrapper.multitask.last.tasks == runner_tests.TASKS
+            there = [task for task in runner_tests.TASKS if (task, step) != ("depth", 2)]
+            assert wrapper.multitask.last.tasks == tuple(there)
+            moved = not all(map(torch.equal, depth, model.heads["depth"].parameters()))
+            assert moved == ("depth" in there)
         found += [p.detach() for p in model.parameters()]
     return found
 
@@ -127,6 +151,8 @@ def test_two_processes_are_one_with_both_halves(tmp_path: Path) -> None:
             assert torch.equal(p, q)
         assert_close(first[phase][0], alone(phase), rtol=1e-4, atol=1e-5)
     assert set(first["mix"][1]) == {True, False}
+    for found in (first["synchronised"], second["synchronised"]):
+        assert_close(found, synchronised(None), rtol=1e-4, atol=1e-5)
     for p, q in zip(first["runner"], second["runner"], strict=True):
         assert torch.equal(p, q) and p.isfinite().all()
 

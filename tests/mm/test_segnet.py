@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from mtl_plugins.mm.models import SegNet
 from mtl_plugins.rotations import Rotations
 from mtl_plugins.task_layers import convert_task_layers
+from mtl_plugins.task_norm import convert_task_norm
 
 SMALL = {"channels": (4, 6), "convs": (2, 3)}
 
@@ -176,8 +177,7 @@ def test_sizes_with_task_specific_parts_are_those_of_paper_d() -> None:
             convert_task_layers(network, names[:top], tasks)
             found[top] = mebibytes(network, *heads)
         normed = SegNet()
-        norms = [n for n, m in normed.named_modules() if isinstance(m, nn.BatchNorm2d)]
-        convert_task_layers(normed, norms, tasks)
+        convert_task_norm(normed, tasks, lambda net: net(torch.zeros(1, 3, 64, 64)))
     assert mebibytes(singles[0], *heads) == "95.4348"  # printed 95.43
     assert mebibytes(*singles, *heads)[:7] == "190.586"  # 190.59: two single networks
     assert mebibytes(singles[0], *heads, turned) == "103.4348"  # 103.43: RotoGrad

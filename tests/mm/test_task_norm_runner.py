@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from algorithm_1 import algorithm_1
 from dense import BACKBONE, HEIGHT, WIDTH, config, images, sample
 from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_state_dict
 from mmseg.registry import MODELS
-from test_connection_strength import algorithm_1
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -305,6 +305,30 @@ def test_prediction_is_that_of_each_tasks_plain_network() -> None:
         want = model.heads[task](plain(inputs))
         assert_close(found[task], want)
     assert {"pred_sem_seg", "pred_depth_map", "pred_normal_map"} <= set(predicted[0].keys())
+
+
+def test_a_folded_model_computes_its_task_alone() -> None:
+    model = MODELS.build(model_config()).eval()
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight)
+    inputs, passes = images(), []
+    folded = fold_task_norm(model, "depth")
+    folded.backbone.register_forward_hook(lambda *_: passes.append(1))
+    found = folded._forward(inputs)
+    assert list(found) == ["depth"] and len(passes) == 1
+    assert_close(found["depth"], model._forward(inputs)["depth"], rtol=0, atol=1e-6)
+    assert set(folded.predict(inputs)[0].keys()) == {"pred_depth_map"}
+    assert (
+        folded.state_dict().keys() == MODELS.build(model_config(task_norm=None)).state_dict().keys()
+    )
+    assert list(model._forward(inputs)) == list(TASKS)
+
+
+def test_norms_of_each_task_do_not_load_into_a_plain_model() -> None:
+    state = MODELS.build(model_config()).state_dict()
+    with pytest.raises(ValueError, match="^model.task_norm: the checkpoint has 'backbone.bn1'"):
+        load_state_dict(MODELS.build(model_config(task_norm=None)), state)
 
 
 def test_plain_weights_load_into_all_copies_and_options_reach_them(tmp_path: Path) -> None:

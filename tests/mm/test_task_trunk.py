@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from copy import deepcopy
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-from dense import HEADS, config, images, sample
+from dense import BACKBONE, HEADS, config, images, sample
 from dense_networks import count
 from mmengine.config import Config
-from mmengine.model import MMDistributedDataParallel
+from mmengine.hooks import EMAHook
+from mmengine.model import ExponentialMovingAverage, MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
 from mmengine.runner.checkpoint import load_state_dict
@@ -126,6 +128,32 @@ class TestRotations:
         resumed.train_step(batch(seed=1), again)
         for p, q in zip(straight.parameters(), resumed.parameters(), strict=True):
             assert torch.equal(p, q)
+
+    def test_validation_with_averaged_weights_has_averaged_rotations(self) -> None:
+        """EMAHook exchanges the weights of the model itself, and back."""
+        model = build(rotations={})
+        optim, hook, runner = (
+            wrapper(model, **ROTOGRAD),
+            EMAHook(momentum=0.5),
+            Mock(model=model, iter=0),
+        )
+        hook.before_run(runner)
+        for seed in range(2):
+            model.train_step(batch(seed=seed), optim)
+            hook.after_train_iter(runner, seed)
+
+        def rotation() -> torch.Tensor:
+            below = model.rotations.skew["seg"]["2"].tril(-1)
+            assert_close(model.rotations.matrix("seg", 2), torch.matrix_exp(below - below.T))
+            return below.clone()
+
+        trained = rotation()
+        hook.before_val_epoch(runner)
+        model.eval()
+        assert not torch.equal(rotation(), trained)
+        hook.after_val_epoch(runner)
+        model.train()
+        assert torch.equal(rotation(), trained)
 
     def test_accumulation_moves_the_rotations_once(self) -> None:
         model = build(rotations={})
@@ -248,6 +276,16 @@ class TestTaskLayers:
             found = model.get_submodule(f"{CONV}.copies.{task}").weight
             assert torch.equal(found, plain.get_submodule(CONV).weight)
 
+    def test_averages_of_the_weights_load(self) -> None:
+        """As EMAHook does it in a resumed run: below another module."""
+        model, options = build(), {"task_layers": [CONV]}
+        average, again = (ExponentialMovingAverage(build(**options)) for _ in range(2))
+        nn.init.zeros_(average.module.get_submodule(f"{CONV}.copies.depth").weight)
+        again.load_state_dict(average.state_dict())
+        assert not again.module.get_submodule(f"{CONV}.copies.depth").weight.any()
+        with pytest.raises(ValueError, match=f"^model.task_layers: the checkpoint has '{CONV}'"):
+            ExponentialMovingAverage(model).load_state_dict(average.state_dict())
+
     def test_checkpoint_with_layers_in_a_model_without(self) -> None:
         state = build(task_layers=[CONV]).state_dict()
         with pytest.raises(ValueError, match=f"^model.task_layers: the checkpoint has '{CONV}'"):
@@ -268,9 +306,18 @@ class TestTaskLayers:
         with pytest.raises(ValueError, match=f"^{message}"):
             build(task_layers=names)
 
+    def test_checkpointing(self) -> None:
+        cfg = BACKBONE | {"with_cp": True}
+        with pytest.raises(ValueError, match="^model.task_layers: with_cp=True of backbone"):
+            build(backbone=cfg, task_layers=[CONV])
+
     def test_feature_level(self) -> None:
-        with pytest.raises(ValueError, match="^model.task_layers: .*level='parameter'"):
-            wrapper(build(task_layers=[CONV]), level="feature", aggregator="MGDA")
+        for options in ({"task_layers": [CONV]}, {"task_norm": {}}):
+            with pytest.raises(ValueError, match="^optim_wrapper.level: .* features of its own"):
+                wrapper(build(**options), level="feature", aggregator="MGDA")
+            model = build(**options)
+            with pytest.raises(ValueError, match=r"^TaskInterferenceHook.representation: with nor"):
+                wrapper(model).watch(model, "backbone")
 
     def test_mtan_computes_one_task_a_pass(self) -> None:
         """Of Recon's own networks: as without, and each norm of a task sees its batch once."""

@@ -28,7 +28,7 @@ from mtl_plugins.mm.models.dense_heads import DenseHead, check_loss_name
 from mtl_plugins.mm.models.multi_task_preprocessor import MultiTaskDataPreProcessor
 from mtl_plugins.mm.models.semantic_detector import share_of_images
 from mtl_plugins.mm.models.task_features import TaskFeatures
-from mtl_plugins.mm.models.task_norms import TaskNorms
+from mtl_plugins.mm.models.task_norms import TaskNorms, refuse_lost_norms
 from mtl_plugins.mm.models.task_trunk import OwnLayers, refuse_lost_weights, rotations_of
 from mtl_plugins.mm.structures import FIELDS, IGNORED
 from mtl_plugins.registry import suggest, under
@@ -156,16 +156,7 @@ class MultiTaskSegmentor(BaseSegmentor):
 
     @property
     def representation(self) -> str:
-        """Return the path of the module whose output all tasks share, for ``level='feature'``.
-
-        Raises:
-            ValueError: Each task has features of its own, for ``task_layers``.
-        """
-        if self.own_layers:
-            raise ValueError(
-                "model.task_layers: with layers of their own, the tasks share no features that "
-                "level='feature' could be about; use level='parameter'"
-            )
+        """Return the path of the module whose output all tasks share, for ``level='feature'``."""
         shares = self.with_neck and not getattr(self.neck, "features_by_task", False)
         return "neck" if shares else "backbone"
 
@@ -217,9 +208,13 @@ class MultiTaskSegmentor(BaseSegmentor):
                 )
         return x
 
-    def _load_from_state_dict(self, state_dict: Config, *args: Any, **kwargs: Any) -> None:
-        refuse_lost_weights(self, state_dict)
-        super()._load_from_state_dict(state_dict, *args, **kwargs)
+    def _load_from_state_dict(
+        self, state_dict: Config, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        mine = [key[len(prefix) :] for key in state_dict if key.startswith(prefix)]
+        refuse_lost_weights(self, mine)
+        refuse_lost_norms(self, mine)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _trunk(self, inputs: Tensor) -> Any:
         x = self.backbone(inputs)
@@ -231,7 +226,7 @@ class MultiTaskSegmentor(BaseSegmentor):
         With norms or layers of its own, a task's head belongs inside of the iteration, too.
         """
         x = None
-        for task in tasks:
+        for task in filter(self.task_norms.serve, tasks):
             with self.task_norms.of(task), self.own_layers.of(task):
                 if x is None or self.task_norms or self.own_layers:
                     x = self.extract_feat(inputs)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtl_plugins.mm.allocation import scaled, select
-from mtl_plugins.mm.models.task_norms import TaskNorms
+from mtl_plugins.mm.models.task_norms import TaskNorms, refuse_lost_norms
 from mtl_plugins.mm.structures import IGNORED
 from mtl_plugins.registry import suggest
 
@@ -114,6 +114,12 @@ class SemanticDetector(BaseDetector):
         """Return the patterns of the losses that a batch may lack."""
         return [f"loss_{source}_{task}_*" for task in self._tasks for source in self.source_weights]
 
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        refuse_lost_norms(self, [k[len(prefix) :] for k in state_dict if k.startswith(prefix)])
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def extract_feat(self, batch_inputs: Tensor) -> tuple[Tensor, ...]:
         """Return the neck's outputs, each ``[N, C, H_l, W_l]``, of images ``[N, 3, H, W]``."""
         return self.neck(self.backbone(batch_inputs))
@@ -128,7 +134,7 @@ class SemanticDetector(BaseDetector):
     def _passes(self, inputs: Tensor, tasks: Iterable[str]) -> Iterator[tuple[str, Any]]:
         """Yield each task with its features: of one pass for all, or of a pass with its norms."""
         x = None
-        for task in tasks:
+        for task in filter(self.task_norms.serve, tasks):
             with self.task_norms.of(task):
                 if x is None or self.task_norms:
                     x = self.extract_feat(inputs)

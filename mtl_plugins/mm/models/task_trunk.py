@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl_plugins.mm.models.task_features import TaskFeatures
+from mtl_plugins.mm.models.task_norms import refuse_checkpointing
 from mtl_plugins.registry import suggest
 from mtl_plugins.rotations import Rotations
 from mtl_plugins.task_layers import TaskLayer, TaskLayers, convert_task_layers
@@ -48,6 +49,7 @@ class OwnLayers:
             convert_task_layers(model, names, self._all)
         except ValueError as error:
             raise ValueError(f"model.task_layers: {error}") from error
+        refuse_checkpointing(model, TaskLayer, "model.task_layers")
         self._layers = TaskLayers(model)
         # Parts that can compute the features of one task alone.
         self._apart: list[Any] = [part for part in model.modules() if hasattr(part, "only_task")]
@@ -145,21 +147,25 @@ def _run(model: Any) -> TaskFeatures | Sequence[Tensor]:
             part.training = training
 
 
-def refuse_lost_weights(model: Any, state: Mapping[str, Any]) -> None:
+def refuse_lost_weights(model: Any, keys: Sequence[str]) -> None:
     """Refuse a checkpoint that has more by task than the model, which MMEngine only warns of.
+
+    Args:
+        model: Segmentor.
+        keys: Names of the checkpoint's weights in the model.
 
     Raises:
         ValueError: The checkpoint was written with rotations or task-specific layers, and the model
             has none.
     """
-    if model.rotations is None and any(key.startswith("rotations.") for key in state):
+    if model.rotations is None and any(key.startswith("rotations.") for key in keys):
         raise ValueError(
             "model.rotations: the checkpoint has rotations and the config none: its heads would "
             "see features that they do not know. Take the config in the work directory of the run, "
             "or add model=dict(rotations=dict())"
         )
     parts: dict[str, nn.Module] = dict(model.named_modules())
-    for key in state:
+    for key in keys:
         match = re.match(r"(.+)\.copies\.\w+\.", key)
         if match and not isinstance(parts.get(match[1]), TaskLayer):
             raise ValueError(

@@ -254,9 +254,9 @@ class MTLOptimWrapper(OptimWrapper):
         """
         self.attach(model)
         assert self.multitask is not None
-        self.multitask.watch(
-            find_module(unwrapped(model), path, "TaskInterferenceHook.representation")
-        )
+        module = find_module(unwrapped(model), path, "TaskInterferenceHook.representation")
+        with under("TaskInterferenceHook", ("representation",)):
+            self.multitask.watch(module)
 
     @contextmanager
     def optim_context(self, model: Any) -> Iterator[None]:
