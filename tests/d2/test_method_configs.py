@@ -18,6 +18,8 @@ from mtl_plugins.regularization import build_regularizer
 from mtl_plugins.weighting import build_weighting
 
 PYTHON, YAML = ROOT / "configs/_base_/mtl", ROOT / "configs/detectron2/mtl"
+# The norms of Detectron2's models are converted in a script: no key of MTL is about the model.
+NAMES = sorted({path.stem for path in PYTHON.glob("*.py")} - {"task_norm"})
 BUILD = dict(zip(PARTS, (build_aggregator, build_weighting, build_regularizer), strict=True))
 
 
@@ -29,7 +31,7 @@ def state_of(method):
 
 
 def test_the_same_files():
-    assert {p.stem for p in PYTHON.glob("*.py")} == {p.stem for p in YAML.glob("*.yaml")}
+    assert {path.stem for path in YAML.glob("*.yaml")} == set(NAMES)
 
 
 def test_files_are_up_to_date():
@@ -38,7 +40,7 @@ def test_files_are_up_to_date():
     assert not stale, "run python tools/write_detectron2_configs.py"
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in PYTHON.glob("*.py")))
+@pytest.mark.parametrize("name", NAMES)
 def test_same_method(name):
     cfg = get_cfg()
     add_mtl_config(cfg)
