@@ -222,7 +222,8 @@ def describe(
     experiment: Experiment, runs: Sequence[Run], work_dir: Path, equal_time: bool = False
 ) -> str:
     """Return the plan in words: states, an estimate of time from a few iterations, and disk."""
-    lines = [f"{'run':24}{'seeds':>6}{'done':>6}{'s/iter':>9}{'hours':>8}{'GB':>7}"]
+    width = max(len(run.name) for run in runs) + 2
+    lines = [f"{'run':{width}}{'seeds':>6}{'done':>6}{'s/iter':>9}{'hours':>8}{'GB':>7}"]
     total, unit = length(experiment)
 
     def hours(timing: Timing) -> float:
@@ -240,7 +241,9 @@ def describe(
         all_hours, size = all_hours + need, size + disk
         seconds = f"{timing.seconds:.3f}" if timing.seconds else "-"
         known = f"{need:.2f}" if need or not todo else "?"
-        row = f"{name:24}{len(mine):6}{len(mine) - len(todo):6}{seconds:>9}{known:>8}{disk:7.2f}"
+        row = (
+            f"{name:{width}}{len(mine):6}{len(mine) - len(todo):6}{seconds:>9}{known:>8}{disk:7.2f}"
+        )
         lines += [row, *([f"{name} does not train:\n{timing.error}"] if timing.error else [])]
     parent = next(p for p in (work_dir, *work_dir.parents) if p.exists())
     free = shutil.disk_usage(parent).free / 1e9
