@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ from mtl_plugins.losses import (
 )
 from mtl_plugins.options import Heads, Level, OnNonfinite, Options, Scale, Sync
 from mtl_plugins.ownership import Ownership
+from mtl_plugins.registry import suggest
 from mtl_plugins.regularization import Penalty, Regularizer, build_regularizer
 from mtl_plugins.report import Report
 from mtl_plugins.routes import Parts, Routes
@@ -276,6 +277,32 @@ class MultiTaskBackward:
         for features in (self._cut, self._watching.features):
             if features is not None:  # outputs of the pass that gave these losses
                 features.clear()
+
+    def tell(
+        self,
+        indicators: Mapping[str, float],
+        errors: Collection[str] = (),
+        percent: Collection[str] = (),
+    ) -> None:
+        """Tell the weighting how well the tasks do, if it goes by that (DTP, Achievement).
+
+        Every rank calls this, with the same tasks in the same order; the values are averaged.
+
+        Args:
+            indicators: Metric of each task, of the last validation.
+            errors: Tasks whose metric is the better the lower.
+            percent: Tasks whose metric is in percent; others are fractions, or errors in any unit.
+
+        Raises:
+            KeyError: A name is no task.
+            ValueError: The weighting does not go by indicators, or a metric does not fit.
+        """
+        for name in [*indicators, *errors, *percent]:
+            if self.tasks and name not in self.tasks:
+                raise KeyError(
+                    f"indicators: no task is called {name!r}; {suggest(name, self.tasks)}"
+                )
+        self._teaching.tell(indicators, errors, percent, self._device)
 
     def synchronizes(self, aggregate: bool = True) -> bool:
         """Tell whether a call averages ``.grad`` over the ranks, so that the wrapper must not.

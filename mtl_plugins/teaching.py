@@ -197,6 +197,26 @@ class Teaching:
         if self.weighting is not None and old:
             self.weighting.update_after(old, new)
 
+    def tell(
+        self,
+        indicators: Mapping[str, float],
+        errors: Collection[str],
+        percent: Collection[str],
+        device: torch.device,
+    ) -> None:
+        """Tell the weighting how well the tasks do.
+
+        Raises:
+            ValueError: There is no weighting that goes by it, or a metric does not fit.
+        """
+        if self.weighting is None or not self.weighting.needs_indicators:
+            name = "none" if self.weighting is None else type(self.weighting).__name__
+            raise ValueError(f"weighting: {name} does not go by indicators, so do not tell() any")
+        # Ranks that validated on their own would go apart.
+        values = torch.tensor(list(indicators.values()), dtype=torch.float64, device=device)
+        mean = average(values).tolist()
+        self.weighting.tell(dict(zip(indicators, mean, strict=True)), errors, percent)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the weighting."""
         state: dict[str, Any] = {"last_layer": self._last_layer.state_dict()}

@@ -23,6 +23,7 @@ OPTIONS = {
     "FAMO": {"min_losses": -2.0},
     "GLS": {"min_losses": -2.0},
     "Log": {"min_losses": -2.0},
+    "Achievement": {"min_losses": -2.0, "potential": dict.fromkeys("abcd", 0.5)},
 }
 
 

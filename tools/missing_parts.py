@@ -15,7 +15,7 @@ from pathlib import Path
 # Folders of the package that hold methods, each with its files that are no methods.
 METHODS = {
     "aggregation": {"__init__", "bargaining", "base", "memory", "solvers"},
-    "weighting": {"__init__", "base"},
+    "weighting": {"__init__", "base", "indicators"},
     "regularization": {"__init__", "base", "penalty"},
 }
 

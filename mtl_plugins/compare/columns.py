@@ -83,7 +83,7 @@ def choose(found: Iterable[str], tasks: Mapping[str, Any], wanted: Sequence[str]
     for name, task, lower in map(parse, wanted):
         if name not in found:
             raise SystemExit(f"--metrics: no run has {name!r}; {suggest(name, found)}")
-        known = _known(name, groups)
+        known = known_column(name, groups)
         if task is not None and lower is not None:
             known = Column(name, task, lower)
         if known is None:
@@ -93,7 +93,7 @@ def choose(found: Iterable[str], tasks: Mapping[str, Any], wanted: Sequence[str]
             )
         columns.append(known)
     if not wanted:
-        columns = [column for name in found if (column := _known(name, groups))]
+        columns = [column for name in found if (column := known_column(name, groups))]
         order = list(groups.names)
         columns.sort(key=lambda c: order.index(c.task) if c.task in order else len(order))
     if not columns:
@@ -105,7 +105,8 @@ def choose(found: Iterable[str], tasks: Mapping[str, Any], wanted: Sequence[str]
     return columns
 
 
-def _known(name: str, groups: TaskGroups) -> Column | None:
+def known_column(name: str, groups: TaskGroups) -> Column | None:
+    """Return the column of a metric of the frameworks; None if the metric is not known."""
     prefix, _, base = name.rpartition("/")
     lower = base in LOWER_IS_BETTER
     if base in DENSE and prefix in groups.names:

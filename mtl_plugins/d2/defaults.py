@@ -19,6 +19,7 @@ from mtl_plugins.d2.allocation import AllocatedLoader, AllocationGates
 from mtl_plugins.d2.config import build_groups, build_multitask, naming_keys
 from mtl_plugins.d2.data import TrainLoader
 from mtl_plugins.d2.hooks import LayerConflictHook, RandomStates, TaskInterferenceHook
+from mtl_plugins.d2.indicators import IndicatorHook
 from mtl_plugins.d2.train_loop import RESUME, MTLAMPTrainer, MTLSimpleTrainer
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class MTLTrainer(DefaultTrainer):
         return TrainLoader(cfg)
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Return Detectron2's hooks, and ours after the timer and before the writers."""
+        """Return Detectron2's hooks, ours after the timer and one at the end."""
         timer, *others = super().build_hooks()
         mtl = self.cfg.MTL
         ours: list[HookBase] = [RandomStates(self.cfg.SOLVER.CHECKPOINT_PERIOD)]
@@ -90,6 +91,10 @@ class MTLTrainer(DefaultTrainer):
         if mtl.MONITOR.LAYERS:
             threshold, period = mtl.MONITOR.LAYER_THRESHOLD, self.cfg.SOLVER.CHECKPOINT_PERIOD
             ours.append(LayerConflictHook(self.cfg.OUTPUT_DIR, threshold, period))
+        weighting = self.multitask.weighting
+        if weighting is not None and weighting.needs_indicators:
+            with naming_keys():
+                others.append(IndicatorHook(self.cfg, weighting, self.groups))
         return [timer, *ours, *others]
 
     def resume_or_load(self, resume: bool = True) -> None:

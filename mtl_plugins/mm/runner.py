@@ -17,7 +17,7 @@ from mmengine.registry import DATA_SAMPLERS, HOOKS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 
 from mtl_plugins.mm.data_check import check_runner, data_problem
-from mtl_plugins.mm.hooks import MTLCheckpointHook
+from mtl_plugins.mm.hooks import IndicatorHook, MTLCheckpointHook
 from mtl_plugins.mm.optim import MTLOptimWrapper
 from mtl_plugins.mm.samplers import ISTABatchSampler
 
@@ -140,6 +140,7 @@ def _checked(train: Callable[..., Any]) -> Callable[..., Any]:
             if problem := data_problem(self.cfg):
                 raise ValueError(problem)
             self.register_hook(DataCheckHook())
+            self.register_hook(IndicatorHook())
         return train(self, *args, **kwargs)
 
     return checked

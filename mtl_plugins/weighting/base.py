@@ -24,11 +24,13 @@ class Weighting(Method, ABC):
             all tasks share.
         needs_new_losses: Whether :meth:`update_after` has to be told the losses on the same batch
             after the optimizer step.
+        needs_indicators: Whether the method goes by how well the tasks do: :meth:`tell`.
     """
 
     needs_losses: ClassVar[bool] = False
     needs_norms: ClassVar[bool] = False
     needs_new_losses: ClassVar[bool] = False
+    needs_indicators: ClassVar[bool] = False
 
     def check(self, tasks: Collection[str]) -> None:
         """Check the options against all tasks, before the first step if tasks are known by then.
@@ -64,6 +66,20 @@ class Weighting(Method, ABC):
         Args:
             losses: Losses of the tasks that took part, before the optimizer step.
             new_losses: Losses on the same batch after the optimizer step.
+        """
+
+    def tell(
+        self,
+        indicators: Mapping[str, float],
+        errors: Collection[str] = (),
+        percent: Collection[str] = (),
+    ) -> None:
+        """Learn from a validation, if :attr:`needs_indicators`.
+
+        Args:
+            indicators: Metric of each task that was measured, the same on every rank.
+            errors: Tasks whose metric is the better the lower.
+            percent: Tasks whose metric is in percent; others are fractions, or errors in any unit.
         """
 
 
@@ -188,3 +204,16 @@ def softmax(values: Mapping[str, float]) -> dict[str, float]:
     powers = {task: math.exp(value - top) for task, value in values.items()}
     total = sum(powers.values())
     return {task: power / total for task, power in powers.items()}
+
+
+def geometric_mean(losses: Mapping[str, float], exponents: Mapping[str, float]) -> dict[str, float]:
+    r"""Compute the derivative of :math:`\prod_k L_k^{e_k}` by each loss.
+
+    Args:
+        losses: Positive losses :math:`L_t`.
+        exponents: Exponent :math:`e_t` of each; they sum to 1.
+    """
+    logs = {task: math.log(loss) for task, loss in losses.items()}
+    mean = sum(exponents[task] * log for task, log in logs.items())
+    # A step works in single precision, where a weight beyond e^80 may not be finite.
+    return {t: exponents[t] * math.exp(min(mean - log, 80.0)) for t, log in logs.items()}

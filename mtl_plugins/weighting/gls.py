@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 
-from mtl_plugins.weighting.base import LowerBounds, Weighting
+from mtl_plugins.weighting.base import LowerBounds, Weighting, geometric_mean
 
 
 class GLS(Weighting):
@@ -40,8 +39,5 @@ class GLS(Weighting):
         if losses is None:
             raise ValueError("GLS needs the losses of the step")
         above = self._bounds.above({task: losses[task] for task in tasks})
-        logs = {task: math.log(distance) for task, distance in above.items()}
-        mean = sum(logs.values()) / max(len(logs), 1)
-        # A step works in single precision, where a weight beyond e^80 may not be finite.
-        factors = {t: math.exp(min(mean - log, 80.0)) / len(logs) for t, log in logs.items()}
+        factors = geometric_mean(above, dict.fromkeys(above, 1.0 / max(len(above), 1)))
         return {task: factors.get(task, 0.0) for task in tasks}

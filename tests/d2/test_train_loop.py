@@ -43,6 +43,7 @@ WEIGHTED = {name: {"type": name} for name in WEIGHTINGS}
 WEIGHTED["Fixed"]["weights"] = {"box": 1.0, "mask": 0.5}
 WEIGHTED["DWA"]["window"] = 2
 WEIGHTED["RLW"]["seed"] = 3
+WEIGHTED["Achievement"]["potential"] = {"box": 1.0, "mask": 0.5}
 FEATURE = ["MTL.LEVEL", "feature"]
 
 

@@ -17,7 +17,9 @@ OPTIONS = {
     "Fixed": {"weights": dict.fromkeys(TASKS, 0.5)},
     "DWA": {"window": 2},
     "RLW": {"seed": 1},
+    "Achievement": {"potential": dict.fromkeys(TASKS, 0.5)},
 }
+UNNAMED = ("Fixed", "DWA", "Achievement")  # which need options
 CONFIGS = Path(__file__).parents[2] / "configs/_base_/mtl"
 every = pytest.mark.parametrize("name", WEIGHTINGS)
 
@@ -29,6 +31,8 @@ def build(name):
 def take_step(weighting, losses, norms, new_losses):
     """Every method is told what it might need; what it does not need it leaves alone."""
     weights = weighting.weights(losses, losses)
+    if weighting.needs_indicators:
+        weighting.tell({task: min(norm, 1.0) for task, norm in norms.items()})
     weighting.update(losses, norms)
     weighting.update_after(losses, new_losses)
     return weights
@@ -44,7 +48,7 @@ def random_steps(count, seed):
         yield tuple(dict(zip(tasks, row, strict=True)) for row in numbers)
 
 
-@pytest.mark.parametrize("name", [name for name in WEIGHTINGS if name not in ("Fixed", "DWA")])
+@pytest.mark.parametrize("name", [name for name in WEIGHTINGS if name not in UNNAMED])
 def test_builds_from_its_name(name):
     weighting = build_weighting(name)
     assert isinstance(weighting, Weighting) and type(weighting).__name__ == name
@@ -114,7 +118,9 @@ extreme = st.sampled_from([0.0, 1e-38, 1e-20, 1e-3, 1.0, 1e3, 1e20, 3e38])
 @settings(max_examples=40)
 def test_extreme_losses_and_norms_give_finite_weights(name, data):
     weighting = build(name)
-    signs = (1.0,) if name in ("FAMO", "GLS", "Log") else (1.0, -1.0)  # which refuse others
+    signs = (
+        (1.0,) if name in ("FAMO", "GLS", "Log", "Achievement") else (1.0, -1.0)
+    )  # which refuse others
     for _ in range(data.draw(st.integers(1, 10))):
         tasks = data.draw(st.lists(st.sampled_from(TASKS), unique=True, min_size=1))
         repeats = data.draw(st.sampled_from([1, 40]))

@@ -44,6 +44,7 @@ class _ToMMEngine(logging.Handler):
 
 
 logging.getLogger("mtl_plugins").addHandler(_ToMMEngine())
+logging.getLogger("mtl_plugins").setLevel(logging.INFO)
 
 
 @OPTIM_WRAPPERS.register_module()
