@@ -9,7 +9,7 @@ from mtl_plugins.weighting.indicators import IndicatorWeighting
 
 
 class DTP(IndicatorWeighting):
-    r"""Dynamic task priority (`Guo et al. 2018, eq. 2 to 4 <https://doi.org/10.1007/978-3-030-01270-0_17>`_).
+    r"""Dynamic task priority (`Guo et al. 2018 <https://doi.org/10.1007/978-3-030-01270-0_17>`_).
 
     The weights are :math:`w_t = -(1 - k_t)^\gamma \log k_t` with a running mean :math:`k_t` of the
     task's key performance indicator in [0, 1], an accuracy of the validation. A metric in percent
