@@ -19,17 +19,20 @@ from typing import Any, get_args
 
 from mtl_plugins.compare.columns import choose
 from mtl_plugins.compare.engines import Engine
+from mtl_plugins.compare.execute import in_words
 from mtl_plugins.compare.experiments import Experiment, load
 from mtl_plugins.compare.plan import BASELINE, check_settings, plan
 from mtl_plugins.compare.progress import Progress
 from mtl_plugins.compare.results import Comparison, compare, found_metrics, read
 from mtl_plugins.compare.runs import Run, Status
-from mtl_plugins.compare.trial import Trial, iterations, scaled, trial
+from mtl_plugins.compare.schedule import length, stretched
+from mtl_plugins.compare.timing import Timing, measure
 from mtl_plugins.extras import require
 from mtl_plugins.metrics import Convention
 
 POLL = 0.5
 """Seconds between two looks at the runs."""
+KEPT = "the results of runs that are done are kept, the same command goes on"
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -59,10 +62,11 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--copy-back", action="store_true", help="the folder is not shared with Ray's nodes")
     add("--slurm", nargs="+", metavar="KEY=VALUE", default=[], help="as slurm_partition=gpu")
     args = parser.parse_args(arguments)
-    if args.seeds < 1:
-        raise SystemExit(f"--seeds: expected at least 1, got {args.seeds}")
-    if args.gpus_per_run < 0:
-        raise SystemExit(f"--gpus-per-run: expected 0 or more, got {args.gpus_per_run}")
+    least = {"seeds": 1, "jobs": 1, "gpus_per_run": 0, "cpus_per_run": 0, "pictures": 0}
+    for name, number in least.items():
+        if (given := getattr(args, name)) is not None and given < number:
+            key = name.replace("_", "-")
+            raise SystemExit(f"--{key}: expected at least {number}, got {given}")
     args.work_dir = args.work_dir.resolve()
     return args
 
@@ -87,20 +91,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs = plan(experiment, args.mtl, args.seeds, args.work_dir, **choices)
         if args.equal_time and not args.report_only:
             choices["more"] = _equal_time(experiment, runs, args.work_dir)
-            runs = plan(experiment, args.mtl, args.seeds, args.work_dir, **choices)
         if args.dry_run:
-            print(describe(experiment, runs, args.work_dir))
+            print(describe(experiment, runs, args.work_dir, args.equal_time))
             return
+        runs = plan(experiment, args.mtl, args.seeds, args.work_dir, **choices)
         if not args.report_only:
             run_all(runs, _engine(args))
         command = shlex.join(["mtl-compare", *arguments])
         comparison = conclude(experiment, runs, args.metrics, args.convention)
         report(comparison, args.work_dir, command)
     except OSError as error:
-        raise SystemExit(
-            f"{error.filename or args.work_dir}: {error.strerror or error}; the results of runs "
-            "that are done are kept, the same command goes on"
-        ) from error
+        raise SystemExit(f"{in_words(error, args.work_dir)}; {KEPT}") from error
+    except KeyboardInterrupt:
+        raise SystemExit(f"interrupted; {KEPT}") from None
     if comparison.problems:
         raise SystemExit(1)
 
@@ -186,46 +189,63 @@ def _equal_time(
     experiment: Experiment, runs: Sequence[Run], work_dir: Path
 ) -> dict[str, list[str]]:
     """Time a few iterations of each method, and stretch its schedule to the plain sum's time."""
-    trials = {run.name: _timed(run, work_dir) for run in runs if run.seed == 0 and not run.task}
-    base = trials[BASELINE].seconds
-    for name, found in trials.items():
-        if not found.seconds or not base:
-            raise SystemExit(f"--equal-time: {name} does not train:\n{found.error}")
-    return {
-        name: scaled(experiment, base / found.seconds)
-        for name, found in trials.items()
-        if name != BASELINE
-    }
+    before, unit = length(experiment)
+    found: dict[str, float] = {}  # seconds of an iteration, or of an epoch
+    for run in (run for run in runs if run.seed == 0 and not run.task):
+        timing = _timed(experiment, run, work_dir)
+        found[run.name] = timing.seconds * (timing.per_epoch if unit == "epochs" else 1)
+        if not found[run.name]:
+            raise SystemExit(
+                f"--equal-time: {run.name} does not train:\n{timing.error}"
+                if timing.error
+                else "--equal-time: the log does not say how many iterations an epoch has"
+            )
+    more = {}
+    for name, seconds in found.items():
+        if name != BASELINE:
+            times = seconds / found[BASELINE]
+            after = max(1, round(before / times))
+            print(
+                f"{name}: {after} {unit} of {times:.3g} × the sum's time, of which there are "
+                f"{before}; in all {after * times / before:.2f} × the sum's time",
+                flush=True,
+            )
+            more[name] = stretched(experiment, 1.0 / times)
+    return more
 
 
-def _timed(run: Run, work_dir: Path) -> Trial:
-    print(f"timing a few iterations of {run.name}", flush=True)
-    return trial(run, work_dir / "trials")
+def _timed(experiment: Experiment, run: Run, work_dir: Path) -> Timing:
+    return measure(run, experiment.settings, work_dir / "timings")
 
 
-def describe(experiment: Experiment, runs: Sequence[Run], work_dir: Path) -> str:
+def describe(
+    experiment: Experiment, runs: Sequence[Run], work_dir: Path, equal_time: bool = False
+) -> str:
     """Return the plan in words: states, an estimate of time from a few iterations, and disk."""
-    length = iterations(experiment)
     lines = [f"{'run':24}{'seeds':>6}{'done':>6}{'s/iter':>9}{'hours':>8}{'GB':>7}"]
-    hours = size = 0.0
+    total, unit = length(experiment)
+
+    def hours(timing: Timing) -> float:
+        return timing.seconds * total * (timing.per_epoch if unit == "epochs" else 1) / 3600.0
+
+    all_hours = size = 0.0
     for name in dict.fromkeys(run.name for run in runs):
         mine = [run for run in runs if run.name == name]
         todo = [run for run in mine if Status.read(run.path).state != "done"]
-        found = _timed(mine[0], work_dir) if todo else Trial()
-        need = len(todo) * found.seconds * (length or 0) / 3600.0
-        disk = len(todo) * found.checkpoint / 1e9
-        hours, size = hours + need, size + disk
-        seconds = f"{found.seconds:.3f}" if found.seconds else "-"
-        row = f"{name:24}{len(mine):6}{len(mine) - len(todo):6}{seconds:>9}"
-        lines.append(f"{row}{need:8.2f}{disk:7.2f}" if length else f"{row}{'?':>8}{disk:7.2f}")
-        if found.error:
-            lines.append(f"{name} does not train:\n{found.error}")
-    lines.append(
-        f"{hours:.2f} hours of training one after the other, without tests"
-        if length
-        else "The config counts epochs, so that the time is seconds an iteration times its data."
-    )
+        timing = like = _timed(experiment, mine[0], work_dir) if todo else Timing()
+        if todo and equal_time and not mine[0].task:
+            base = next(run for run in runs if run.name == BASELINE)
+            like = _timed(experiment, base, work_dir)
+        need, disk = len(todo) * hours(like), len(todo) * timing.checkpoint / 1e9
+        all_hours, size = all_hours + need, size + disk
+        seconds = f"{timing.seconds:.3f}" if timing.seconds else "-"
+        known = f"{need:.2f}" if need or not todo else "?"
+        row = f"{name:24}{len(mine):6}{len(mine) - len(todo):6}{seconds:>9}{known:>8}{disk:7.2f}"
+        lines += [row, *([f"{name} does not train:\n{timing.error}"] if timing.error else [])]
     parent = next(p for p in (work_dir, *work_dir.parents) if p.exists())
     free = shutil.disk_usage(parent).free / 1e9
-    lines.append(f"{size:.2f} GB for a checkpoint of each run, {free:.1f} GB free")
+    lines += [
+        f"{all_hours:.2f} hours of training one after the other, without tests",
+        f"{size:.2f} GB for a checkpoint of each run, {free:.1f} GB free",
+    ]
     return "\n".join(lines)

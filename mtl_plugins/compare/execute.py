@@ -17,7 +17,7 @@ from pathlib import Path
 from mtl_plugins.compare.frameworks import FRAMEWORKS
 from mtl_plugins.compare.runs import Run, Status
 
-GUARD = Path(__file__).with_name("guard.py")
+SUPERVISOR = Path(__file__).with_name("supervisor.py")
 LAST_LINES = 12
 _running: set[subprocess.Popen[str]] = set()
 _stopped: set[subprocess.Popen[str]] = set()
@@ -25,6 +25,10 @@ _stopped: set[subprocess.Popen[str]] = set()
 
 class StepError(RuntimeError):
     """A command of a run that failed, with the end of its log."""
+
+
+class StoppedError(RuntimeError):
+    """A command that :func:`stop_all` has stopped."""
 
 
 def execute(run: Run, env: Mapping[str, str] | None = None) -> str:
@@ -48,10 +52,15 @@ def execute(run: Run, env: Mapping[str, str] | None = None) -> str:
             if status.state != "done":
                 _do(run, status, dict(env or {}), lock.fileno())
             return ""
-    except StepError as error:
+    except (StepError, StoppedError) as error:
         return str(error)
     except OSError as error:
-        return f"{run.folder}: {error.strerror or error}"
+        return in_words(error, run.path)
+
+
+def in_words(error: OSError, path: Path) -> str:
+    """Return an error with the file that it is about, or with ``path``."""
+    return f"{error.filename or path}: {error.strerror or error}"
 
 
 def _do(run: Run, status: Status, env: dict[str, str], lock: int) -> None:
@@ -81,7 +90,7 @@ def _do(run: Run, status: Status, env: dict[str, str], lock: int) -> None:
                 _call(run, "pictures", framework.draw(run, run.path / "pictures"), env, lock)
         status.state = "done"
         status.write(run.path)
-    except (StepError, OSError) as error:
+    except (StepError, StoppedError, OSError) as error:
         status.state, status.error = "failed", str(error)
         with suppress(OSError):  # on a full disk the caller hears of the first error
             status.write(run.path)
@@ -94,25 +103,27 @@ def _call(run: Run, step: str, command: list[str], env: dict[str, str], lock: in
     with path.open("a", encoding="utf-8") as log:
         log.write(f"$ {shlex.join(command)}\n")
         log.flush()
-        guard = subprocess.Popen(
-            [sys.executable, str(GUARD), str(log.fileno()), *command],
+        supervisor = subprocess.Popen(
+            [sys.executable, str(SUPERVISOR), str(log.fileno()), *command],
             cwd=run.where,
             env=os.environ | env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             pass_fds=(lock, log.fileno()),
+            start_new_session=True,  # a signal to the group of the caller must not reach it
         )
-        _running.add(guard)
-        assert guard.stdin is not None and guard.stdout is not None
+        _running.add(supervisor)
+        assert supervisor.stdin is not None and supervisor.stdout is not None
         try:
-            said = guard.stdout.read().split()
-            code = guard.wait()
+            said = supervisor.stdout.read().split()
+            code = supervisor.wait()
         finally:
-            guard.stdin.close()
-            _running.discard(guard)
-    if guard in _stopped:
-        raise StepError(f"{step}: stopped, the next call goes on from the last checkpoint")
+            supervisor.stdin.close()
+            _running.discard(supervisor)
+    if supervisor in _stopped:
+        _stopped.discard(supervisor)
+        raise StoppedError(f"{step}: stopped, the next call goes on from the last checkpoint")
     if code:
         raise StepError(f"{step}: {_ending(code)}; the end of {path}:\n{last_lines(path)}")
     return int(said[-1]) if said else 0
@@ -120,12 +131,13 @@ def _call(run: Run, step: str, command: list[str], env: dict[str, str], lock: in
 
 def stop_all() -> None:
     """Stop the commands of this process, and their children."""
-    for guard in list(_running):
-        _stopped.add(guard)
+    for supervisor in list(_running):
+        _stopped.add(supervisor)
+        assert supervisor.stdin is not None
         with suppress(OSError):
-            guard.terminate()
-    for guard in list(_running):
-        guard.wait()
+            supervisor.stdin.close()
+    for supervisor in list(_running):
+        supervisor.wait()
 
 
 def last_lines(path: Path, count: int = LAST_LINES, width: int = 300) -> str:

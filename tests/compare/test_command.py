@@ -9,11 +9,11 @@ import pytest
 from commands import ROOT, SMALL
 from toy_runs import toy_run
 
-from mtl_plugins.compare import command, trial
+from mtl_plugins.compare import command, timing
 from mtl_plugins.compare.engines.local import Local
 from mtl_plugins.compare.experiments import Experiment
 from mtl_plugins.compare.runs import Status
-from mtl_plugins.compare.trial import Trial
+from mtl_plugins.compare.timing import Timing, measure
 
 TASKS = {"detection": ["loss_cls", "loss_bbox"], "mask": "loss_mask"}
 
@@ -34,7 +34,7 @@ def toy(monkeypatch):
     monkeypatch.setattr(command, "load", lambda *args: experiment)
     monkeypatch.setattr(command, "plan", planned)
     monkeypatch.setattr(command, "_engine", lambda args: Local(2, []))
-    monkeypatch.setattr(command, "iterations", lambda experiment: 20)
+    monkeypatch.setattr(command, "length", lambda experiment: (20, "iterations"))
     return options
 
 
@@ -72,7 +72,7 @@ def test_nothing_trains(toy, tmp_path):
 
 
 def test_dry_run_estimates_and_runs_nothing(toy, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(command, "_timed", lambda *args: Trial(1800.0, 10**9))
+    monkeypatch.setattr(command, "_timed", lambda *args: Timing(1800.0, 10**9))
     arguments = ["toy.py", "--mtl", "pcgrad", "--seeds", "3", "--work-dir", str(tmp_path)]
     command.main([*arguments, "--dry-run"])
     printed = capsys.readouterr().out
@@ -94,6 +94,7 @@ def test_a_full_disk_at_the_report(toy, tmp_path):
     ("arguments", "message"),
     [
         (["--seeds", "0"], "--seeds: expected at least 1"),
+        (["--jobs", "-1"], "--jobs: expected at least 1, got -1"),
         (["--mtl", "pcgard"], "did you mean 'pcgrad'"),
         (["--engine", "slurm", "--slurm", "partition"], "--slurm: expected KEY=VALUE"),
     ],
@@ -105,26 +106,64 @@ def test_bad_arguments(arguments, message, tmp_path, coco, monkeypatch):
         command.main([SMALL, "--work-dir", str(tmp_path), *arguments])
 
 
-def test_equal_time_gives_a_slow_method_fewer_iterations(toy, tmp_path, monkeypatch):
-    """Twice the time of the sum for an iteration, half of its iterations."""
+@pytest.mark.parametrize(
+    ("unit", "per_epoch", "share"),
+    [("iterations", {}, 0.5), ("epochs", {"sum": 30, "pcgrad": 60}, 0.25)],
+)
+def test_equal_time_gives_a_slow_method_less(
+    toy, tmp_path, monkeypatch, capsys, unit, per_epoch, share
+):
+    """Twice the time of the sum for an iteration, and, as ISTA has, twice the iterations."""
     seconds = {"sum": 0.1, "pcgrad": 0.2}
     asked = {}
-    monkeypatch.setattr(command, "_timed", lambda run, folder: Trial(seconds[run.name], 1))
+    monkeypatch.setattr(command, "length", lambda experiment: (20, unit))
     monkeypatch.setattr(
-        command, "scaled", lambda experiment, ratio: asked.setdefault("ratio", ratio) and []
+        command,
+        "_timed",
+        lambda experiment, run, folder: Timing(
+            seconds[run.name], 10**9, per_epoch.get(run.name, 0)
+        ),
+    )
+    monkeypatch.setattr(
+        command, "stretched", lambda experiment, ratio: asked.setdefault("ratio", ratio) and []
     )
     arguments = ["toy.py", "--mtl", "pcgrad", "--seeds", "1", "--work-dir", str(tmp_path)]
+    command.main([*arguments, "--equal-time", "--dry-run"])
+    hours = 2 * 20 * 0.1 * per_epoch.get("sum", 1) / 3600.0
+    printed = capsys.readouterr().out
+    assert f"{hours:.2f} hours of training" in printed
+    assert f"pcgrad: {round(20 * share)} {unit} of {1 / share:g} × the sum's time" in printed
     command.main([*arguments, "--equal-time"])
-    assert asked == {"ratio": 0.5}
+    assert asked == {"ratio": share}
     with pytest.raises(SystemExit, match="--equal-time was True and is False"):
         command.main(arguments)
 
 
-def test_a_trial_stops_after_a_few_iterations(tmp_path, monkeypatch):
-    monkeypatch.setitem(trial.OPTIONS, "toy", ())
-    run = toy_run(tmp_path, "sum", 0, "sleep=0.05", "iterations=10000")
-    found = trial.trial(run, tmp_path / "trials")
-    assert found.seconds == 0.01 and found.checkpoint == 1 and not found.error
-    assert trial.trial(run, tmp_path / "trials") == found  # kept
-    failed = trial.trial(toy_run(tmp_path, "bad", 0, "fail=1"), tmp_path / "trials")
+def test_equal_time_without_the_length_of_an_epoch(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "length", lambda experiment: (20, "epochs"))
+    monkeypatch.setattr(command, "_timed", lambda *args: Timing(0.1, 10**9))
+    with pytest.raises(SystemExit, match="does not say how many iterations an epoch has"):
+        command.main(["toy.py", "--work-dir", str(tmp_path), "--equal-time"])
+
+
+def test_timing_stops_after_a_few_iterations(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(timing.OPTIONS, "toy", ())
+    run = toy_run(tmp_path, "sum", 0, "sleep=0.05", "iterations=10000", "per_epoch=117")
+    found = measure(run, {"lr": "0.1"}, tmp_path / "timings")
+    assert found == Timing(0.01, 1, 117)
+    assert measure(run, {"lr": "0.1"}, tmp_path / "timings") == found
+    assert capsys.readouterr().out.count("timing a few iterations") == 1  # it was kept
+    assert measure(run, {"lr": "0.2"}, tmp_path / "timings") == found
+    assert capsys.readouterr().out.count("timing a few iterations") == 1  # of another config
+    failed = measure(toy_run(tmp_path, "bad", 0, "fail=1"), {}, tmp_path / "timings")
     assert failed.error.endswith("there is no option 'agregator'") and not failed.seconds
+    assert all(path.suffix == ".json" for path in (tmp_path / "timings").iterdir())
+
+
+def test_ctrl_c_is_one_line(toy, tmp_path, monkeypatch):
+    def interrupt(runs, engine):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run_all", interrupt)
+    with pytest.raises(SystemExit, match="interrupted; the results of runs that are done are kept"):
+        command.main(["toy.py", "--seeds", "1", "--work-dir", str(tmp_path)])

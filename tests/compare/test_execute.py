@@ -85,12 +85,14 @@ def test_one_failing_run_leaves_the_others(tmp_path, capsys):
     assert [Status.read(r.path).attempts for r in runs] == [1, 2, 1]
 
 
-def test_a_killed_call_stops_its_training_and_the_next_goes_on_from_the_checkpoint(tmp_path):
+@pytest.mark.parametrize("kill", [os.kill, os.killpg])
+def test_a_killed_call_stops_its_training_and_the_next_goes_on_from_the_checkpoint(tmp_path, kill):
+    """A batch system kills the whole group (the report on ``kill -9``: blueapi issue 561)."""
     run = toy_run(tmp_path, "sum", 0, "iterations=40")
     checkpoint = run.path / "checkpoint"
     process = call(tmp_path)
     until(checkpoint.is_file)
-    os.kill(process.pid, signal.SIGKILL)
+    kill(process.pid, signal.SIGKILL)
     process.wait()
     assert execute(run) == ""  # waits for the lock, and so for the end of what was left
     assert Status.read(run.path).attempts == 2
@@ -99,6 +101,20 @@ def test_a_killed_call_stops_its_training_and_the_next_goes_on_from_the_checkpoi
     steps = Log(run.path).training["loss"]
     assert sorted(steps) == list(range(1, 41))
     assert read(run).metrics == {"coco/bbox_mAP": 0.3, "coco/segm_mAP": 0.2}
+
+
+def test_closing_the_engine_stops_all_runs(tmp_path):
+    """As after Ctrl-C; a run that stops is no failure of the method."""
+    runs = [toy_run(tmp_path, "sum", seed, "sleep=0.05", "iterations=200") for seed in range(2)]
+    engine = Local(1, [])
+    pending = [engine.submit(run) for run in runs]
+    until((runs[0].path / "checkpoint").is_file)
+    engine.close()
+    assert all(future.done() for future in pending)
+    status = Status.read(runs[0].path)
+    assert status.error == "train: stopped, the next call goes on from the last checkpoint"
+    assert Status.read(runs[1].path).state == "new"
+    assert Log(runs[0].path).iteration < 200
 
 
 def test_a_killed_training_is_a_failure(tmp_path):

@@ -13,7 +13,7 @@ from mmengine.config import Config, DictAction
 from mtl_plugins.compare.experiments import load
 from mtl_plugins.compare.frameworks import FRAMEWORKS
 from mtl_plugins.compare.plan import check_settings, plan
-from mtl_plugins.compare.trial import iterations, scaled
+from mtl_plugins.compare.schedule import length, stretched
 from mtl_plugins.d2 import add_mtl_config, merge_options
 from mtl_plugins.d2.train_net import argument_parser
 from mtl_plugins.mm.train import lay_over, parse_args
@@ -137,18 +137,28 @@ def test_bad_configs(tmp_path, monkeypatch):
 
 def test_equal_time_stretches_the_whole_schedule():
     experiment = load(SMALL, [], [])
-    assert iterations(experiment) == 450
-    options = dict(option.split("=") for option in scaled(experiment, 0.5))
+    assert length(experiment) == (450, "iterations")
+    options = dict(option.split("=") for option in stretched(experiment, 0.5))
     assert options == {
         "train_cfg.max_iters": "225",
         "train_cfg.val_interval": "225",
         "param_scheduler.0.end": "10",
         "param_scheduler.1.T_max": "225",
     }
-    options = shlex.join(scaled(load("configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", [], []), 2))
+    standard = load("configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", [], [])
+    assert length(standard) == (12, "epochs")
+    options = shlex.join(stretched(standard, 2))
     assert "train_cfg.max_epochs=24" in options and "[16,22]" in options
     cfg = Config.fromfile("configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py")
     cfg.merge_from_dict({"param_scheduler.1.milestones": DictAction._parse_iterable("[16,22]")})
     assert cfg.param_scheduler[1].milestones == [16, 22]
-    options = scaled(load(D2, [], []), 0.5)
+    options = stretched(load(D2, [], []), 0.5)
     assert options == ["SOLVER.MAX_ITER=900", "SOLVER.STEPS=(750,)", "SOLVER.WARMUP_ITERS=50"]
+
+
+def test_equal_time_stretches_a_scheduler_outside_of_a_list():
+    experiment = load(SMALL, [], [])
+    experiment.cfg.param_scheduler = {"type": "CosineRestartLR", "periods": [100, 350]}
+    assert "param_scheduler.periods=[50,175]" in stretched(experiment, 0.5)
+    experiment.cfg.param_scheduler = {"optimizer": [{"type": "MultiStepLR", "milestones": [300]}]}
+    assert "param_scheduler.optimizer.0.milestones=[150]" in stretched(experiment, 0.5)

@@ -24,10 +24,16 @@ first = int(checkpoint.read_text()) if checkpoint.is_file() else 0
 log = folder / f"{time.time_ns()}_{os.getpid()}" / "vis_data" / "scalars.json"
 log.parent.mkdir(parents=True)
 last = int(options.get("iterations", 20))
+if "per_epoch" in options:
+    print(
+        f"mmengine - INFO - Epoch(train)  [1][  1/{options['per_epoch']}]  lr: 0.1",
+        flush=True,
+    )
 for step in range(first + 1, last + 1):
     time.sleep(float(options.get("sleep", 0.0)))
     with log.open("a") as file:
-        record = {"lr": 0.1, "loss": 1.0 / step, "time": 0.01, "step": step}
+        loss = 1.0 / (step + int(rest[0]))
+        record = {"lr": 0.1, "loss": loss, "time": 0.01, "step": step}
         file.write(json.dumps(record) + "\n")
     if step % 5 == 0:
         new = folder / "checkpoint.new"

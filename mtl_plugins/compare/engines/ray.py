@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mtl_plugins.compare.execute import execute
@@ -95,11 +95,13 @@ class _Task:
 
 def _away(run: Run, do: Callable[[Run], str]) -> tuple[str, bytes]:
     """Do a run in a folder of this node; return its error, and its small files in a tar."""
-    folder = Path(gettempdir()) / "mtl-compare" / run.folder.lstrip("/")
-    message = do(replace(run, folder=str(folder)))
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.suffix not in LARGE:
-                tar.add(path, arcname=str(path.relative_to(folder)))
+    # A new folder, lest a run of earlier settings in the same place counts as done.
+    with TemporaryDirectory(prefix="mtl-compare-") as name:
+        folder = Path(name)
+        message = do(replace(run, folder=name))
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+            for path in sorted(folder.rglob("*")):
+                if path.is_file() and path.suffix not in LARGE:
+                    tar.add(path, arcname=str(path.relative_to(folder)))
     return message, buffer.getvalue()

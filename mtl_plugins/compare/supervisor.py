@@ -1,6 +1,6 @@
 """Run a command that must not outlive its caller, whatever happens to the caller.
 
-    python guard.py LOG COMMAND ARGUMENT ...
+    python supervisor.py LOG COMMAND ARGUMENT ...
 
 The caller holds the other end of standard input. When the input ends, because the caller was
 killed, the command and its children are killed too. The command writes to the file descriptor LOG;
