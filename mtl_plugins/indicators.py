@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from mtl_plugins import MultiTaskBackward
-from mtl_plugins.compare.columns import known_column
+from mtl_plugins.compare.columns import in_percent, known_column
 from mtl_plugins.registry import suggest
 from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import Weighting
@@ -17,8 +16,6 @@ from mtl_plugins.weighting.indicators import IndicatorWeighting
 logger = logging.getLogger(__name__)
 
 UNITS = ("fraction", "percent", "error")
-# Known metrics in percent: Detectron2's, and those of semantic maps and normals.
-PERCENT = ("*/AP", "*mIoU", "*aAcc", "*within_*")
 
 
 class Indicator(NamedTuple):
@@ -107,8 +104,7 @@ class Indicators:
         column = known_column(name, self._groups)
         if column is None:
             return None
-        percent = any(fnmatchcase(name, pattern) for pattern in PERCENT)
-        unit = "error" if column.lower else "percent" if percent else "fraction"
+        unit = "error" if column.lower else "percent" if in_percent(name) else "fraction"
         return column.task, Indicator(name, unit)
 
     def __str__(self) -> str:

@@ -28,6 +28,8 @@ DENSE = (
     *("mIoU", "aAcc", "abs_err", "abs_rel", "rmse"),
     *("mean_angle", "median_angle", "within_11.25", "within_22.5", "within_30"),
 )
+# Known metrics in percent: Detectron2's, and those of semantic maps and normals.
+PERCENT = ("*/AP", "*mIoU", "*aAcc", "*within_*")
 
 
 class Column(NamedTuple):
@@ -103,6 +105,11 @@ def choose(found: Iterable[str], tasks: Mapping[str, Any], wanted: Sequence[str]
             "config (MTL.COMPARE.METRICS)"
         )
     return columns
+
+
+def in_percent(name: str) -> bool:
+    """Tell whether a known metric is in percent; others are fractions, or errors in any unit."""
+    return any(fnmatchcase(name, pattern) for pattern in PERCENT)
 
 
 def known_column(name: str, groups: TaskGroups) -> Column | None:

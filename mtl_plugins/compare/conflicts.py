@@ -34,7 +34,7 @@ def conflicts(results: Iterable[Result]) -> dict[tuple[str, str], Conflict]:
     """
     angles: dict[tuple[str, str], list[float]] = {}
     for result in results:
-        if result.log is None:
+        if result.log is None or not result.done:
             continue
         for name, points in result.log.training.items():
             if name.startswith(ANGLE):
@@ -64,8 +64,8 @@ def mean_over_training(comparison: Comparison, name: str) -> dict[str, float]:
         values = [
             v
             for r in comparison.of(method)
-            if r.log and r.metrics
-            for v in r.log.training.get(name, {}).values()
+            if r.done
+            for v in r.curve(name).values()
             if math.isfinite(v)
         ]
         if values:

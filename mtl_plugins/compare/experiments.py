@@ -209,6 +209,11 @@ def _own_configs(
         SystemExit: A config that is named is not there.
     """
     if "::" in config:
+        if named:
+            raise SystemExit(
+                f"compare.single_task: a config of a package, {config}, names no files beside it; "
+                "inherit from it in a file of your own"
+            )
         return {}
     folder, stem = Path(config).parent, Path(config).stem
     beside = {task: folder / f"{stem}_{task}{ending}" for task in tasks}

@@ -59,7 +59,7 @@ def panels(comparison: Comparison) -> list[str]:
     names: dict[str, None] = {}
     validations: dict[str, None] = {}
     for result in comparison.results:
-        if result.log is not None and not result.run.task:
+        if result.log is not None and result.done and not result.run.task:
             names |= dict.fromkeys(result.log.training)
             validations |= dict.fromkeys(
                 n for n, points in result.log.metrics.items() if len(points) > 1
@@ -71,7 +71,7 @@ def panels(comparison: Comparison) -> list[str]:
 
 
 def _several(comparison: Comparison, name: str) -> bool:
-    logs = [r.log for r in comparison.results if r.log is not None]
+    logs = [r.log for r in comparison.results if r.log is not None and r.done]
     return any(len(log.training.get(name, ())) > 1 for log in logs)
 
 
@@ -87,8 +87,7 @@ def curves(comparison: Comparison) -> Figure | None:
     for number, name in enumerate(names, 1):
         axis = figure.add_subplot(rows, columns, number)
         for place, method in enumerate(comparison.methods):
-            logs = [r.log for r in comparison.of(method) if r.log is not None]
-            found = [c for log in logs if (c := log.metrics.get(name) or log.training.get(name))]
+            found = [c for r in comparison.of(method) if r.done and (c := r.curve(name))]
             if not found:
                 continue
             steps, mean, error = band(found)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from mtl_plugins.compare.columns import Column
 from mtl_plugins.compare.frameworks import FRAMEWORKS
-from mtl_plugins.compare.logs import Log, LogError
+from mtl_plugins.compare.logs import Log, LogError, Points
 from mtl_plugins.compare.plan import BASELINE, SINGLE
 from mtl_plugins.compare.runs import Run, Status
 from mtl_plugins.metrics import Convention, delta_m
 
 DELTA = "Δm"
+MEASURES = ("mtl/gds", "mtl/gms", "mtl/fd")
 OTHERS = ("mtl/", "fast_rcnn/", "mask_rcnn/", "keypoint_head/", "roi_head/", "rpn/", "[metric]")
 """Beginnings of names that Detectron2's training logs, and that are no metrics of an evaluation."""
 
@@ -38,6 +39,33 @@ class Result:
     log: Log | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     problem: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether the run came to its end."""
+        return self.status.state == "done"
+
+    def curve(self, name: str) -> Points:
+        """Return a scalar by iteration, without the iterations in which a task has no loss.
+
+        Under task allocation such a task is logged with a loss of 0: it is none, and measures of
+        its gradient say nothing.
+        """
+        if self.log is None:
+            return {}
+        points = self.log.metrics.get(name) or self.log.training.get(name, {})
+        if name.startswith("mtl/loss/"):
+            return {step: v for step, v in points.items() if v != 0.0}
+        if name not in MEASURES:
+            return points
+        absent = {
+            step
+            for other, losses in self.log.training.items()
+            if other.startswith("mtl/loss/")
+            for step, loss in losses.items()
+            if loss == 0.0
+        }
+        return {step: v for step, v in points.items() if step not in absent}
 
     @property
     def seconds_per_iteration(self) -> float:
@@ -85,7 +113,7 @@ def read(run: Run) -> Result:
     except (LogError, OSError, ValueError) as error:
         result.problem = result.problem or f"{run}: {error}"
         return result
-    if result.status.state == "done":
+    if result.done:
         result.metrics = {
             name: float(value)
             for name, value in found.items()
@@ -187,6 +215,7 @@ def compare(
 ) -> Comparison:
     """Put results together, and say which of them lack something."""
     problems = []
+    _leave_out_copies(results)
     for result in results:
         missing = [c.name for c in _own(result.run, columns) if c.name not in result.metrics]
         if not result.problem and missing:
@@ -200,9 +229,24 @@ def compare(
     return Comparison(list(results), list(columns), problems, convention)
 
 
+def _leave_out_copies(results: Sequence[Result]) -> None:
+    """Take the metrics from runs that trained exactly as another seed of the method did."""
+    seen: dict[tuple[str, str], Run] = {}
+    for result in results:
+        training = result.log.training if result.log and result.done else {}
+        losses = training.get("loss") or training.get("total_loss") or {}
+        if len(set(losses.values())) > 1:
+            first = seen.setdefault((result.run.name, repr(losses)), result.run)
+            if first is not result.run:
+                result.metrics = {}
+                result.problem = result.problem or (
+                    f"{result.run}: trained exactly as {first} did, so that the seed has no effect "
+                    "and the run proves nothing; it is left out. Does the config draw nothing?"
+                )
+
+
 def found_metrics(results: Iterable[Result]) -> list[str]:
     """List the metrics of the plain sum's runs; of the others, if none of these is done."""
-    every: list[Mapping[str, float]] = [
-        r.metrics for r in sorted(results, key=lambda r: r.run.name != BASELINE) if r.metrics
-    ]
-    return sorted(every[0]) if every else []
+    every = [r for r in results if r.metrics]
+    chosen = [r for r in every if r.run.name == BASELINE] or every
+    return sorted({name for result in chosen for name in result.metrics})

@@ -7,12 +7,13 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mtl_plugins.compare.columns import Column
+from mtl_plugins.compare.columns import Column, in_percent, known_column
 from mtl_plugins.compare.conflicts import conflicts, rankings
 from mtl_plugins.compare.plan import BASELINE
-from mtl_plugins.compare.results import Comparison
+from mtl_plugins.compare.results import DELTA, Comparison
 from mtl_plugins.compare.statistics import estimate
 from mtl_plugins.compare.verdict import arrow, findings
+from mtl_plugins.tasks import TaskGroups
 
 MARGIN = 0.01
 
@@ -70,9 +71,13 @@ def scores(comparison: Comparison) -> Table:
 
 
 def _percent(comparison: Comparison, column: Column) -> bool:
-    """Tell whether values are percentages, by their size."""
+    """Tell whether values are percentages; of metrics of one's own, by their size."""
+    if column.name == DELTA:
+        return comparison.convention == "gain"
+    if column.lower or known_column(column.name, TaskGroups(None)):
+        return not column.lower and in_percent(column.name)
     values = [v for m in comparison.methods for v in comparison.scores(m, column).values()]
-    return not column.lower and any(abs(v) > 1.5 for v in values)
+    return any(abs(v) > 1.5 for v in values)
 
 
 def cost(comparison: Comparison) -> Table:
@@ -81,12 +86,13 @@ def cost(comparison: Comparison) -> Table:
     base = statistics.fmean(_times(comparison, BASELINE) or [0.0])
     kinds = set()
     for method in comparison.methods:
-        results = [r for r in comparison.of(method) if r.log is not None]
+        results = [r for r in comparison.of(method) if r.log is not None and r.done]
         times = _times(comparison, method)
         ratio = f"{statistics.fmean(times) / base:.2f}" if times and base else "–"
         memory = [r.memory for r in results if not math.isnan(r.memory[0])]
         kinds |= {kind for _, kind in memory}
-        seconds = [r.status.seconds for r in results if r.status.trained]
+        # A run that was killed does not know the seconds before.
+        seconds = [r.status.seconds for r in results if r.status.attempts == 1]
         rows.append(
             [
                 method,
@@ -105,7 +111,7 @@ def cost(comparison: Comparison) -> Table:
 
 
 def _times(comparison: Comparison, method: str) -> list[float]:
-    times = (r.seconds_per_iteration for r in comparison.of(method))
+    times = (r.seconds_per_iteration for r in comparison.of(method) if r.done)
     return [t for t in times if not math.isnan(t)]
 
 

@@ -71,13 +71,15 @@ def sentences(comparison: Comparison) -> list[str]:
     found = findings(comparison)
     if not found:
         return ["No method can be compared with the plain sum: no seed of both is done."]
-    seeds = min(f.difference.seeds for f in found)
     most = max(f.difference.seeds for f in found)
     said = [
         f"{column.name} is 0 in every run: nothing has been learnt that it could measure."
         for column in comparison.columns
         if not any(v for m in comparison.methods for v in comparison.scores(m, column).values())
     ]
+    compared = {f.method for f in found}
+    if missing := [m for m in comparison.methods if m not in compared and m != BASELINE]:
+        said.append(f"No seed in common with the plain sum: {', '.join(missing)}.")
     if most == 1:
         largest = max(found, key=lambda f: abs(f.difference.mean))
         said.append(
@@ -86,7 +88,12 @@ def sentences(comparison: Comparison) -> list[str]:
             "are the least for a test, five or more are advisable."
         )
         return said
+    single = [f for f in found if f.difference.seeds == 1]
+    found = [f for f in found if f.difference.seeds > 1]
+    seeds = min(f.difference.seeds for f in found)
     count = f"{most} seeds" if seeds == most else f"{seeds} to {most} seeds"
+    if single:
+        said.append(f"One seed in common with the plain sum, and so no test: {_listed(single)}.")
     beyond = [f for f in found if f.differs]
     for f in beyond:
         said.append(
@@ -134,8 +141,8 @@ def _needed(finding: Finding) -> int:
 
 def _listed(some: Iterable[Finding]) -> str:
     return ", ".join(
-        f"{f.method} in {f.column.name} ({f.difference.mean:+.4g} ± "
-        f"{f.difference.standard_error:.2g})"
+        f"{f.method} in {f.column.name} ({f.difference.mean:+.4g}"
+        + (f" ± {f.difference.standard_error:.2g})" if f.difference.seeds > 1 else ")")
         for f in some
     )
 

@@ -194,3 +194,78 @@ def test_a_run_that_is_not_done_has_no_metrics(tmp_path):
     Status(state="failed", error="train: exit code 1").write(run.path)
     result = read(run)
     assert not result.metrics and "failed. train: exit code 1" in result.problem
+
+
+def finished(tmp_path, scores_of, losses_of=lambda name, seed: [2.0 + seed, 1.0]):
+    """A comparison of runs with the metrics ``scores_of`` gives by name and seed."""
+    results = []
+    for seed in range(2):
+        for name in ("sum", "pcgrad"):
+            run = toy_run(tmp_path, name, seed)
+            losses = enumerate(losses_of(name, seed), 1)
+            log = [{"lr": 0.1, "loss": loss, "time": 0.1, "step": i} for i, loss in losses]
+            done(run, scores_of(name, seed), log)
+            results.append(read(run))
+    return compare(results, choose(found_metrics(results), TASKS, []))
+
+
+def test_a_metric_missing_in_the_first_run_keeps_its_column(tmp_path):
+    def both(name, seed):
+        found = {"coco/bbox_mAP": 0.3 + 0.1 * seed, "coco/segm_mAP": 0.2}
+        return found if (name, seed) != ("sum", 0) else {"coco/bbox_mAP": 0.3}
+
+    comparison = finished(tmp_path, both)
+    assert [c.name for c in comparison.columns] == ["coco/bbox_mAP", "coco/segm_mAP"]
+    assert "sum, seed 0: has no finite coco/segm_mAP" in comparison.problems[0]
+    said = " ".join(sentences(comparison))
+    assert "One seed in common with the plain sum, and so no test: pcgrad in coco/segm_mAP" in said
+    assert "nan" not in said
+
+
+def test_a_seed_without_effect_is_no_second_seed(tmp_path):
+    """Two equal trainings have no spread, and would prove the smallest difference."""
+    comparison = finished(
+        tmp_path,
+        lambda name, seed: {"coco/bbox_mAP": 0.31234567 if name == "sum" else 0.32345678},
+        lambda name, seed: [2.0, 1.0],
+    )
+    assert all("trained exactly as" in problem for problem in comparison.problems)
+    assert len(comparison.problems) == 2
+    assert sentences(comparison)[0].startswith("One seed: no difference can be told from noise")
+
+
+def test_a_method_without_a_seed_of_the_sum_is_named(tmp_path):
+    comparison = finished(
+        tmp_path, lambda name, seed: {"coco/bbox_mAP": 0.3 + 0.1 * seed} if name == "sum" else {}
+    )
+    said = sentences(comparison)
+    assert said == ["No method can be compared with the plain sum: no seed of both is done."]
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "mark"),
+    [("bbox/AP", 1.0, "–"), ("coco/bbox_mAP", 1.0, "↑"), ("seg/mIoU", 1.0, "–")],
+)
+def test_margin_is_in_the_unit_of_the_metric(name, scale, mark, tmp_path):
+    """Half a percent is comparable, half of everything is not, however small the scores are."""
+    comparison = finished(
+        tmp_path, lambda method, seed: {name: scale * (0.6 + 0.1 * seed + 0.5 * (method != "sum"))}
+    )
+    row = next(row for row in scores(comparison).rows if row[0] == "pcgrad")
+    assert mark in row[1]
+
+
+def test_curves_are_of_runs_that_are_done_and_of_tasks_that_were_trained(tmp_path):
+    run = toy_run(tmp_path, "ista")
+    log = [
+        {"lr": 0.1, "step": i, "mtl/loss/mask": loss, "mtl/loss/box": 1.0, "mtl/gds": gds}
+        for i, (loss, gds) in enumerate([(0.5, 0.2), (0.0, 0.0), (0.4, 0.1)], 1)
+    ]
+    done(run, {"coco/bbox_mAP": 0.3}, log)
+    result = read(run)
+    assert result.curve("mtl/loss/mask") == {1: 0.5, 3: 0.4}
+    assert result.curve("mtl/gds") == {1: 0.2, 3: 0.1}
+    assert result.curve("mtl/loss/box") == {1: 1.0, 2: 1.0, 3: 1.0}
+    assert result.done
+    Status(state="running").write(run.path)
+    assert not read(run).done
