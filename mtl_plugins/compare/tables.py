@@ -32,6 +32,7 @@ def number(values: Sequence[float]) -> str:
     mean, error = estimate(values)
     if math.isnan(mean):
         return "–"
+    mean = 0.0 if abs(mean) < 1e-12 else mean  # Δm of the baseline, but for rounding
     return f"{mean:.4g}" if math.isnan(error) else f"{mean:.4g} ± {error:.2g}"
 
 
