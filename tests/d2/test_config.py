@@ -25,7 +25,8 @@ def multitask(cfg):
 
 
 def test_both_adapters_have_the_same_methods():
-    assert sorted(path.stem for path in MM.glob("*.py")) == METHODS
+    # Norms of each task are no key of MTL: a script converts Detectron2's models.
+    assert sorted({path.stem for path in MM.glob("*.py")} - {"task_norm"}) == METHODS
 
 
 @pytest.mark.parametrize("name", METHODS)
