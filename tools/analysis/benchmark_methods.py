@@ -120,6 +120,11 @@ def main() -> None:
 
     def config(name: str) -> Config:
         cfg = lay_over(Config.fromfile(args.config), name)
+        if {"sta", "ista"} & set(name.split("+")):
+            raise SystemExit(
+                f"--mtl: {name} gives each batch other heads to compute, which one batch cannot "
+                "show; mtl-compare times whole runs"
+            )
         cfg.load_from = args.checkpoint or cfg.get("load_from")
         if args.cfg_options is not None:
             cfg.merge_from_dict(args.cfg_options)
