@@ -34,6 +34,7 @@ from mtl_plugins.sequential import check_turns, run_back_one
 from mtl_plugins.step import Batch, Choice, Measured, Step
 from mtl_plugins.task_layers import APART, passes_by_task
 from mtl_plugins.teaching import Teaching
+from mtl_plugins.transfer import HostCopy
 from mtl_plugins.watching import Watching
 from mtl_plugins.weighting import Weighting, build_weighting
 from mtl_plugins.window import REGULARIZER, Window
@@ -129,11 +130,10 @@ class MultiTaskBackward:
         self.monitor = self.monitor_features = self.monitor_layers = False
 
         cut = None if representation is None else Representation(representation)
-        self._device = device = self.params[0].device
         self._cut = cut
         self._window: Window | None = None
         self._in_turn: bool | None = None  # for the coming step, once it is begun
-        self._ownership = Ownership(self.params, device)
+        self._ownership = Ownership(self.params)
         self._penalty = None if self.regularizer is None else Penalty(self.regularizer, self.params)
         self._watching = Watching(cut, sync == "exact")
         self._teaching = Teaching(self.weighting, self.params, sync == "exact", cut)
@@ -143,7 +143,6 @@ class MultiTaskBackward:
             Parts(
                 self.params,
                 self.tasks,
-                device,
                 self.options,
                 self._ownership,
                 cut,
@@ -377,6 +376,10 @@ class MultiTaskBackward:
         self._guard.protect(model)
         self.aggregator.meet(model, self.tasks)
 
+    @property
+    def _device(self) -> torch.device:
+        return self.params[0].device  # the model may be moved after this is built
+
     def _take(self, losses: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
         """Check the losses, and put those with a gradient in the order of the tasks."""
         found = scalars(losses)
@@ -462,7 +465,8 @@ class MultiTaskBackward:
         self._watching.monitor = self.monitor
         self._watching.monitor_features = self.monitor_features
         self._watching.monitor_layers = self.monitor_layers
-        return Batch(raw, self.tasks, window, scale, share, aggregate, report, graph)
+        copy = None if scale is None else HostCopy(scale)
+        return Batch(raw, self.tasks, window, scale, share, aggregate, report, graph, copy)
 
     def _let_learn(self, measured: Measured, scale: Tensor | None) -> None:
         """Show the gradients of the features to the aggregator."""

@@ -101,7 +101,8 @@ class Chooser:
         if not names:
             return Choice(None, rows.new_zeros(rows.shape[1]))
         present = [self._tasks.index(name) for name in names]
-        rows = rows if len(present) == len(rows) else rows[present]
+        # An index would be copied to the device, and the host would wait.
+        rows = rows if len(present) == len(rows) else torch.stack([rows[t] for t in present])
         if measured.features:
             update = self.aggregator.on_features(rows, measured.features, present)
             return Choice(None, update * self._factor(len(names)))

@@ -128,7 +128,7 @@ def project_groups(gradients: Tensor, top: Tensor, one_top: OneTop = "project") 
     tasks, channels = gradients.shape[:2]
     # In double precision, the square of a tiny gradient is not zero.
     rows = gradients.double().flatten(2)
-    group = torch.nn.functional.one_hot(top, tasks).double()  # [C, T]
+    group = (top[:, None] == torch.arange(tasks, device=top.device)).double()  # [C, T]
     reference = rows[top, torch.arange(channels, device=top.device)]
     products = (rows * reference).sum(2) @ group  # [tasks, groups]
     squares = reference.square().sum(1) @ group

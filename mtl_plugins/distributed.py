@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed
 
+from mtl_plugins.transfer import send
+
 
 def world_size() -> int:
     """Return the number of ranks; 1 without a process group."""
@@ -92,7 +94,7 @@ def gather(values: Sequence[int], device: torch.device) -> list[tuple[int, ...]]
     """Return, for each value, the values of all ranks."""
     if world_size() == 1:
         return [(value,) for value in values]
-    mine = torch.tensor(values, device=device)
+    mine = send(torch.tensor(values), device)
     everyone = [torch.empty_like(mine) for _ in range(world_size())]
     distributed.all_gather(everyone, mine)
-    return list(zip(*(theirs.tolist() for theirs in everyone), strict=True))
+    return list(zip(*torch.stack(everyone).tolist(), strict=True))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from mtl_plugins.distributed import average, world_size
+from mtl_plugins.transfer import send
 
 
 def gramian_of(rows: Tensor, averaged: bool = False) -> Tensor:
@@ -177,7 +178,7 @@ def combine(weights: Tensor, rows: Tensor) -> Tensor:
         The weighted sum ``[D]``, in the dtype and on the device of the rows.
     """
     wide = widened(rows)
-    return (weights.to(wide) @ wide).to(rows)
+    return (send(weights, wide.device, wide.dtype) @ wide).to(rows)
 
 
 def widened(rows: Tensor) -> Tensor:

@@ -38,9 +38,8 @@ class LockStep:
         self._missing = Counter(c for n in owner for c, _ in edges(n) if self._is_shared(c))
         # Gradient of each loss that has arrived at shared nodes that have not had their turn.
         self._arrived: dict[Slot, list[Tensor | None]] = {}
-        self._zero = torch.zeros(len(roots), len(roots), dtype=torch.float64)
-        self.gramian = self._zero
-        self.apart: dict[int, Tensor] = {id(p): self._zero for p in apart}
+        self.gramian = torch.empty(0)
+        self.apart: dict[int, Tensor] = {id(p): self.gramian for p in apart}
 
     def run(self, seeds: Sequence[Tensor]) -> None:
         """Fill :attr:`gramian`, and :attr:`apart` by the ``id`` of the parameters.
@@ -48,7 +47,8 @@ class LockStep:
         Args:
             seeds: Gradient that each loss starts from, a scalar.
         """
-        zero = self._zero.to(seeds[0].device)
+        count = len(self._roots)
+        zero = torch.zeros(count, count, dtype=torch.float64, device=seeds[0].device)
         self.gramian, self.apart = zero, dict.fromkeys(self.apart, zero)
         for t, (slot, seed) in enumerate(zip(self._roots, seeds, strict=True)):
             self._arrive(slot, t, seed)

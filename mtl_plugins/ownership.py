@@ -26,12 +26,10 @@ class Ownership:
 
     Args:
         params: Parameters that are trained; more may be added to the list later.
-        device: Device of the tensors that ranks exchange.
     """
 
-    def __init__(self, params: Sequence[nn.Parameter], device: torch.device) -> None:
+    def __init__(self, params: Sequence[nn.Parameter]) -> None:
         self._params = params
-        self._device = device
         self._alone = [NOBODY] * len(params)  # by the graph
         self._evident = [NOBODY] * len(params)  # by the gradients; SEVERAL where there is no doubt
         self._reached = [False] * len(params)  # since the window was opened
@@ -70,7 +68,7 @@ class Ownership:
         """Learn from the other ranks; what only two ranks together share is doubtful at first."""
         if world_size() == 1:
             return
-        everyone = gather([*self._alone, *self._evident, *self._reached], self._device)
+        everyone = gather([*self._alone, *self._evident, *self._reached], self._params[0].device)
         count = len(self._params)
         self._alone = [common_owner(ranks) for ranks in everyone[:count]]
         self._evident = [common_owner(ranks) for ranks in everyone[count : 2 * count]]

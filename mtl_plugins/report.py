@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtl_plugins.distributed import average, world_size
+from mtl_plugins.transfer import HostCopy
 
 
 class Report:
@@ -39,7 +40,7 @@ class Report:
         zero = torch.zeros((), device=device)
         one = zero + 1.0
         values = [
-            losses[name].detach().float().reshape(()) if name in losses else zero
+            losses[name].detach().to(device, torch.float32).reshape(()) if name in losses else zero
             for name in self._tasks
         ]
         there = [one if name in losses else zero for name in self._tasks]
@@ -61,27 +62,3 @@ class Report:
     def changed(self) -> bool:
         """Whether some rank reports a change."""
         return self._numbers[-1] > 0.0
-
-
-class HostCopy:
-    """A copy on the CPU that is started now and waited for when it is read.
-
-    Args:
-        tensor: Small tensor to copy.
-    """
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._done: torch.cuda.Event | None = None
-        if tensor.is_cuda:
-            self._copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
-            self._copy.copy_(tensor, non_blocking=True)
-            self._done = torch.cuda.Event()
-            self._done.record(torch.cuda.current_stream(tensor.device))
-        else:
-            self._copy = tensor.cpu()
-
-    def read(self) -> Tensor:
-        """Return the copy; wait for the work that precedes it on the device, and for no other."""
-        if self._done is not None:
-            self._done.synchronize()
-        return self._copy

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from mtl_plugins.aggregation import Aggregator
 from mtl_plugins.distributed import average_grads, with_grad
 from mtl_plugins.regularization import Regularizer
-from mtl_plugins.report import HostCopy, Report
+from mtl_plugins.report import Report
+from mtl_plugins.transfer import HostCopy
 from mtl_plugins.weighting import Weighting
 from mtl_plugins.window import Window
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from mtl_plugins.distributed import world_size
 from mtl_plugins.graph import LossGraph
 from mtl_plugins.report import Report
+from mtl_plugins.transfer import HostCopy
 from mtl_plugins.window import REGULARIZER, Window
 
 
@@ -28,6 +29,7 @@ class Batch:
         aggregate: Whether the call is the last of some micro-batches.
         report: Losses of all ranks.
         seen: Graph behind the losses, if it was looked at already.
+        host_scale: The scale on its way to the CPU.
     """
 
     raw: Mapping[str, Tensor]
@@ -38,6 +40,7 @@ class Batch:
     aggregate: bool
     report: Report
     seen: LossGraph | None = None
+    host_scale: HostCopy | None = None
 
     @cached_property
     def graph(self) -> LossGraph:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from mtl_plugins.distributed import average, gather, world_size
 from mtl_plugins.features import Representation
 from mtl_plugins.gradients import rows_of
-from mtl_plugins.report import HostCopy, Report
+from mtl_plugins.report import Report
 from mtl_plugins.step import Batch
+from mtl_plugins.transfer import HostCopy
 from mtl_plugins.weighting import Weighting
 
 

@@ -14,8 +14,8 @@ from mtl_plugins.features import FeatureWatch, Representation
 from mtl_plugins.gradients import TaskRows, rows_of
 from mtl_plugins.layer_conflicts import LayerConflicts
 from mtl_plugins.monitors import entropies
-from mtl_plugins.report import HostCopy
 from mtl_plugins.step import Batch
+from mtl_plugins.transfer import HostCopy
 
 
 class Watching:

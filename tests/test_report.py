@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mtl_plugins.report import HostCopy, Report
+from mtl_plugins.report import Report
 
 
 def test_losses_of_the_tasks_that_take_part():
@@ -21,7 +21,3 @@ def test_report_keeps_no_graph_and_no_tensor_of_the_batch():
     with torch.no_grad():
         loss.zero_()
     assert report.losses == {"a": 2.0}
-
-
-def test_copy_on_the_cpu():
-    assert HostCopy(torch.arange(3)).read().tolist() == [0, 1, 2]

@@ -180,7 +180,7 @@ class ConnectionStrength(RandomMethod, Aggregator):
         names = [self._tasks[t] for t in (range(len(jacobian)) if tasks is None else tasks)]
         if set(names) != set(self._norm.tasks):
             return update
-        rows = jacobian[[names.index(task) for task in self._norm.tasks]]
+        rows = [jacobian[names.index(task)] for task in self._norm.tasks]
         layers = {id(norm.conv.weight): norm for norm in self._norm.norms.values()}
         variance = self._variances()
         ends = accumulate(p.numel() for p in parameters)

@@ -13,6 +13,7 @@ from mtl_plugins.aggregation.base import Aggregator
 from mtl_plugins.aggregation.memory import RowMemory, in_single
 from mtl_plugins.aggregation.solvers import Matrix, Vector, dot
 from mtl_plugins.gradients import gramian_of
+from mtl_plugins.transfer import HostCopy, send
 
 
 class GCond(Aggregator):
@@ -86,11 +87,12 @@ class GCond(Aggregator):
         tasks = range(len(jacobian)) if tasks is None else tasks
         rows = in_single(jacobian)
         before = self._before.get(tasks, rows)
-        gramian: Matrix = gramian_of(rows).tolist()
         steady = torch.nn.functional.normalize(before, dim=1, eps=1e-30)
-        along: Matrix = (rows @ steady.T).T.tolist()
-        coefficients = self.settle(gramian, along, tasks)
-        settled = torch.tensor(coefficients, dtype=torch.float64).to(rows) @ rows
+        along = HostCopy((rows @ steady.T).T)
+        gramian: Matrix = gramian_of(rows).tolist()
+        found = self.settle(gramian, along.read().tolist(), tasks)
+        coefficients = torch.tensor(found, dtype=torch.float64)
+        settled = send(coefficients, rows.device, rows.dtype) @ rows
         self._before.keep(tasks, settled)
         return settled.sum(dim=0).to(jacobian)
 

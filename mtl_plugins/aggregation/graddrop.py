@@ -11,6 +11,7 @@ from torch import Tensor
 from mtl_plugins.aggregation.base import Aggregator
 from mtl_plugins.draws import RandomMethod
 from mtl_plugins.gradients import dense_strides
+from mtl_plugins.transfer import send
 
 CHUNK = 1 << 20  # columns at a time: intermediate results are small beside the jacobian
 
@@ -96,7 +97,7 @@ class GradDrop(RandomMethod, Aggregator):
         else:
             raise ValueError(f"leak has {len(self.leak)} numbers for {max(tasks) + 1} tasks")
         dtype = torch.promote_types(jacobian.dtype, torch.float32)
-        return torch.tensor(numbers, dtype=dtype, device=jacobian.device)
+        return send(torch.tensor(numbers, dtype=dtype), jacobian.device)
 
 
 def _uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:

@@ -15,6 +15,7 @@ from mtl_plugins.aggregation.memory import in_single
 from mtl_plugins.aggregation.solvers import Matrix, Vector, dot
 from mtl_plugins.draws import RandomMethod
 from mtl_plugins.gradients import combine, gramian_of
+from mtl_plugins.transfer import send
 
 logger = logging.getLogger(__name__)
 
@@ -117,11 +118,13 @@ class GradVacByParameter(RandomMethod, Aggregator):
             gramians = torch.stack([gramian_of(part).double() for part in parts])
         orders = self.orders(len(jacobian))
         update = torch.empty_like(jacobian[0])
-        pairs = zip(parts, update.split(widths), gramians.tolist(), self._targets, strict=True)
-        for part, out, gramian, target in pairs:
+        found = []
+        for gramian, target in zip(gramians.tolist(), self._targets, strict=True):
             grow(target, max(tasks) + 1)
-            weights = vaccinate(gramian, orders, target, tasks, self.beta)
-            out.copy_(combine(torch.tensor(weights, dtype=torch.float64), part))
+            found.append(vaccinate(gramian, orders, target, tasks, self.beta))
+        weights = send(torch.tensor(found, dtype=torch.float64), jacobian.device)
+        for part, out, w in zip(parts, update.split(widths), weights, strict=True):
+            out.copy_(combine(w, part))
         return update
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from mtl_plugins.aggregation.base import Aggregator
 from mtl_plugins.aggregation.memory import RowMemory, Shares, in_single
 from mtl_plugins.gradients import combine, gramian_of
+from mtl_plugins.transfer import send
 
 
 class MoCo(Aggregator):
@@ -100,7 +101,8 @@ class MoCo(Aggregator):
             if losses is None:
                 raise ValueError("normalise=True needs the loss values")
             norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64)
-            wanted = losses.to(norms).abs()[:, None]  # a negative loss must not turn it round
+            # A negative loss must not turn it round.
+            wanted = send(losses, norms.device, norms.dtype).abs()[:, None]
             rows = rows * torch.where(norms > 0.0, wanted / norms, 0.0).to(rows)
         self._step += 1
         means = self._means.get(tasks, rows)

@@ -12,8 +12,8 @@ from mtl_plugins.features import Representation
 from mtl_plugins.gradients import rows_of
 from mtl_plugins.graph import LossGraph
 from mtl_plugins.regularization.base import Regularizer
-from mtl_plugins.report import HostCopy
 from mtl_plugins.step import Batch
+from mtl_plugins.transfer import HostCopy
 
 
 class Penalty:
@@ -128,5 +128,6 @@ class Penalty:
 def _in_common(jacobian: Tensor, leaves: Sequence[Tensor]) -> Tensor:
     """Leave out the columns of parameters at which one task alone has a gradient."""
     parts = jacobian.split([leaf.numel() for leaf in leaves], dim=1)
-    shared = [part for part in parts if int(part.detach().any(dim=1).sum()) > 1]
+    tasks = torch.stack([part.detach().any(dim=1).sum() for part in parts]).tolist()
+    shared = [part for part, count in zip(parts, tasks, strict=True) if count > 1]
     return torch.cat(shared, dim=1) if shared else jacobian[:, :0]

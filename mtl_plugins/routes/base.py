@@ -28,7 +28,6 @@ class Parts:
     Attributes:
         params: Parameters that are trained.
         tasks: Names of all tasks.
-        device: Device of the parameters.
         options: Options of the step.
         ownership: Ownership of the parameters.
         representation: Features where the graph is cut, at the feature level.
@@ -39,13 +38,17 @@ class Parts:
 
     params: list[nn.Parameter]
     tasks: list[str]
-    device: torch.device
     options: Options
     ownership: Ownership
     representation: Representation | None
     layers: nn.Module | None
     watching: Watching
     penalty: Penalty | None
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters, which a model may be moved to late."""
+        return self.params[0].device
 
 
 class Route(ABC):
@@ -171,7 +174,8 @@ class Route(ABC):
         """Restrict a Gramian to the tasks that take part, on any rank, and unscale it."""
         present = [self.parts.tasks.index(name) for name in batch.window.totals(reports)]
         gramian = gramian[present][:, present]
-        return gramian if batch.scale is None else gramian / float(batch.scale) ** 2
+        scale = batch.host_scale
+        return gramian if scale is None else gramian / float(scale.read()) ** 2
 
     def run_back(self, cut: Representation, grads: Sequence[Tensor | None]) -> None:
         """Run the trunk back from its outputs, with the regulariser's gradient added there."""

@@ -11,6 +11,7 @@ from mtl_plugins.nodes import SEVERAL
 from mtl_plugins.ownership import reach_of
 from mtl_plugins.routes.base import Route
 from mtl_plugins.step import Batch, Choice, Measured
+from mtl_plugins.transfer import send
 
 
 class WeightedPass(Route):
@@ -100,7 +101,7 @@ class LowMemory(WeightedPass):
         apart = [torch.zeros_like(total) for _ in doubtful]
         if batch.raw:
             tasks = [self.parts.tasks.index(name) for name in batch.raw]
-            here = torch.tensor(tasks, device=self.parts.device)
+            here = send(torch.tensor(tasks), self.parts.device)
             found, others = batch.graph.gramians(
                 [params[i] for i in shared], [params[i] for i in doubtful], batch.seeds
             )
