@@ -1,0 +1,1 @@
+"""Parts of the check of a device, see ``check_gpu.py``."""
