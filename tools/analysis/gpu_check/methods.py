@@ -28,7 +28,7 @@ LEVELS: dict[str, dict[str, Any]] = {
     "low memory": {"low_memory": True},
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SCALE = 1024.0  # of the losses in fp16
+SCALE = 1024.0  # loss scale in fp16
 # Largest distance from the result on the CPU, over its length. Passes that add up in another order
 # each time (atomics) are in it, which half precision rounds coarsely.
 TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2, "fp16": 2e-2}
