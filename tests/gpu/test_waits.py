@@ -17,7 +17,6 @@ def waits(name: str, scale: float | None = None, level: str = "parameter") -> li
     factor = None if scale is None else torch.tensor(scale, device="cuda")
     at = {"representation": model.trunk} if level == "feature" else {}
     backward = MultiTaskBackward(model.parameters(), method(name), level=level, tasks="abcd", **at)
-    found: list[str] = []
     for _ in range(3):
         model.zero_grad()
         losses = model(x)
