@@ -21,6 +21,7 @@ from mtl_plugins.layer_conflicts import LayerConflicts
 from mtl_plugins.losses import (
     explained,
     let_compiled_models_run_back_again,
+    refuse_donated_buffers,
     refuse_hooks,
     scalars,
 )
@@ -389,6 +390,8 @@ class MultiTaskBackward:
             raise ValueError(
                 f"losses: none of {list(losses)} requires a gradient; is every parameter frozen?"
             )
+        if self.last is None and self.aggregator.needs_gradients:
+            refuse_donated_buffers(loss for loss in found.values() if loss.requires_grad)
         if self._cut is not None and not self._cut.was_called:
             raise ValueError(
                 "representation: the module was not called in training mode and with gradients "

@@ -7,6 +7,14 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from mtl_plugins.nodes import behind
+
+_DONATED = (
+    "the model was compiled so that it can be run back once, and here it is run back once a task: "
+    "set torch._functorch.config.donated_buffer = False before its first forward pass"
+)
 
 
 def scalars(losses: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
@@ -51,12 +59,27 @@ def refuse_hooks(params: Iterable[nn.Parameter]) -> None:
 def let_compiled_models_run_back_again() -> None:
     """Have :func:`torch.compile` keep what a second backward pass needs, in models compiled later.
 
-    By default the first pass overwrites activations ("donated buffers").
+    By default the first pass overwrites activations ("donated buffers"). This also ends PyTorch's
+    own check of models that were compiled before, see :func:`refuse_donated_buffers`.
     """
     import torch._functorch.config as config
 
     if hasattr(config, "donated_buffer"):
         config.donated_buffer = False
+
+
+def refuse_donated_buffers(losses: Iterable[Tensor]) -> None:
+    """Refuse a model that was compiled, and run back, while a pass might overwrite activations.
+
+    Raises:
+        RuntimeError: A second pass through its graph would read what the first one overwrote.
+    """
+    for node in behind(get_gradient_edge(loss).node for loss in losses):
+        compiled = getattr(node, "_forward_cls", None)
+        donated = getattr(getattr(compiled, "metadata", None), "bw_donated_idxs", None)
+        # Before its first pass, which will keep the graph, a model can still do without.
+        if donated and getattr(compiled, "compiled_bw", None) is not None:
+            raise RuntimeError(_DONATED)
 
 
 @contextmanager
@@ -66,9 +89,5 @@ def explained() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if "donated buffer" in str(error):
-            raise RuntimeError(
-                "the model was compiled so that it can be run back once, and here it is run back "
-                "once a task: set torch._functorch.config.donated_buffer = False before its first "
-                "forward pass"
-            ) from error
+            raise RuntimeError(_DONATED) from error
         raise

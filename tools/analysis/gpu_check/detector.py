@@ -19,7 +19,7 @@ TASKS = {
     "mask": ("loss_mask",),
 }
 CLASSES = 4
-SIZE = 512  # pixels, the images of the large detector
+SIZE = 512  # pixels, side of an image of the large detector
 
 
 @dataclass(eq=False)
