@@ -1,10 +1,10 @@
-"""The gradient of every task, in the rows of one flat buffer."""
+"""The gradient of every task on what the tasks share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,28 +26,38 @@ def gramian_of(rows: Tensor, averaged: bool = False) -> Tensor:
         The Gramian ``[T, T]`` on the CPU, in single or double precision. Not finite only where
         ``rows`` is not.
     """
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    # Slices that fit a CPU's cache take half the time of the whole; a GPU likes few calls.
-    step = 1 << 16 if rows.device.type == "cpu" else max(rows.shape[1], 1)
-    gramian = _sum_of_products(rows, wide, step)
-    gramian = (average(gramian) if averaged else gramian).cpu()
-    if gramian.isfinite().all():
-        return gramian
-    # The square of a norm above 1e19 overflows single precision. Sliced, to copy little at a time.
-    exact = _sum_of_products(rows, torch.float64, 1 << 20)
-    return (average(exact) if averaged else exact).cpu()
+
+    def columns(dtype: torch.dtype, width: int) -> Iterator[Tensor]:
+        return (part.to(dtype) for part in rows.split(width, dim=1))
+
+    return _sum_of_products(columns, rows, averaged)
 
 
-def _sum_of_products(rows: Tensor, dtype: torch.dtype, step: int) -> Tensor:
-    """Return ``J Jᵀ``, accumulated in a dtype over slices of so many columns."""
-    total = rows.new_zeros(len(rows), len(rows), dtype=dtype)
-    for columns in rows.split(step, dim=1):
-        columns = columns.to(dtype)
-        total.addmm_(columns, columns.T)
-    return total
+def _sum_of_products(
+    columns: Callable[[torch.dtype, int], Iterable[Tensor]], rows: Tensor, averaged: bool
+) -> Tensor:
+    """Return ``J Jᵀ`` on the CPU, of slices of so many columns in a dtype.
+
+    Args:
+        columns: Function that walks the slices.
+        rows: Tensor ``[T, ...]`` of the dtype and device of ``J``.
+        averaged: Whether to average the result over the ranks.
+    """
+
+    def product(dtype: torch.dtype, width: int) -> Tensor:
+        total = rows.new_zeros(len(rows), len(rows), dtype=dtype)
+        for part in columns(dtype, width):
+            total.addmm_(part, part.T)
+        return (average(total) if averaged else total).cpu()
+
+    # Slices that fit a CPU's cache take half the time of long ones; a GPU likes few calls.
+    width = 1 << 16 if rows.device.type == "cpu" else 1 << 22
+    gramian = product(torch.promote_types(rows.dtype, torch.float32), width)
+    # The square of a norm above 1e19 overflows single precision.
+    return gramian if gramian.isfinite().all() else product(torch.float64, 1 << 20)
 
 
-def gramian_over_ranks(rows: Tensor, of_features: bool, exact: bool) -> Tensor:
+def gramian_over_ranks(rows: Tensor | TaskRows, of_features: bool, exact: bool) -> Tensor:
     """Return ``J Jᵀ`` of the gradients of all ranks, see :func:`gramian_of`.
 
     Args:
@@ -56,9 +66,14 @@ def gramian_over_ranks(rows: Tensor, of_features: bool, exact: bool) -> Tensor:
         exact: Whether parameters' gradients are averaged, which leaves the averages in the rows,
             or only their inner products.
     """
+    gramian = rows.gramian if isinstance(rows, TaskRows) else partial(gramian_of, rows)
     if of_features:  # each rank's loss is its share of the mean loss
-        return gramian_of(rows, averaged=True) / world_size()
-    return gramian_of(average(rows)) if exact else gramian_of(rows, averaged=True)
+        return gramian(averaged=True) / world_size()
+    if not exact:
+        return gramian(averaged=True)
+    if world_size() > 1:
+        average(rows.data if isinstance(rows, TaskRows) else rows)
+    return gramian()
 
 
 def dense_strides(leaf: Tensor) -> tuple[int, ...]:
@@ -67,70 +82,86 @@ def dense_strides(leaf: Tensor) -> tuple[int, ...]:
 
 
 class TaskRows:
-    """A ``[T, D]`` buffer whose row t collects the gradients of task t.
+    """Gradients ``[T, D]`` of the tasks on some leaves, in the tensors that autograd makes.
 
-    While a row is bound, the ``.grad`` of each leaf is a view into it, so that autograd writes
-    the gradient where it is needed and nothing is copied. The buffer is reused from step to step.
+    Autograd hands a gradient over where a leaf has none, so that nothing is zeroed, added or
+    copied. The matrix exists only once it is asked for.
 
     Attributes:
         leaves: The tensors whose gradients are collected; ``D`` is the sum of their sizes.
-        data: The buffer, ``[T, D]``.
-        views: Row of each task, in the shapes of the leaves.
+        grads: For each task its gradient of each leaf; None where the task does not reach the leaf.
 
     Args:
-        device: Device of the buffer while there are no leaves.
+        leaves: See above.
+        tasks: Number ``T`` of the tasks.
+        device: Device of the matrix if there are no leaves.
+
+    Raises:
+        TypeError: The leaves differ in dtype or device.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.leaves: list[Tensor] = []
-        self.data = torch.empty(0, 0, device=device)
-        self.views: list[tuple[Tensor, ...]] = []
-
-    def arrange(self, leaves: Sequence[Tensor], tasks: int) -> None:
-        """Make room for the gradients of ``tasks`` tasks on ``leaves``; all rows become zero.
-
-        Raises:
-            TypeError: The leaves differ in dtype or device.
-        """
+    def __init__(self, leaves: Sequence[Tensor], tasks: int, device: torch.device) -> None:
         kinds = {(leaf.dtype, leaf.device) for leaf in leaves}
         if len(kinds) > 1:
             raise TypeError(
                 "parameters that several tasks share must have one dtype and one device to be "
                 f"aggregated, found {sorted(map(str, kinds))}"
             )
-        same = len(leaves) == len(self.leaves) and all(
-            a is b for a, b in zip(leaves, self.leaves, strict=True)
-        )
-        if same and len(self.data) == tasks:
-            self.data.zero_()
-            return
         self.leaves = list(leaves)
-        width = sum(leaf.numel() for leaf in leaves)
-        # Free the old buffer before the new one is allocated.
-        self.views, self.data = [], self.data.new_empty(0, 0)
-        self.data = (leaves[0] if leaves else self.data).new_zeros(tasks, width)
-        self.views = [self.split(row) for row in self.data]
+        self.grads: list[list[Tensor | None]] = [[None] * len(leaves) for _ in range(tasks)]
+        self._like = leaves[0].new_empty(0) if leaves else torch.empty(0, device=device)
+        self._width = sum(leaf.numel() for leaf in leaves)
+        self._data: Tensor | None = None
 
-    def first(self, count: int) -> Tensor:
-        """Return ``[T, D']``, the columns of the first ``count`` leaves."""
-        return self.data[:, : sum(leaf.numel() for leaf in self.leaves[:count])]
+    @property
+    def data(self) -> Tensor:
+        """The matrix ``[T, D]``. From now on :attr:`grads` are views of it."""
+        if self._data is None:
+            self._data = self._like.new_zeros(len(self.grads), self._width)
+            for row, grads in zip(self._data, self.grads, strict=True):
+                views = self.split(row)
+                for k, view in enumerate(views):
+                    if (grad := grads[k]) is not None:
+                        view.copy_(grad)
+                    grads[k] = view  # here, so that never two copies of a whole row are held
+        return self._data
 
-    def split(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """View a ``[D']`` tensor in the shapes and the memory format of the first leaves."""
-        ends = accumulate(leaf.numel() for leaf in self.leaves)
-        return tuple(
-            flat[end - leaf.numel() : end].as_strided(leaf.shape, dense_strides(leaf))
-            for leaf, end in zip(self.leaves, ends, strict=True)
-            if end <= len(flat)
+    @property
+    def views(self) -> list[list[Tensor]]:
+        """Gradient of each leaf for each task, zero where the task does not reach the leaf."""
+        return [
+            [
+                torch.zeros_like(leaf) if grad is None else grad
+                for leaf, grad in zip(self.leaves, grads, strict=True)
+            ]
+            for grads in self.grads
+        ]
+
+    def parted(self, count: int) -> tuple[TaskRows, TaskRows]:
+        """Return the gradients of the first leaves and those of the others."""
+        first, others = (
+            TaskRows(leaves, 0, self._like.device)
+            for leaves in (self.leaves[:count], self.leaves[count:])
         )
+        first.grads = [grads[:count] for grads in self.grads]
+        others.grads = [grads[count:] for grads in self.grads]
+        return first, others
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """View a ``[D]`` tensor in the shapes and the memory format of the leaves."""
+        parts = flat.split([leaf.numel() for leaf in self.leaves])
+        return [
+            part.as_strided(leaf.shape, dense_strides(leaf))
+            for part, leaf in zip(parts, self.leaves, strict=True)
+        ]
 
     def take(self, other: TaskRows) -> None:
-        """Add the rows of a buffer that holds some of the same leaves, for the first tasks."""
+        """Take over the gradients of the same leaves and the first tasks."""
         position = {id(leaf): i for i, leaf in enumerate(self.leaves)}
-        for mine, theirs in zip(self.views, other.views, strict=False):
-            for leaf, view in zip(other.leaves, theirs, strict=True):
+        for mine, theirs in zip(self.grads, other.grads, strict=False):
+            for leaf, grad in zip(other.leaves, theirs, strict=True):
                 if id(leaf) in position:
-                    mine[position[id(leaf)]].add_(view)
+                    mine[position[id(leaf)]] = grad
 
     def fill(
         self,
@@ -138,33 +169,104 @@ class TaskRows:
         announce: Callable[[int], None],
         retain_graph: bool = False,
     ) -> None:
-        """Run each loss back into its row.
+        """Run each loss back, and add its gradient to its row.
 
         Args:
             turns: Row and loss of each pass.
             announce: Function called with the row before each pass.
             retain_graph: Whether the graph stays usable.
         """
-        with self._bound() as bind:
+        before = [leaf.grad for leaf in self.leaves]
+        try:
             for i, (row, loss) in enumerate(turns):
-                bind(row)
+                for leaf, grad in zip(self.leaves, self.grads[row], strict=True):
+                    leaf.grad = grad
                 announce(row)
                 loss.backward(retain_graph=retain_graph or i + 1 < len(turns))
-
-    @contextmanager
-    def _bound(self) -> Iterator[Callable[[int], None]]:
-        """Give a function that binds a row; afterwards every ``.grad`` is what it was before."""
-        before = [leaf.grad for leaf in self.leaves]
-
-        def bind(row: int) -> None:
-            for leaf, view in zip(self.leaves, self.views[row], strict=True):
-                leaf.grad = view
-
-        try:
-            yield bind
+                self.grads[row] = [laid_out(leaf.grad, leaf) for leaf in self.leaves]
         finally:
             for leaf, grad in zip(self.leaves, before, strict=True):
                 leaf.grad = grad
+
+    def gramian(self, averaged: bool = False) -> Tensor:
+        """Return ``J Jᵀ`` on the CPU, see :func:`gramian_of`."""
+        if self._data is not None or not self.leaves:
+            return gramian_of(self.data, averaged)
+        return _sum_of_products(self._columns, self._like.expand(len(self.grads), -1), averaged)
+
+    def _columns(self, dtype: torch.dtype, width: int) -> Iterator[Tensor]:
+        """Walk slices of at most so many columns; the next one overwrites the last."""
+        width = min(width, self._width)
+        block = self._like.new_empty(len(self.grads), width, dtype=dtype)
+        nothing = block.new_zeros(width) if any(None in grads for grads in self.grads) else block
+        parts: list[list[Tensor]] = [[] for _ in self.grads]
+        used = 0
+        for k, leaf in enumerate(self.leaves):
+            size, start = leaf.numel(), 0
+            while start < size:
+                count = min(width - used, size - start)
+                for grads, part in zip(self.grads, parts, strict=True):
+                    grad = grads[k]
+                    part.append(
+                        nothing[:count]
+                        if grad is None
+                        else grad.as_strided((count,), (1,), grad.storage_offset() + start)
+                    )
+                start, used = start + count, used + count
+                if used == width:
+                    yield _joined(parts, block)
+                    used = 0
+        if used:
+            yield _joined(parts, block[:, :used])
+
+    def combined(self, weights: Sequence[float]) -> list[Tensor]:
+        """Return ``Jᵀ w`` in the shapes of the leaves; the gradients of the tasks are gone then.
+
+        Args:
+            weights: Weights ``[T]``.
+        """
+        if self._data is not None or widened(self._like) is not self._like:
+            return self.split(combine(torch.tensor(weights, dtype=torch.float64), self.data))
+        total: list[Tensor | None] = [None] * len(self.leaves)
+        for weight, grads in zip(weights, self.grads, strict=True):
+            first: list[Tensor] = []
+            more: list[tuple[Tensor, Tensor]] = []
+            for k, grad in enumerate(grads):
+                if grad is not None and (before := total[k]) is not None:
+                    more.append((before, grad))
+                elif grad is not None:
+                    first.append(grad)
+                    total[k] = grad
+            if first:
+                torch._foreach_mul_(first, weight)
+            if more:
+                torch._foreach_add_(*map(list, zip(*more, strict=True)), alpha=weight)
+        self.grads = []
+        return [
+            torch.zeros_like(leaf) if grad is None else grad
+            for leaf, grad in zip(self.leaves, total, strict=True)
+        ]
+
+
+def laid_out(grad: Tensor | None, leaf: Tensor) -> Tensor | None:
+    """Return a gradient in the memory format of its leaf; a sparse one becomes dense."""
+    if grad is None:
+        return None
+    grad = grad.to_dense() if grad.is_sparse else grad
+    strides = dense_strides(leaf)
+    if grad.stride() == strides:
+        return grad
+    return torch.empty_strided(leaf.shape, strides, dtype=grad.dtype, device=grad.device).copy_(
+        grad
+    )
+
+
+def _joined(parts: list[list[Tensor]], block: Tensor) -> Tensor:
+    """Fill a block ``[T, W]`` with the parts of each row, and forget the parts."""
+    for row, part in zip(block, parts, strict=True):
+        torch.cat(part, out=row)
+        part.clear()
+    return block
 
 
 def combine(weights: Tensor, rows: Tensor) -> Tensor:
