@@ -94,7 +94,7 @@ class Chooser:
     def _combine(self, measured: Measured, losses: Mapping[str, float], window: Window) -> Choice:
         gramian = measured.gramian
         assert measured.rows is not None and gramian is not None
-        rows = measured.rows.data
+        rows = measured.rows.matrix()
         names = list(losses)
         if not self.aggregator.of_features:
             # A task without a gradient has no say, in the memory either.

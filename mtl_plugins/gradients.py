@@ -13,6 +13,9 @@ from torch.autograd.graph import GradientEdge
 from mtl_plugins.distributed import average, world_size
 from mtl_plugins.transfer import send
 
+_SLICE = 1 << 16
+"""Number of columns that fit a CPU's cache: inner products of such slices take half the time."""
+
 
 def gramian_of(rows: Tensor, averaged: bool = False) -> Tensor:
     """Return ``J Jᵀ`` on the CPU: the one time a step waits for the device.
@@ -26,35 +29,33 @@ def gramian_of(rows: Tensor, averaged: bool = False) -> Tensor:
         The Gramian ``[T, T]`` on the CPU, in single or double precision. Not finite only where
         ``rows`` is not.
     """
+    step = _SLICE if rows.device.type == "cpu" else 1 << 22
 
-    def columns(dtype: torch.dtype, width: int) -> Iterator[Tensor]:
-        return (part.to(dtype) for part in rows.split(width, dim=1))
+    def product(dtype: torch.dtype) -> Tensor:
+        total = rows.new_zeros(len(rows), len(rows), dtype=dtype)
+        for part in rows.split(step, dim=1):
+            wide = part.to(dtype)
+            total.addmm_(wide, wide.T)
+        return total
 
-    return _sum_of_products(columns, rows, averaged)
+    return _on_cpu(product, rows.dtype, averaged)
 
 
-def _sum_of_products(
-    columns: Callable[[torch.dtype, int], Iterable[Tensor]], rows: Tensor, averaged: bool
-) -> Tensor:
-    """Return ``J Jᵀ`` on the CPU, of slices of so many columns in a dtype.
+def _on_cpu(product: Callable[[torch.dtype], Tensor], dtype: torch.dtype, averaged: bool) -> Tensor:
+    """Return ``J Jᵀ`` on the CPU, computed in single precision if it fits, else in double.
 
     Args:
-        columns: Function that walks the slices.
-        rows: Tensor ``[T, ...]`` of the dtype and device of ``J``.
+        product: Function that computes it in a dtype.
+        dtype: Dtype of ``J``.
         averaged: Whether to average the result over the ranks.
     """
-
-    def product(dtype: torch.dtype, width: int) -> Tensor:
-        total = rows.new_zeros(len(rows), len(rows), dtype=dtype)
-        for part in columns(dtype, width):
-            total.addmm_(part, part.T)
-        return (average(total) if averaged else total).cpu()
-
-    # Slices that fit a CPU's cache take half the time of long ones; a GPU likes few calls.
-    width = 1 << 16 if rows.device.type == "cpu" else 1 << 22
-    gramian = product(torch.promote_types(rows.dtype, torch.float32), width)
-    # The square of a norm above 1e19 overflows single precision.
-    return gramian if gramian.isfinite().all() else product(torch.float64, 1 << 20)
+    for wide in (torch.promote_types(dtype, torch.float32), torch.float64):
+        gramian = product(wide)
+        gramian = (average(gramian) if averaged else gramian).cpu()
+        # The square of a norm above 1e19 overflows single precision.
+        if gramian.isfinite().all():
+            break
+    return gramian
 
 
 def gramian_over_ranks(rows: Tensor | TaskRows, of_features: bool, exact: bool) -> Tensor:
@@ -72,7 +73,7 @@ def gramian_over_ranks(rows: Tensor | TaskRows, of_features: bool, exact: bool) 
     if not exact:
         return gramian(averaged=True)
     if world_size() > 1:
-        average(rows.data if isinstance(rows, TaskRows) else rows)
+        average(rows.matrix() if isinstance(rows, TaskRows) else rows)
     return gramian()
 
 
@@ -82,10 +83,10 @@ def dense_strides(leaf: Tensor) -> tuple[int, ...]:
 
 
 class TaskRows:
-    """Gradients ``[T, D]`` of the tasks on some leaves, in the tensors that autograd makes.
+    """Gradients ``[T, D]`` of the tasks on some leaves.
 
-    Autograd hands a gradient over where a leaf has none, so that nothing is zeroed, added or
-    copied. The matrix exists only once it is asked for.
+    Autograd hands a gradient over where a leaf has none, and nothing is zeroed, added or copied. A
+    method that wants the matrix asks for it before the passes, which then write to it.
 
     Attributes:
         leaves: The tensors whose gradients are collected; ``D`` is the sum of their sizes.
@@ -111,20 +112,18 @@ class TaskRows:
         self.grads: list[list[Tensor | None]] = [[None] * len(leaves) for _ in range(tasks)]
         self._like = leaves[0].new_empty(0) if leaves else torch.empty(0, device=device)
         self._width = sum(leaf.numel() for leaf in leaves)
-        self._data: Tensor | None = None
+        self._matrix: Tensor | None = None
 
-    @property
-    def data(self) -> Tensor:
-        """The matrix ``[T, D]``. From now on :attr:`grads` are views of it."""
-        if self._data is None:
-            self._data = self._like.new_zeros(len(self.grads), self._width)
-            for row, grads in zip(self._data, self.grads, strict=True):
-                views = self.split(row)
-                for k, view in enumerate(views):
-                    if (grad := grads[k]) is not None:
+    def matrix(self) -> Tensor:
+        """Return the matrix ``[T, D]``, of which :attr:`grads` are views from now on."""
+        if self._matrix is None:
+            self._matrix = self._like.new_zeros(len(self.grads), self._width)
+            for t, row in enumerate(self._matrix):
+                held, self.grads[t] = self.grads[t], [*self.split(row)]
+                for view, grad in zip(self.split(row), held, strict=True):
+                    if grad is not None:
                         view.copy_(grad)
-                    grads[k] = view  # here, so that never two copies of a whole row are held
-        return self._data
+        return self._matrix
 
     @property
     def views(self) -> list[list[Tensor]]:
@@ -145,6 +144,8 @@ class TaskRows:
         )
         first.grads = [grads[:count] for grads in self.grads]
         others.grads = [grads[count:] for grads in self.grads]
+        if self._matrix is not None:
+            first._matrix, others._matrix = self._matrix.tensor_split([first._width], dim=1)
         return first, others
 
     def split(self, flat: Tensor) -> list[Tensor]:
@@ -190,34 +191,34 @@ class TaskRows:
 
     def gramian(self, averaged: bool = False) -> Tensor:
         """Return ``J Jᵀ`` on the CPU, see :func:`gramian_of`."""
-        if self._data is not None or not self.leaves:
-            return gramian_of(self.data, averaged)
-        return _sum_of_products(self._columns, self._like.expand(len(self.grads), -1), averaged)
+        if self._matrix is not None or not self.leaves:
+            return gramian_of(self.matrix(), averaged)
+        return _on_cpu(self._products, self._like.dtype, averaged)
 
-    def _columns(self, dtype: torch.dtype, width: int) -> Iterator[Tensor]:
-        """Walk slices of at most so many columns; the next one overwrites the last."""
-        width = min(width, self._width)
-        block = self._like.new_empty(len(self.grads), width, dtype=dtype)
-        nothing = block.new_zeros(width) if any(None in grads for grads in self.grads) else block
-        parts: list[list[Tensor]] = [[] for _ in self.grads]
-        used = 0
+    def _products(self, dtype: torch.dtype) -> Tensor:
+        count = len(self.grads)
+        zero = self._like.new_zeros((), dtype=dtype)
+        found = [[[zero] for _ in range(t + 1)] for t in range(count)]
+        for parts in self._slices():
+            wide = [(t, part.to(dtype)) for t, part in parts]
+            for i, (t, x) in enumerate(wide):
+                for s, y in wide[: i + 1]:
+                    found[t][s].append(torch.dot(x, y))
+        gramian = self._like.new_zeros(count, count, dtype=dtype)
+        t, s = torch.tril_indices(count, count)
+        gramian[t, s] = torch.stack([torch.stack(pair).sum() for row in found for pair in row])
+        return gramian.tril() + gramian.tril(-1).T
+
+    def _slices(self) -> Iterator[list[tuple[int, Tensor]]]:
+        """Walk slices of the gradients, each with the tasks that have one."""
         for k, leaf in enumerate(self.leaves):
-            size, start = leaf.numel(), 0
-            while start < size:
-                count = min(width - used, size - start)
-                for grads, part in zip(self.grads, parts, strict=True):
-                    grad = grads[k]
-                    part.append(
-                        nothing[:count]
-                        if grad is None
-                        else grad.as_strided((count,), (1,), grad.storage_offset() + start)
-                    )
-                start, used = start + count, used + count
-                if used == width:
-                    yield _joined(parts, block)
-                    used = 0
-        if used:
-            yield _joined(parts, block[:, :used])
+            flat = {
+                t: grad.as_strided((leaf.numel(),), (1,))
+                for t, grads in enumerate(self.grads)
+                if (grad := grads[k]) is not None
+            }
+            for start in range(0, leaf.numel(), _SLICE):
+                yield [(t, grad[start : start + _SLICE]) for t, grad in flat.items()]
 
     def combined(self, weights: Sequence[float]) -> list[Tensor]:
         """Return ``Jᵀ w`` in the shapes of the leaves; the gradients of the tasks are gone then.
@@ -225,8 +226,8 @@ class TaskRows:
         Args:
             weights: Weights ``[T]``.
         """
-        if self._data is not None or widened(self._like) is not self._like:
-            return self.split(combine(torch.tensor(weights, dtype=torch.float64), self.data))
+        if self._matrix is not None or widened(self._like) is not self._like:
+            return self.split(combine(torch.tensor(weights, dtype=torch.float64), self.matrix()))
         total: list[Tensor | None] = [None] * len(self.leaves)
         for weight, grads in zip(weights, self.grads, strict=True):
             first: list[Tensor] = []
@@ -259,14 +260,6 @@ def laid_out(grad: Tensor | None, leaf: Tensor) -> Tensor | None:
     return torch.empty_strided(leaf.shape, strides, dtype=grad.dtype, device=grad.device).copy_(
         grad
     )
-
-
-def _joined(parts: list[list[Tensor]], block: Tensor) -> Tensor:
-    """Fill a block ``[T, W]`` with the parts of each row, and forget the parts."""
-    for row, part in zip(block, parts, strict=True):
-        torch.cat(part, out=row)
-        part.clear()
-    return block
 
 
 def combine(weights: Tensor, rows: Tensor) -> Tensor:

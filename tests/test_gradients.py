@@ -59,17 +59,17 @@ def test_rows_of_a_loss_that_is_absent_are_zero():
 def test_parts_are_the_first_leaves_and_the_others():
     rows = filled(leaves())
     first, others = rows.parted(2)
-    assert (first.data.shape, others.data.shape) == ((3, 6 + 48), (3, 5))
-    assert_close(torch.cat([first.data, others.data], dim=1), rows.data)
+    assert (first.matrix().shape, others.matrix().shape) == ((3, 6 + 48), (3, 5))
+    assert_close(torch.cat([first.matrix(), others.matrix()], dim=1), rows.matrix())
 
 
 def test_matrix_is_the_rows_and_what_is_written_to_it_arrives_there():
     rows = filled(leaves())
     expected = [[grad.clone() for grad in row] for row in rows.views]
-    for row, grads in zip(rows.data, expected, strict=True):
+    for row, grads in zip(rows.matrix(), expected, strict=True):
         for view, grad in zip(rows.split(row), grads, strict=True):
             assert_close(view, grad)
-    rows.data.mul_(2.0)
+    rows.matrix().mul_(2.0)
     for views, grads in zip(rows.views, expected, strict=True):
         for view, grad in zip(views, grads, strict=True):
             assert_close(view, 2.0 * grad)
@@ -84,7 +84,7 @@ def test_gramian_and_sum_with_and_without_the_matrix(joined, dtype):
     rows.fill(list(enumerate(losses_of(params[:3]))), lambda row: None)
     exact = torch.stack([torch.cat([g.double().flatten() for g in row]) for row in rows.views])
     if joined:
-        assert rows.data.dtype == dtype
+        assert rows.matrix().dtype == dtype
     near = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}
     near_in_single = {"rtol": 1e-5, "atol": 1e-5}
     assert_close(rows.gramian().double(), exact @ exact.T, **near_in_single)
@@ -107,7 +107,7 @@ def test_gramian_of_leaves_longer_and_shorter_than_a_slice():
     rows = TaskRows(params, 2, CPU)
     rows.fill(list(enumerate(losses)), lambda row: None)
     loose = rows.gramian()
-    exact = rows.data.double()
+    exact = rows.matrix().double()
     assert_close(loose.double(), exact @ exact.T, rtol=1e-5, atol=1e-2)
 
 
@@ -147,7 +147,7 @@ def test_rows_taken_from_another_layout():
     for t in range(3):
         assert_close(new.views[t][0], old.views[t][2])
         assert_close(new.views[t][1], old.views[t][0])
-    assert not new.data[3].any()
+    assert not new.matrix()[3].any()
 
 
 def test_row_is_announced_before_its_loss_runs_back():

@@ -136,7 +136,7 @@ class Route(ABC):
     ) -> TaskRows:
         """Run each task back to the features."""
         rows = self.rows_of(cut.tensors)
-        views = [rows.split(row) for row in rows.data]  # gradients of features may share memory
+        views = [rows.split(row) for row in rows.matrix()]  # gradients of features may share memory
         turns = batch.turns()
         with self.parts.watching.passes(batch, rows) as announce:
             for i, (task, loss) in enumerate(turns):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mtl_plugins.distributed import average_grads
+from mtl_plugins.distributed import average_grads, world_size
 from mtl_plugins.gradients import laid_out
 from mtl_plugins.ownership import reach_of
 from mtl_plugins.routes.base import Parts, Route
@@ -16,7 +16,12 @@ class ParameterLevel(Route):
 
     Args:
         parts: Parts that the route works with.
+
+    Attributes:
+        needs_matrix: Whether the method needs more than the inner products.
     """
+
+    needs_matrix = False
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
@@ -75,14 +80,16 @@ class ParameterLevel(Route):
         """
         params, ownership = self.parts.params, self.parts.ownership
         before = {*self._shared, *self._doubtful}
-        self._shared, self._doubtful = ownership.shared, ownership.doubtful
-        held = self._rows
-        self._rows = self.rows_of([params[i] for i in (*self._shared, *self._doubtful)])
-        if not filled:
-            return
-        self._rows.take(held)
-        # The gradient of a parameter that was a task's own lies in .grad, and moves to its row.
-        for k, i in enumerate((*self._shared, *self._doubtful)):
-            if i not in before and (grad := params[i].grad) is not None:
-                self._rows.grads[self._by_graph[i]][k] = laid_out(grad, params[i])
-                params[i].grad = None
+        self._shared, self._doubtful = shared, doubtful = ownership.shared, ownership.doubtful
+        held, self._rows = self._rows, self.rows_of([params[i] for i in (*shared, *doubtful)])
+        if filled:
+            self._rows.take(held)
+            # The gradient of a parameter that was a task's own lies in .grad, and moves to its row.
+            for k, i in enumerate((*shared, *doubtful)):
+                if i not in before and (grad := params[i].grad) is not None:
+                    self._rows.grads[self._by_graph[i]][k] = laid_out(grad, params[i])
+                    params[i].grad = None
+        exact = self.parts.options.sync == "exact" and world_size() > 1
+        # Without the matrix, the inner products are many small calls.
+        if self.needs_matrix or exact or self.parts.device.type != "cpu":
+            self._rows.matrix()
