@@ -80,7 +80,11 @@ class ParameterLevel(Route):
         """
         params, ownership = self.parts.params, self.parts.ownership
         before = {*self._shared, *self._doubtful}
-        self._shared, self._doubtful = shared, doubtful = ownership.shared, ownership.doubtful
+        shared, doubtful = ownership.shared, ownership.doubtful
+        same = (shared, doubtful) == (self._shared, self._doubtful)
+        if filled and same and len(self._rows.grads) == len(self.parts.tasks):
+            return
+        self._shared, self._doubtful = shared, doubtful
         held, self._rows = self._rows, self.rows_of([params[i] for i in (*shared, *doubtful)])
         if filled:
             self._rows.take(held)
