@@ -125,13 +125,13 @@ def descend(method: str, start: Sequence[float], steps: int, lr: float) -> np.nd
             optimizer.zero_grad()
             backward(losses())
             optimizer.step()
-        if backward.weighting is not None and backward.weighting.needs_new_losses:
+        learner = backward.weighting
+        if learner is not None and learner.needs_new_losses:
             with torch.no_grad():
                 backward.after_step(losses())
-        if backward.weighting is not None and backward.weighting.needs_indicators:
-            if step % WINDOW == 0:
-                errors = dict(zip(TASKS, backward.last.losses.tolist(), strict=True))
-                backward.tell(errors, errors=TASKS)
+        if learner is not None and learner.needs_indicators and step % WINDOW == 0:
+            errors = dict(zip(TASKS, backward.last.losses.tolist(), strict=True))
+            backward.tell(errors, errors=TASKS)
         if step % every == 0 or step == steps:
             trajectory += x.tolist()
     return np.array(trajectory)
