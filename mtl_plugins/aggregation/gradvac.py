@@ -65,10 +65,10 @@ class GradVac(RandomAggregator):
 
 
 class GradVacByParameter(RandomMethod, Aggregator):
-    """GradVac with targets of their own for each part of what is shared (there, section 4).
+    """GradVac with targets for each part of what is shared (Wang et al. 2021, section 4).
 
     Each part of the gradients is treated by itself, as :class:`GradVac` treats the whole: each
-    parameter ("all_matrix" in the paper), each layer, or groups such as encoder and decoder. The
+    parameter ("all_matrix" in the paper), each layer ("all_layer"), or groups of layers. The
     targets are part of the checkpoint; they are dropped where other parameters are shared than
     before.
 
@@ -77,8 +77,7 @@ class GradVacByParameter(RandomMethod, Aggregator):
         by: Parts. ``"parameter"``: each parameter; ``"module"``: all parameters that a module has
             itself, such as weight and bias of a convolution; or paths of modules, such as
             ``["backbone", "neck"]``, each of which is a part with all modules inside. A parameter
-            that two of them have is the first one's; the parameters that none has are one more
-            part.
+            of two of them belongs to the first; parameters of none are one more part.
         seed: Seed of the orders; None takes the seed of the run.
     """
 
