@@ -121,7 +121,7 @@ def test_cagrad_and_mclgs():
     for step, batch in enumerate(batches(3)):
         losses = model.losses(batch, EVERYTHING)
         rows, heads = model.gradients(losses)
-        factors = 3 * mclgs_factors(rows, 60.0 - step * 60.0 / 15)
+        factors = 3 * mclgs_factors(rows, 40.0 - step * 40.0 / 10)
         model.zero_grad()
         backward(losses)
         update = CAGrad(c=0.4)(factors[:, None] * rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -113,16 +114,13 @@ class GCond(Aggregator):
         for i, task in enumerate(tasks):
             length, past = math.sqrt(max(gramian[i][i], 0.0)), self._usual.get(task, 1.0)
             self._usual[task] = self.norm_beta * past + (1.0 - self.norm_beta) * length
+        products = [list(row) for row in gramian]  # products of the v with each other
         for _ in range(2 * size):
-            products = [[dot(row, v_i) for row in gramian] for v_i in v]
-            norms = [math.sqrt(max(dot(p, v_i), 0.0)) for p, v_i in zip(products, v, strict=True)]
+            norms = [math.sqrt(max(row[i], 0.0)) for i, row in enumerate(products)]
             # The rest that rounding leaves of a gradient has no direction.
             live = [i for i, n in enumerate(norms) if n > 1e-6 * math.sqrt(max(gramian[i][i], 0.0))]
             cosines = [
-                (dot(products[i], v[j]) / norms[i] / norms[j], i, j)
-                for i in live
-                for j in live
-                if i < j
+                (products[i][j] / (norms[i] * norms[j]), i, j) for i, j in combinations(live, 2)
             ]
             cosine, i, j = min(cosines, default=(1.0, 0, 0))
             if cosine >= self.thresholds[2] - 1e-12:
@@ -139,10 +137,14 @@ class GCond(Aggregator):
             angle = self._angle(cosine)
             by_winner = cosine * norms[loser] / norms[winner] * math.sin(min(angle, math.pi / 2))
             by_loser = cosine * norms[winner] / norms[loser] * math.sin(angle)
-            v[winner], v[loser] = (
-                [w - by_loser * x for w, x in zip(v[winner], v[loser], strict=True)],
-                [x - by_winner * w for w, x in zip(v[winner], v[loser], strict=True)],
-            )
+            for rows in (v, products):  # rows of the products, and then columns
+                rows[winner], rows[loser] = (
+                    [w - by_loser * x for w, x in zip(rows[winner], rows[loser], strict=True)],
+                    [x - by_winner * w for w, x in zip(rows[winner], rows[loser], strict=True)],
+                )
+            for row in products:
+                w, x = row[winner], row[loser]
+                row[winner], row[loser] = w - by_loser * x, x - by_winner * w
         return v
 
     def _wins(self, first: int, second: int, scores: Vector) -> bool:

@@ -9,9 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtl_plugins.compare.runs import write_text
-from mtl_plugins.methods import parse_names
-
 
 @dataclass
 class Experiment:
@@ -119,6 +116,7 @@ def _detectron2(
     from mtl_plugins.d2 import add_mtl_config, merge_options
     from mtl_plugins.d2.config import tasks_of
     from mtl_plugins.d2.data import missing_data
+    from mtl_plugins.d2.overlay import lay_over
 
     for name in modules:
         import_module(name)
@@ -130,7 +128,7 @@ def _detectron2(
     except (KeyError, ValueError) as error:
         raise SystemExit(error.args[0]) from error
     for method in methods:
-        _overlays(method)
+        lay_over(cfg.clone(), method)
     if problem := missing_data(cfg):
         raise SystemExit(problem)
     tasks = tasks_of(cfg)
@@ -145,59 +143,6 @@ def _detectron2(
         tuple(modules),
         cfg=cfg,
     )
-
-
-def _overlays(method: str) -> dict[Path, dict[str, str]]:
-    """Find Detectron2's configs of the methods that a name combines, and their options by key.
-
-    Raises:
-        SystemExit: There is no such method, or two set the same part.
-    """
-    import yaml
-
-    from mtl_plugins import configs
-    from mtl_plugins.registry import suggest
-
-    folder = configs() / "detectron2" / "mtl"
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    given: dict[str, str] = {}
-    overlays = {}
-    for name, options in parse_names(method):
-        if name not in known:
-            raise SystemExit(f"--mtl: no method is called {name!r}; {suggest(name, known)}")
-        path = folder / f"{name}.yaml"
-        sections = yaml.safe_load(path.read_text())["MTL"].items()
-        parts = [part for part, value in sections if isinstance(value, Mapping)]
-        for part in parts:
-            if part in given:
-                raise SystemExit(
-                    f"--mtl: {given[part]!r} and {name!r} both set MTL.{part}, and a run has one"
-                )
-            given[part] = name
-        if options and len(parts) > 1:
-            raise SystemExit(
-                f"--mtl {name}: sets MTL.{' and MTL.'.join(parts)}, and the options could be of "
-                "either; use --cfg-options"
-            )
-        keys = {key: ".".join(["MTL", *parts, key.upper()]) for key in options}
-        overlays[path] = {keys[key]: value for key, value in options.items()}
-    return overlays
-
-
-def write_overlay(config: str, method: str, path: Path) -> str:
-    """Write a config of Detectron2 that lays methods over another; return its path."""
-    import yaml
-
-    overlays = _overlays(method)
-    cfg: dict[str, Any] = {"_BASE_": [config, *map(str, overlays)]}
-    for key, value in (item for options in overlays.values() for item in options.items()):
-        *sections, name = key.split(".")
-        place = cfg
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[name] = yaml.safe_load(value)
-    write_text(path, yaml.safe_dump(cfg, sort_keys=False))
-    return str(path)
 
 
 def _own_configs(

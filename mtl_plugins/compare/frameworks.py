@@ -105,7 +105,10 @@ class Detectron2:
         imports = [word for name in run.modules for word in ("--import", name)]
         options = [word for option in run.options for word in option.split("=", 1)]
         command = [sys.executable, "-m", module, *imports, *arguments]
-        command += ["--config-file", run.config, *options]
+        command += ["--config-file", run.config]
+        if run.method:
+            command += ["--mtl", run.method]
+        command += options
         return [*command, "SEED", str(run.seed), "OUTPUT_DIR", out]
 
 

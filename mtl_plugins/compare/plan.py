@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mtl_plugins.compare.experiments import Experiment, write_overlay
+from mtl_plugins.compare.experiments import Experiment
 from mtl_plugins.compare.runs import Run, write_text
 from mtl_plugins.registry import suggest
 
@@ -58,10 +58,6 @@ def plan(
     runs = []
     for seed in range(seeds):
         for name, (config, method, options, task) in wanted.items():
-            if experiment.framework == "detectron2" and method:
-                # Detectron2's command takes no --mtl.
-                overlay = work_dir / "configs" / f"{name}.yaml"
-                config, method = write_overlay(config, method, overlay), ""
             own = config in experiment.single.values()
             options = (*experiment.options, *options, *(more or {}).get(name, ()))
             runs.append(

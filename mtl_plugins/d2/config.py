@@ -32,8 +32,8 @@ OPTIONS = (
     "ON_NONFINITE",
     "MAX_SKIPS",
 )
-_METHODS = ("AGGREGATOR", "WEIGHTING", "REGULARIZER")
-_KEYS = (*OPTIONS, *_METHODS, "TASKS", "OPTIONAL_LOSSES", "REPRESENTATION", "LAYERS")
+METHODS = ("AGGREGATOR", "WEIGHTING", "REGULARIZER")
+_KEYS = (*OPTIONS, *METHODS, "TASKS", "OPTIONAL_LOSSES", "REPRESENTATION", "LAYERS")
 
 
 def add_mtl_config(cfg: CfgNode) -> None:
@@ -151,7 +151,7 @@ def build_multitask(
     if mtl.LAYERS:
         options["layers"] = find_module(model, mtl.LAYERS, "MTL.LAYERS")
     with naming_keys():
-        aggregator, weighting, regularizer = (_arguments(mtl, key) for key in _METHODS)
+        aggregator, weighting, regularizer = (_arguments(mtl, key) for key in METHODS)
         if aggregator is None:
             raise ValueError(
                 f"aggregator.type: no method is named; the plain sum is 'Sum'. Valid: "
@@ -206,7 +206,7 @@ def naming_keys() -> Iterator[None]:
         if found is None:
             raise
         before, key, part = found[1] or "", found[2].upper(), found[3] or ""
-        if key in _METHODS:
+        if key in METHODS:
             part = ".NAME" if part == ".type" else part.upper()
         raise type(error)(f"{before}MTL.{key}{part}{text[found.end() :]}") from error
 
@@ -235,7 +235,7 @@ def merge_options(cfg: CfgNode, options: Sequence[Any]) -> None:
             cfg.MTL.TASKS = CfgNode(dict(tasks), new_allowed=True)
         elif key.startswith("MTL.TASKS."):
             cfg.MTL.TASKS[key.removeprefix("MTL.TASKS.")] = _parsed(key, value)
-        elif problem := _unknown(cfg, key):
+        elif problem := missing_key(cfg, key):
             raise KeyError(problem)
         else:
             cfg.merge_from_list([key, value])
@@ -248,7 +248,7 @@ def _parsed(key: str, value: Any) -> Any:
         raise ValueError(f"{key}: {value!r} is no YAML") from error
 
 
-def _unknown(cfg: CfgNode, key: str) -> str | None:
+def missing_key(cfg: CfgNode, key: str) -> str | None:
     """Return how far the config knows a key that is not in it; None if the key is in it."""
     node, known = cfg, ""
     for part in key.split("."):

@@ -1,6 +1,6 @@
-"""Train or evaluate from a config, with Detectron2's own arguments and ``--import``.
+"""Train or evaluate from a config, with Detectron2's own arguments, ``--mtl`` and ``--import``.
 
-mtl-train-net --import my_data --config-file mine.yaml MTL.AGGREGATOR.NAME PCGrad
+mtl-train-net --import my_data --config-file mine.yaml --mtl pcgrad
 """
 
 import argparse
@@ -36,6 +36,7 @@ from torch import nn
 
 from mtl_plugins.d2 import MTLTrainer, add_mtl_config, launch, merge_options
 from mtl_plugins.d2.data import missing_data
+from mtl_plugins.d2.overlay import lay_over
 
 logger = logging.getLogger("detectron2.train_net")
 
@@ -98,6 +99,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = get_cfg()
     add_mtl_config(cfg)
     cfg.merge_from_file(args.config_file)
+    if getattr(args, "mtl", None):
+        lay_over(cfg, args.mtl)
     try:
         merge_options(cfg, args.opts)
     except (KeyError, ValueError) as error:
@@ -109,8 +112,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Return the parser of Detectron2's arguments, and of modules of the user's."""
+    """Return the parser of Detectron2's arguments, of methods, and of modules of the user's."""
     parser = default_argument_parser()
+    parser.add_argument(
+        "--mtl",
+        metavar="NAME",
+        help="lay configs/detectron2/mtl/NAME.yaml over the config, or several as NAME+NAME, with "
+        "options as NAME:KEY=VALUE; mtl-train --list prints the methods",
+    )
     parser.add_argument(
         "--import",
         dest="modules",

@@ -119,3 +119,97 @@ def test_by_parameter_gets_the_widths_of_the_shared_parameters():
         MultiTaskBackward(
             model.parameters(), "GradVacByParameter", level="feature", representation=trunk
         )
+
+
+class Net(torch.nn.Module):
+    """A trunk of two blocks with convolutions and norms, a scale that no block has, and heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [torch.nn.Conv1d(2, 4, 3), torch.nn.GroupNorm(2, 4), torch.nn.Conv1d(4, 3, 1)]
+        self.backbone = torch.nn.Sequential(*layers[:2])
+        self.neck = torch.nn.Sequential(layers[2])
+        self.scale = torch.nn.Parameter(torch.ones(3, 1))
+        self.heads = torch.nn.ModuleList(torch.nn.Linear(3, 2) for _ in "abc")
+
+    def forward(self, x):
+        z = (self.scale * self.neck(torch.tanh(self.backbone(x)))).mean(-1)
+        outs = (head(z) for head in self.heads)
+        return {
+            t: (out - k).square().mean() for k, (t, out) in enumerate(zip("abc", outs, strict=True))
+        }
+
+
+PARTS_OF = {
+    "parameter": lambda name: name,
+    "module": lambda name: name.rpartition(".")[0],
+    ("neck", "backbone"): lambda name: name.partition(".")[0],
+    ("backbone.0",): lambda name: name.startswith("backbone.0"),
+    ("backbone.1", "backbone"): lambda name: (
+        name.startswith("backbone"),
+        name.startswith("backbone.1"),
+    ),
+}
+
+
+@pytest.mark.parametrize("by", PARTS_OF)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_each_part_is_vaccinated_by_itself(by, mixed):
+    """Against the algorithm, in a loop over the parts; ``mixed``: in another order."""
+    torch.manual_seed(0)
+    model = Net().double()
+    named = dict(model.named_parameters())
+    shared = [name for name in named if not name.startswith("heads")]
+    if mixed:
+        shared = shared[::2] + shared[1::2]
+    own = [p for name, p in named.items() if name.startswith("heads")]
+    backward = MultiTaskBackward(
+        [named[name] for name in shared] + own,
+        {"type": "GradVacByParameter", "by": by, "beta": 0.5, "seed": 1},
+        tasks="abc",
+    )
+    backward.protect(model)
+    parts = {}
+    for name in shared:
+        parts.setdefault(str(PARTS_OF[by](name)), []).append(name)
+    assert len(parts) == {"parameter": 7, "module": 4}.get(by, 3 if len(by) == 2 else 2)
+    targets = {part: torch.zeros(3, 3, dtype=torch.float64) for part in parts}
+    twin = GradVac(seed=1)
+    for _ in range(4):
+        x = torch.randn(5, 2, 6, dtype=torch.float64)
+        losses = model(x)
+        rows = {
+            name: torch.stack(
+                [
+                    torch.autograd.grad(loss, named[name], retain_graph=True)[0].flatten()
+                    for loss in losses.values()
+                ]
+            )
+            for name in shared
+        }
+        model.zero_grad()
+        backward(losses)
+        orders = twin.orders(3)
+        for part, names in parts.items():
+            whole = torch.cat([rows[name] for name in names], dim=1)
+            expected = vaccinate(whole, orders, targets[part], 0.5)
+            found = torch.cat([named[name].grad.flatten() for name in names])
+            assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    assert any(target.abs().max() > 0.01 for target in targets.values())
+
+
+def test_parts_that_are_none():
+    for by in ("layer", [], ["neck", 1], 3):
+        with pytest.raises(ValueError, match="by: expected 'parameter', 'module' or a list of"):
+            GradVacByParameter(by=by)
+    model = Net()
+    backward = MultiTaskBackward(
+        model.parameters(), {"type": "GradVacByParameter", "by": ["backbon"]}, tasks="abc"
+    )
+    with pytest.raises(ValueError, match=r"aggregator.by: .*'backbon'; did you mean 'backbone'"):
+        backward.protect(model)
+    backward = MultiTaskBackward(
+        model.parameters(), {"type": "GradVacByParameter", "by": "module"}, tasks="abc"
+    )
+    with pytest.raises(RuntimeError, match=r"has to know the model; call .*protect\(model\)"):
+        backward(model(torch.randn(2, 2, 6)))

@@ -14,7 +14,7 @@ from mtl_plugins.compare.experiments import load
 from mtl_plugins.compare.frameworks import FRAMEWORKS
 from mtl_plugins.compare.plan import check_settings, plan
 from mtl_plugins.compare.schedule import length, stretched
-from mtl_plugins.d2 import add_mtl_config, merge_options
+from mtl_plugins.d2 import add_mtl_config, merge_options, overlay
 from mtl_plugins.d2.train_net import argument_parser
 from mtl_plugins.mm.train import lay_over, parse_args
 
@@ -46,6 +46,8 @@ def merged(command: list[str]):
     cfg = get_cfg()
     add_mtl_config(cfg)
     cfg.merge_from_file(args.config_file)
+    if args.mtl:
+        overlay.lay_over(cfg, args.mtl)
     merge_options(cfg, args.opts)
     return cfg
 

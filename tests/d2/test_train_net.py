@@ -52,23 +52,24 @@ def metrics(out: Path) -> list[dict[str, float]]:
 
 
 def test_train_resume_and_evaluate(datasets, tmp_path):
-    base = ["--config-file", SMALL, "OUTPUT_DIR", tmp_path, *TWO_STEPS]
-    method = ["MTL.AGGREGATOR.NAME", "CAGrad", "MTL.AGGREGATOR.C", "0.3"]
-    printed = train_net(datasets, *base, *method)
+    base = ["--config-file", SMALL]
+    options = ["OUTPUT_DIR", tmp_path, *TWO_STEPS]
+    method = ["--mtl", "as_published/LibMTL/gradvac"]
+    printed = train_net(datasets, *base, *method, *options)
     assert "copypaste: Task: segm" in printed
     first = metrics(tmp_path)
     assert first[0]["iteration"] == 1
     assert "mtl/gds" in first[0]
 
-    longer = [*base, *method, "SOLVER.MAX_ITER", "4"]
+    longer = [*base, *method, *options, "SOLVER.MAX_ITER", "4"]
     assert "Starting training from iteration 2" in train_net(datasets, "--resume", *longer)
     state = torch.load(tmp_path / "model_final.pth")["trainer"]
     assert state["iteration"] == 3
-    assert state["_trainer"]["mtl"]["aggregator"]["type"] == "CAGrad"
+    assert state["_trainer"]["mtl"]["aggregator"]["type"] == "GradVac"
 
     weights = ["MODEL.WEIGHTS", tmp_path / "model_final.pth"]
     nothing = ["DATASETS.TRAIN", "('not_needed',)"]
-    printed = train_net(datasets, "--eval-only", *base, *weights, *nothing)
+    printed = train_net(datasets, "--eval-only", *base, *options, *weights, *nothing)
     assert "copypaste: Task: bbox" in printed
 
 

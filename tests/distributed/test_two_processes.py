@@ -55,6 +55,12 @@ WEIGHTING_OPTIONS: dict[str, dict[str, Any]] = {
     "DWA": {"window": 1},
     "RLW": {"seed": 3},
     "FAMO": {"min_losses": -2.0},
+    "GLS": {"min_losses": -2.0},
+    "Log": {"min_losses": -2.0},
+    "STCH": {"mu": 0.5},
+    "SLAW": {},
+    "DTP": {},
+    "Achievement": {"potential": dict.fromkeys("abcd", 0.9), "min_losses": -2.0},
 }
 WEIGHTED = [
     (name, aggregator, level)
@@ -88,6 +94,9 @@ def train(name: str, level: str, batch: Tensor, **options: Any) -> dict[str, Any
             with torch.no_grad():
                 backward.after_step(losses_of(model, batch))
         step = backward.last
+        if backward.weighting is not None and backward.weighting.needs_indicators:
+            named = zip(step.tasks, step.losses.tolist(), strict=True)
+            backward.tell({task: 1.0 / (1.0 + abs(loss)) for task, loss in named})
         assert step.tasks == ("a", "b", "c")
         steps.append((step.losses, step.weights, step.gramian))
     return {"steps": steps, "parameters": [p.detach() for p in model.parameters()]}

@@ -14,9 +14,13 @@ from analysis.two_objectives import (
     draw,
     is_optimal,
     objective,
+    usable,
 )
 from hypothesis import assume, given
 from hypothesis import strategies as st
+
+from mtl_plugins.aggregation import AGGREGATORS
+from mtl_plugins.weighting import WEIGHTINGS
 
 HIGH = (STARTS[0], STARTS[2])
 x1s = st.floats(-10, 10)
@@ -98,7 +102,16 @@ def test_nash_mtl_reaches_the_pareto_set(tmp_path: Path):
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("method", ["FAMO", "GradNorm"])  # which need more than a backward pass
+# Methods that need more than a backward pass.
+@pytest.mark.parametrize("method", ["FAMO", "GradNorm", "DTP", "Achievement"])
 def test_a_weighting_learns(method: str):
-    path = descend(method, STARTS[3], steps=100, lr=0.1)
+    path = descend(method, STARTS[3], steps=150, lr=0.1)
     assert path[-1][1] < -4.0
+
+
+def test_all_methods_run_or_say_why_not(capsys: pytest.CaptureFixture[str]):
+    methods = usable([*AGGREGATORS, *WEIGHTINGS])
+    said = capsys.readouterr().out
+    left_out = {line.split(" left out")[0] for line in said.splitlines()}
+    assert left_out | set(methods) == {*AGGREGATORS, *WEIGHTINGS}
+    assert left_out == {"ConnectionStrength", "RotoGrad", "TorchJD", "Fixed"}

@@ -7,7 +7,8 @@ each for x2 <= 0. The Pareto set lies between the bottoms of the bowls, from (-7
 (7, -8.4); a run that ends within TOLERANCE of the set has reached it.
 
 A weighting runs with the aggregator Sum, on losses raised by LIFT, as does MoCo: several methods
-need positive losses, and the losses here are above -20. FAMO's authors do the same.
+need positive losses, and the losses here are above -20. FAMO's authors do the same. DTP and
+Achievement are told these losses every WINDOW steps, as the errors that a validation would find.
 """
 
 from __future__ import annotations
@@ -39,14 +40,18 @@ from matplotlib.colors import ListedColormap  # noqa: E402
 
 # Starting points of Nash-MTL (Navon 2022) and FAMO (Liu 2023).
 STARTS = ((-8.5, 7.5), (0.0, 0.0), (9.0, 9.0), (-7.5, -0.5), (9.0, -1.0))
-OPTIONS = {
-    "DWA": {"window": 100},  # there are no epochs
-    "FAMO": {"weight_decay": 0.0},  # as FAMO's authors set it for this problem
-}
 TASKS = ("first", "second")
 SIDES = (1, -1)  # one objective each
 FLOOR = 5e-6  # least argument of the logarithm, which makes the ground of a valley flat
 LIFT = 21.0
+WINDOW = 100  # steps, for methods that go by epochs
+ALONE = dict.fromkeys(TASKS, LIFT - 20.0)  # least value of a raised loss
+OPTIONS = {
+    "DWA": {"window": WINDOW},
+    "FAMO": {"weight_decay": 0.0},  # as FAMO's authors set it for this problem
+    "DTP": {"best": ALONE},
+    "Achievement": {"potential": ALONE},
+}
 PARETO_X1, PARETO_X2 = 7.0, -8.39  # the set bends from -8.35 in the middle to -8.43 at its ends
 TOLERANCE = 0.1
 KEPT = 500  # points kept of a trajectory
@@ -103,7 +108,8 @@ def descend(method: str, start: Sequence[float], steps: int, lr: float) -> np.nd
     optimizer = torch.optim.Adam([x], lr=lr, fused=True)
     cfg = {"type": method} | OPTIONS.get(method, {})
     weighting, aggregator = (None, cfg) if method in AGGREGATORS else (cfg, "Sum")
-    backward = MultiTaskBackward([x], aggregator, weighting, total_steps=steps)
+    backward = MultiTaskBackward([x], aggregator, weighting, tasks=TASKS, total_steps=steps)
+    backward.protect(torch.nn.ParameterList([x]))
     by_losses = weighting is not None or backward.aggregator.needs_losses
     lift = LIFT if by_losses else 0.0
 
@@ -113,12 +119,19 @@ def descend(method: str, start: Sequence[float], steps: int, lr: float) -> np.nd
     trajectory = x.tolist()
     every = math.ceil(steps / KEPT)
     for step in range(1, steps + 1):
-        optimizer.zero_grad()
-        backward(losses())
-        optimizer.step()
-        if backward.weighting is not None and backward.weighting.needs_new_losses:
+        if backward.in_turn:
+            backward.take_in_turn(lambda task: losses()[task], optimizer.step)
+        else:
+            optimizer.zero_grad()
+            backward(losses())
+            optimizer.step()
+        learner = backward.weighting
+        if learner is not None and learner.needs_new_losses:
             with torch.no_grad():
                 backward.after_step(losses())
+        if learner is not None and learner.needs_indicators and step % WINDOW == 0:
+            errors = dict(zip(TASKS, backward.last.losses.tolist(), strict=True))
+            backward.tell(errors, errors=TASKS)
         if step % every == 0 or step == steps:
             trajectory += x.tolist()
     return np.array(trajectory)
