@@ -23,6 +23,7 @@ from mtl_plugins.nodes import (
     is_leaf,
     variable,
 )
+from mtl_plugins.shared_layers import SharedLayers
 
 _FEW = 128
 """Elements up to which the gradient of a loss may be about losses, rather than features."""
@@ -177,6 +178,15 @@ class LossGraph:
         steps = LockStep(self._owner, roots, [*leaves, *apart], apart)
         steps.run(seeds)
         return steps.gramian, [steps.apart[id(p)] for p in apart]
+
+    def shared_layers(self, params: Collection[Tensor]) -> SharedLayers:
+        """Find the layers that several losses go through; none where a part of them is hidden.
+
+        Args:
+            params: Parameters that are trained.
+        """
+        owner = {} if self.hides_a_part else self._owner
+        return SharedLayers(owner, {root.node for root in self._roots}, params)
 
     def last_common(self, leaves: Sequence[Tensor], but: Collection[int] = ()) -> list[int]:
         """Find where losses part: the weights that every loss reaches with no others between.

@@ -14,6 +14,7 @@ from mtl_plugins.gradients import dense_strides
 from mtl_plugins.transfer import send
 
 CHUNK = 1 << 20  # columns at a time: intermediate results are small beside the jacobian
+CPU_CHUNK = 1 << 14  # they fit a CPU's cache
 
 
 class GradDrop(RandomMethod, Aggregator):
@@ -56,7 +57,8 @@ class GradDrop(RandomMethod, Aggregator):
         leaks = self._leaks(jacobian, tasks)
         # All draws at once, where the update will be: they do not depend on the chunks.
         update = _uniform(jacobian.shape[1:], self._device_generator(jacobian)).to(leaks)
-        for narrow, part in zip(jacobian.split(CHUNK, dim=1), update.split(CHUNK), strict=True):
+        chunk = CPU_CHUNK if jacobian.device.type == "cpu" else CHUNK
+        for narrow, part in zip(jacobian.split(chunk, dim=1), update.split(chunk), strict=True):
             rows = narrow.to(leaks)
             part.copy_((_shares(rows, part, leaks) * rows).sum(dim=0))
         return update.to(jacobian)
@@ -118,5 +120,7 @@ def _shares(signal: Tensor, draws: Tensor, leaks: Tensor) -> Tensor:
     """
     # P is the positive share of Σ|g|. Zero divided by zero is not above any U, and does no harm.
     purity = signal.clamp(min=0.0).sum(dim=0) / signal.abs().sum(dim=0)
-    against = torch.where(draws < purity, signal < 0.0, signal > 0.0)
-    return torch.where(against, leaks.view(-1, *[1] * draws.ndim), 1.0)
+    against = torch.where(draws < purity, -1.0, 1.0).to(signal)
+    # Arithmetic on 0 and 1, exact, is a tenth of the time of where() on the CPU.
+    against = (signal.sign() * against).clamp_(min=0.0)
+    return torch.addcmul(1.0 - against, against, leaks.view(-1, *[1] * draws.ndim))

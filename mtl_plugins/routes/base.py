@@ -138,13 +138,18 @@ class Route(ABC):
         rows = self.rows_of(cut.tensors)
         views = [rows.split(row) for row in rows.matrix()]  # gradients of features may share memory
         turns = batch.turns()
-        with self.parts.watching.passes(batch, rows) as announce:
+        layers = batch.graph.shared_layers(self.parts.params)
+        retain_to_the_end = retain_graph or layers.others is not None
+        with self.parts.watching.passes(batch, rows) as announce, layers.summing():
             for i, (task, loss) in enumerate(turns):
                 announce(task)
-                loss.backward(retain_graph=retain_graph or i + 1 < len(turns))
+                retain = retain_to_the_end or i + 1 < len(turns)
+                loss.backward(retain_graph=retain, inputs=layers.others)
                 for view, grad in zip(views[task], cut.take_grads(), strict=True):
                     if grad is not None:
                         view.copy_(grad)
+        if not retain_graph:  # otherwise no gradient of a parameter is asked for
+            layers.run_back()
         return rows
 
     def measured(self, rows: TaskRows, batch: Batch, reports: Sequence[Report]) -> Measured:

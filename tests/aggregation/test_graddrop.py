@@ -89,7 +89,7 @@ def test_leaks_belong_to_tasks_not_to_rows():
 def test_chunks_do_not_matter(monkeypatch):
     jacobian = make_jacobian("random", 4, 0).repeat(1, 9)
     expected = GradDrop(0.2, seed=0)(jacobian)
-    monkeypatch.setattr(graddrop, "CHUNK", 7)
+    monkeypatch.setattr(graddrop, "CPU_CHUNK", 7)
     assert_close(GradDrop(0.2, seed=0)(jacobian), expected)
 
 

@@ -101,7 +101,12 @@ def test_what_methods_cost_on_a_config(root: Path) -> None:
     rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.split()}
     for name in ("mgda", "mgda+feature"):
         assert len(rows[name]) == 4 and all(float(number) > 0 for number in rows[name])
-    assert re.search(r"sum of the parts +\d+\.\d+ +\d+\.\d+  \(forward \S+, heads \S+, ", printed)
+    for level, parts in (
+        ("parameter", ["forward", "heads", "7 x before them"]),
+        ("feature", ["forward", "heads to features", "their parameters", "before them"]),
+    ):
+        words = ", ".join(rf"{part} -?\d+\.\d+" for part in parts)
+        assert re.search(rf"sum of parts, {level} +\d+\.\d+ +\d+\.\d+  \({words}\)", printed)
 
 
 def test_the_paper_s_pipeline(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,11 @@ depends on the weights: --checkpoint. The table has
 * the peak of memory over two steps, above the memory before the first. On a CUDA device memory is
   what PyTorch has allocated, on the CPU the resident size of a process forked for each method.
 
-With --shared neck there is a line more, the bound at the level of the parameters: forward, and for
-each task a backward pass through the heads and one through the modules before them.
+With --shared neck there are two lines more, of what a step cannot do without. At the level of the
+parameters: forward, and for each task a backward pass through the heads and one through the modules
+before them. At that of the features: forward, for each task a pass from its loss to the features,
+once the gradients of the heads' parameters (the time of a pass of the sum through the heads, less
+that to the features), and one pass through the modules before the heads.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -66,7 +69,7 @@ def step_of(cfg: Config, work_dir: str) -> Step:
 
 
 def parts_of(cfg: Config, shared: str, work_dir: str) -> dict[str, Step]:
-    """Split a step at the level of the parameters into its parts."""
+    """Split a step into its parts."""
     runner, batch = build(cfg, work_dir)
     model: nn.Module = runner.model
     cut = Representation(find_module(model, shared, "--shared"))
@@ -83,16 +86,50 @@ def parts_of(cfg: Config, shared: str, work_dir: str) -> dict[str, Step]:
     outputs = list(cut.outputs)
     grads = [torch.randn_like(output) for output in outputs]
 
+    leaves = [feature.grad_fn.next_functions[1][0].variable for feature in cut.tensors]
+
     def heads() -> None:
         for loss in losses:
             loss.backward(retain_graph=True)
             cut.take_grads()
 
-    def before() -> None:
-        for _ in losses:
-            torch.autograd.backward(outputs, grads, retain_graph=True)
+    def to_features() -> None:
+        for loss in losses:
+            loss.backward(retain_graph=True, inputs=leaves)
+            cut.take_grads()
 
-    return {"forward": forward, "heads": heads, f"before {shared}": before}
+    def sum_back(inputs: list[torch.Tensor] | None = None) -> None:
+        sum(losses).backward(retain_graph=True, inputs=inputs)
+        cut.take_grads()
+
+    def before() -> None:
+        torch.autograd.backward(outputs, grads, retain_graph=True)
+
+    return {
+        "forward": forward,
+        "heads": heads,
+        "to features": to_features,
+        "sum": sum_back,
+        "sum to features": partial(sum_back, leaves),
+        "before": before,
+    }
+
+
+def bounds(seconds: Mapping[str, float], tasks: int) -> dict[str, dict[str, float]]:
+    """Put the parts of a step together, for each level."""
+    return {
+        "parameter": {
+            "forward": seconds["forward"],
+            "heads": seconds["heads"],
+            f"{tasks} x before them": tasks * seconds["before"],
+        },
+        "feature": {
+            "forward": seconds["forward"],
+            "heads to features": seconds["to features"],
+            "their parameters": seconds["sum"] - seconds["sum to features"],
+            "before them": seconds["before"],
+        },
+    }
 
 
 def peak_bytes(cfg: Config, work_dir: str, device: str) -> int:
@@ -154,10 +191,12 @@ def main() -> None:
         if args.shared:
             parts = parts_of(configs[BASELINE], args.shared, work_dir)
             seconds = timed({BASELINE: step_of(configs[BASELINE], work_dir), **parts})
-            total = sum(seconds[name] for name in parts)
-            words = ", ".join(f"{name} {seconds[name]:.3f}" for name in parts)
-            ratio = total / seconds[BASELINE]
-            rows.append(f"{'sum of the parts':<24} {total:9.3f} {ratio:6.2f}  ({words})")
+            tasks = len(configs[BASELINE].optim_wrapper.tasks)
+            for level, found in bounds(seconds, tasks).items():
+                total = sum(found.values())
+                words = ", ".join(f"{name} {taken:.3f}" for name, taken in found.items())
+                name, ratio = f"sum of parts, {level}", total / seconds[BASELINE]
+                rows.append(f"{name:<24} {total:9.3f} {ratio:6.2f}  ({words})")
     # Print at the end, since loading the data prints lines of its own.
     print("\n".join(rows))
 
