@@ -157,20 +157,23 @@ def _passes_on(node: Any) -> bool:
     return name in (*_TURNS, "ToCopyBackward0") or (name in _SPLITS and node._saved_dim == 0)
 
 
-def _behind(node: Node, number: int) -> tuple[Tensor | None, slice, int]:
+def _behind(node: Node, number: int) -> tuple[Tensor | None, slice | None, int]:
     """Follow an edge to a leaf.
 
     Returns:
-        The leaf, or None; its rows that come along the edge; how often they were transposed.
+        The leaf, or None; its rows that come along the edge, None if the edge has other parts of
+        it; how often they were transposed.
     """
     child, slot = node.next_functions[number]
-    rows, turns = slice(None), 0
+    rows: slice | None = slice(None)
+    turns = 0
     while child is not None and not is_leaf(child):
         name = child.name()
-        # Rows of a part, or of a matrix that is transposed before it is split, are not looked for.
-        if not _passes_on(child) or (name in (*_TURNS, *_SPLITS) and rows != slice(None)):
+        if not _passes_on(child):
             return None, rows, turns
-        if name in _SPLITS:
+        if name in (*_TURNS, *_SPLITS) and rows != slice(None):
+            rows = None  # a part of a part, or columns
+        elif name in _SPLITS:
             rows = _part(child, slot)
         turns += name in _TURNS
         child, slot = child.next_functions[0]
@@ -186,9 +189,13 @@ def _part(node: Any, slot: int) -> slice:
     return slice(sum(sizes[:slot]), sum(sizes[: slot + 1]))
 
 
-def _use(node: Any, number: int, weight: Tensor, rows: slice, turns: int) -> MatrixUse | None:
+def _use(
+    node: Any, number: int, weight: Tensor, rows: slice | None, turns: int
+) -> MatrixUse | None:
     """Tell how a node uses the rows of a weight that come along an edge; None if otherwise."""
     name = node.name()
+    if rows is None:
+        return None
     if name == "ConvolutionBackward0":
         plain = number == 1 and not turns and not node._saved_transposed
         return Convolution(node, rows) if plain and weight.ndim > 2 else None
