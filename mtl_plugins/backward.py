@@ -25,7 +25,16 @@ from mtl_plugins.losses import (
     refuse_hooks,
     scalars,
 )
-from mtl_plugins.options import Heads, Level, OnNonfinite, Options, Scale, Sync
+from mtl_plugins.options import (
+    SKETCH_ROWS,
+    Gramian,
+    Heads,
+    Level,
+    OnNonfinite,
+    Options,
+    Scale,
+    Sync,
+)
 from mtl_plugins.ownership import Ownership
 from mtl_plugins.registry import suggest
 from mtl_plugins.regularization import Penalty, Regularizer, build_regularizer
@@ -60,8 +69,8 @@ class MultiTaskBackward:
         layers: Module whose shared parameters' gradients decide, with ``level="layers"``.
         tasks: Names of all tasks; by default tasks are numbered as they appear. Needed in a
             data-parallel run where a rank's first batch may lack a task.
-        level, heads, scale, sync, low_memory, weights_every, on_nonfinite, max_skips: See
-            :class:`~mtl_plugins.options.Options`.
+        level, heads, scale, sync, low_memory, gramian, sketch_rows, weights_every, on_nonfinite,
+            max_skips: See :class:`~mtl_plugins.options.Options`.
         total_steps: Number of aggregations in the run, for a method with a schedule.
         steps_per_epoch: Number of aggregations in an epoch; None for a run that counts iterations.
 
@@ -104,6 +113,8 @@ class MultiTaskBackward:
         layers: nn.Module | None = None,
         heads: Heads = "own",
         scale: Scale = "own",
+        gramian: Gramian = "exact",
+        sketch_rows: int = SKETCH_ROWS,
     ) -> None:
         self._optimizer: torch.optim.Optimizer | None = None
         if isinstance(params, torch.optim.Optimizer):
@@ -115,7 +126,16 @@ class MultiTaskBackward:
         self.weighting = None if weighting is None else build_weighting(weighting)
         self.regularizer = None if regularizer is None else build_regularizer(regularizer)
         self.options = Options(
-            level, heads, scale, sync, low_memory, weights_every, on_nonfinite, max_skips
+            level=level,
+            heads=heads,
+            scale=scale,
+            sync=sync,
+            low_memory=low_memory,
+            gramian=gramian,
+            sketch_rows=sketch_rows,
+            weights_every=weights_every,
+            on_nonfinite=on_nonfinite,
+            max_skips=max_skips,
         )
         self.options.check(self.aggregator, representation, layers)
         if self.aggregator.takes_turns:
@@ -170,7 +190,7 @@ class MultiTaskBackward:
                 them unscaled.
             aggregate: False for all but the last of several micro-batches: the gradients of the
                 tasks add up, and are aggregated once. At the feature level every micro-batch has
-                features of its own and is aggregated by itself.
+                features of its own and is aggregated by itself; see the options for others.
             share: Weight of this call in the step: ``1 / k`` for the mean of ``k`` micro-batches.
 
         Raises:
@@ -336,13 +356,14 @@ class MultiTaskBackward:
 
         Raises:
             ValueError: The gradients of the layers are not taken: at the feature level, with
-                ``low_memory``, or by a method that takes a step for each task in turn.
+                ``low_memory`` or ``gramian="sketch"``, or by a method that takes a step for each
+                task in turn.
         """
-        for key, used in (("level", self.level != "parameter"), ("low_memory", self.low_memory)):
-            if used:
+        for key, plain in (("level", "parameter"), ("low_memory", False), ("gramian", "exact")):
+            if getattr(self.options, key) != plain:
                 raise ValueError(
                     f"{key}: conflicts of layers are counted in the gradients of the shared "
-                    f"parameters, which {key}={getattr(self, key)!r} does not keep"
+                    f"parameters, which {key}={getattr(self.options, key)!r} does not keep"
                 )
         if self.aggregator.takes_turns:
             raise ValueError(
@@ -513,6 +534,8 @@ class MultiTaskBackward:
         state: dict[str, Any] = {"tasks": list(self.tasks)}
         for part in parts:
             state |= part.state_dict()
+        if (sketched := self._routes.sketched) is not None:
+            state["sketch"] = sketched.sketcher.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -539,6 +562,8 @@ class MultiTaskBackward:
         self._chooser.load_state_dict(state)
         self._teaching.load_state_dict(state)
         self._guard.load_state_dict(state)
+        if (sketched := self._routes.sketched) is not None and "sketch" in state:
+            sketched.sketcher.load_state_dict(state["sketch"])
 
 
 def _params_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -60,6 +60,11 @@ class LossGraph:
                 self.hides_a_part |= node.name() == "CheckpointFunctionBackward"
                 stack += [child for child, _ in edges(node)]
 
+    @property
+    def nodes(self) -> Collection[Node]:
+        """All nodes."""
+        return self._owner.keys()
+
     def owners(self, leaves: Sequence[Tensor]) -> list[int]:
         """Find the only loss that reaches each leaf.
 

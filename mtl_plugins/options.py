@@ -12,8 +12,12 @@ from mtl_plugins.aggregation import Aggregator, GramianAggregator
 Level = Literal["parameter", "feature", "layers"]
 Heads = Literal["own", "weighted"]
 Scale = Literal["own", "sum", "mean"]
-Sync = Literal["exact", "gramian"]
+Sync = Literal["exact", "gramian", "sketch"]
+Gramian = Literal["exact", "sketch"]
 OnNonfinite = Literal["skip", "raise"]
+
+SKETCH_ROWS = 64
+"""Default of ``sketch_rows``."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,24 @@ class Options:
             ``"exact"``: the gradient of every task, so that the weights are those of the whole
             batch. ``"gramian"``: the ``T × T`` inner products of the gradients, and afterwards one
             gradient: ``T`` times less traffic, but each rank's inner products have the noise of its
-            own batch in them. At the feature level the choice makes no difference.
+            own batch in them. ``"sketch"``, with ``gramian="sketch"``: the sketches, which are
+            small, and whose inner products are about the gradients of the whole batch. At the
+            feature level the choice makes no difference.
         low_memory: Whether to take the Gramian without keeping the ``T`` gradients of the shared
             parameters, and then to run the weighted sum back: ``T + 1`` passes through the shared
             part instead of ``T``, and twice through the heads. Every micro-batch is aggregated by
             itself. Activation checkpointing excludes the option; with several ranks the option
             needs ``sync="gramian"``, and where a rank lacks a task no synchronised batch norm.
+        gramian: Way to the inner products of the task gradients. ``"exact"``: the gradients are
+            taken. ``"sketch"``: unbiased estimates from gradients of the activations and a few
+            random projections, see :class:`~mtl_plugins.sketch.Sketcher`, and then the weighted sum
+            is run back: about ``0.4 T + 1`` passes through the shared part instead of ``T``, and
+            twice through the heads. Every micro-batch is aggregated by itself. Activation
+            checkpointing excludes the option; with several ranks the option needs
+            ``sync="sketch"`` or ``"gramian"``.
+        sketch_rows: Number of random rows for each layer, with ``gramian="sketch"``: the error of
+            an inner product falls with the root of it, and a layer with at most so many weights an
+            output channel is taken exactly.
         weights_every: Number of steps from one choice of the weights to the next; the steps in
             between are plain ones with one backward pass. A task without a gradient at a choice
             takes the mean weight of the others until the next choice.
@@ -62,6 +78,8 @@ class Options:
     scale: Scale = "own"
     sync: Sync = "exact"
     low_memory: bool = False
+    gramian: Gramian = "exact"
+    sketch_rows: int = SKETCH_ROWS
     weights_every: int = 1
     on_nonfinite: OnNonfinite = "skip"
     max_skips: int = 20
@@ -72,17 +90,35 @@ class Options:
             ("heads", Heads),
             ("scale", Scale),
             ("sync", Sync),
+            ("gramian", Gramian),
             ("on_nonfinite", OnNonfinite),
         ):
             value = getattr(self, key)
             if value not in get_args(valid):
                 raise ValueError(f"{key}: expected one of {get_args(valid)}, got {value!r}")
-        for key in ("weights_every", "max_skips"):
+        for key in ("sketch_rows", "weights_every", "max_skips"):
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{key}: expected an integer of at least 1, got {value!r}")
         if not isinstance(self.low_memory, bool):
             raise ValueError(f"low_memory: expected True or False, got {self.low_memory!r}")
+        if self.gramian != "sketch":
+            for key, given in (
+                ("sync", self.sync == "sketch"),
+                ("sketch_rows", self.sketch_rows != SKETCH_ROWS),
+            ):
+                if given:
+                    raise ValueError(f"{key}: {getattr(self, key)!r} is for gramian='sketch'")
+        if self.gramian == "sketch" and self.low_memory:
+            raise ValueError(
+                "low_memory: is a way to the exact Gramian, and gramian='sketch' keeps no "
+                "gradients either; use one of the two"
+            )
+
+    @property
+    def weighs_each_call(self) -> bool:
+        """Whether every micro-batch is aggregated by itself, before the gradients add up."""
+        return self.low_memory or self.gramian == "sketch" or self.level == "layers"
 
     def check(
         self,
@@ -107,16 +143,21 @@ class Options:
                 raise TypeError(
                     f"{key}: expected a module, got {type(module).__name__} ({module!r})"
                 )
-        saving = {"low_memory": self.low_memory, "weights_every": self.weights_every > 1}
+        saving = {
+            "low_memory": self.low_memory,
+            "gramian='sketch'": self.gramian == "sketch",
+            "weights_every": self.weights_every > 1,
+        }
         by_weights = saving | {
             "sync='gramian'": self.sync == "gramian",
             "level='layers'": self.level == "layers",
             "heads='weighted'": self.heads == "weighted",
         }
-        if self.level == "layers" and self.low_memory:
-            raise ValueError(
-                "low_memory is for level='parameter': at the level of layers a step keeps little"
-            )
+        for key in ("low_memory", "gramian='sketch'"):
+            if self.level == "layers" and saving[key]:
+                raise ValueError(
+                    f"{key} is for level='parameter': at the level of layers a step keeps little"
+                )
         if self.heads == "weighted" and self.level == "feature":
             raise ValueError(
                 "heads: level='feature' leaves what a task has alone as it is; heads='weighted' "

@@ -201,6 +201,7 @@ def test_micro_batches_aggregate_once(name, order, trunk, x):
     "options",
     [
         dict(aggregator="MGDA", low_memory=True),
+        dict(aggregator="MGDA", gramian="sketch"),
         dict(aggregator="MGDA", weights_every=2),
         dict(aggregator="MGDA", level="feature"),
         dict(aggregator="Sum"),
@@ -451,7 +452,9 @@ def test_grad_from_before_is_no_gradient_of_a_task(name, trunk, x):
         assert_close(p.grad, grad if e is None else grad + e)
 
 
-@pytest.mark.parametrize("options", [{}, {"low_memory": True}, {"weights_every": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"low_memory": True}, {"gramian": "sketch"}, {"weights_every": 2}]
+)
 def test_parameters_that_join_the_optimizer_are_aggregated(options, trunk, x):
     """A layer that thaws, as hooks do it."""
     thawed = list(trunk.trunk[0].parameters())
@@ -567,6 +570,14 @@ class TestErrors:
             (dict(weights_every=0), "weights_every: expected an integer of at least 1, got 0"),
             (dict(weights_every=2.5), "weights_every: expected an integer of at least 1, got 2.5"),
             (dict(max_skips="20"), "max_skips: expected an integer of at least 1, got '20'"),
+            (dict(gramian="skech"), "gramian: expected one of"),
+            (dict(gramian="sketch", sketch_rows=0), "sketch_rows: expected an integer of at least"),
+            (dict(sketch_rows=16), "sketch_rows: 16 is for gramian='sketch'"),
+            (dict(sync="sketch"), "sync: 'sketch' is for gramian='sketch'"),
+            (dict(gramian="sketch", low_memory=True), "low_memory: .* use one of the two"),
+            (dict(gramian="sketch", level="feature"), "gramian='sketch' is for level='parameter'"),
+            (dict(gramian="sketch", aggregator=Signs()), "gramian='sketch' needs an aggregator"),
+            (dict(gramian="sketch", aggregator="GradVac", sync="exakt"), "sync: expected one of"),
             (dict(low_memory=True, level="feature"), "low_memory is for level='parameter'"),
             (dict(weights_every=2, level="feature"), "weights_every is for level='parameter'"),
             (dict(low_memory=True, aggregator=Signs()), "low_memory needs an aggregator that"),

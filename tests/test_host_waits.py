@@ -122,6 +122,8 @@ def test_at_the_feature_level(name, draws_elsewhere):
         ({"level": "layers", "without": "d"}, 1),  # which does not reach the layer
         ({"low_memory": True}, 1),
         ({"low_memory": True, "scale": 8.0}, 1),
+        ({"gramian": "sketch"}, 1),
+        ({"gramian": "sketch", "sketch_rows": 2, "scale": 8.0}, 1),
         ({"weights_every": STEPS}, 0),
         ({"regularizer": "CosReg"}, 2),  # in so small a graph, what is shared is read off gradients
         ({"heads": "weighted"}, 1),

@@ -149,6 +149,7 @@ def test_threshold_is_a_cosine():
     ("options", "key"),
     [
         ({"low_memory": True}, "low_memory"),
+        ({"gramian": "sketch"}, "gramian"),
         ({"level": "feature"}, "level"),
         ({"aggregator": "Sequential"}, "aggregator"),
     ],

@@ -153,6 +153,7 @@ class TestBadInput:
         [
             ({"aggregator": "GradDrop"}, "level='layers' needs an aggregator that weighs"),
             ({"low_memory": True}, "low_memory is for level='parameter'"),
+            ({"gramian": "sketch"}, "gramian='sketch' is for level='parameter'"),
         ],
     )
     def test_options_that_exclude_each_other(self, options, message, model):

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from mtl_plugins import MultiTaskBackward
 
+WAYS = [{}, {"low_memory": True}, {"gramian": "sketch"}, {"gramian": "sketch", "sketch_rows": 2}]
+
 
 @pytest.mark.parametrize(
     "name, level",
@@ -42,21 +44,23 @@ def test_skipped_by_the_optimizer(name, level, broken, trunk, x, caplog):
     assert not torch.equal(later[0], after[0])
 
 
-@pytest.mark.parametrize("low_memory", [False, True])
-def test_gradient_alone(low_memory, trunk, x, caplog):
+@pytest.mark.parametrize("options", WAYS)
+def test_gradient_alone(options, trunk, x, caplog):
     """The loss is 0, its gradient 0 · inf."""
     losses = trunk(x)
     losses["b"] = (losses["b"] * 0.0).sqrt()
-    backward = MultiTaskBackward(trunk.parameters(), "MGDA", low_memory=low_memory)
+    backward = MultiTaskBackward(trunk.parameters(), "MGDA", **options)
     backward(losses)
     assert all(p.grad is None for p in trunk.parameters())
     assert "the gradient of task 'b' is not finite" in caplog.text
 
 
-@pytest.mark.parametrize("low_memory", [False, True])
-@pytest.mark.parametrize("name", ["Sum", "PCGrad"])
-def test_first_of_two_micro_batches(name, low_memory, trunk, x):
-    backward = MultiTaskBackward(trunk.parameters(), name, low_memory=low_memory)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("Sum", {}), *(("PCGrad", options) for options in WAYS)],
+)
+def test_first_of_two_micro_batches(name, options, trunk, x):
+    backward = MultiTaskBackward(trunk.parameters(), name, **options)
     backward({k: loss * torch.nan for k, loss in trunk(x).items()}, aggregate=False)
     backward(trunk(x))
     assert all(p.grad is None for p in trunk.parameters())

@@ -104,7 +104,9 @@ class Constant(GramianAggregator):
 
 
 @pytest.mark.parametrize("funnel", [stacked, compiled], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("options", [{"low_memory": True}, {"weights_every": 2}])
+@pytest.mark.parametrize(
+    "options", [{"low_memory": True}, {"gramian": "sketch"}, {"weights_every": 2}]
+)
 def test_saving_routes(funnel, options, model, x):
     params = list(model.inner.parameters())
     backward = MultiTaskBackward(params, Constant(), **options)
@@ -177,7 +179,9 @@ def test_evidence_survives_a_restart(model, x):
     assert model.inner.heads["a"].weight.grad.any()
 
 
-@pytest.mark.parametrize("options", [{}, {"low_memory": True}, {"weights_every": 3}])
+@pytest.mark.parametrize(
+    "options", [{}, {"low_memory": True}, {"gramian": "sketch"}, {"weights_every": 3}]
+)
 @pytest.mark.parametrize("batches", [("abc", "ab", "bc", "c", "abc"), ("ab", "abc", "abc")])
 def test_heads_where_tasks_come_and_go(options, batches, model, x):
     """Also with a head whose first gradient comes while weights that were found before hold."""
@@ -191,7 +195,7 @@ def test_heads_where_tasks_come_and_go(options, batches, model, x):
         model.zero_grad()
 
 
-@pytest.mark.parametrize("options", [{}, {"low_memory": True}])
+@pytest.mark.parametrize("options", [{}, {"low_memory": True}, {"gramian": "sketch"}])
 def test_a_batch_that_is_not_finite_is_no_evidence(options, model, x):
     """Zero times NaN is NaN: every task seems to reach every head."""
     params = list(model.parameters())
@@ -202,7 +206,9 @@ def test_a_batch_that_is_not_finite_is_no_evidence(options, model, x):
     check_zeros_or(params, expected_grads(build_aggregator("MGDA"), plain(model, x), params))
 
 
-@pytest.mark.parametrize("options", [{}, {"low_memory": True}, {"sync": "gramian"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"low_memory": True}, {"gramian": "sketch"}, {"sync": "gramian"}]
+)
 def test_a_gradient_that_is_not_finite_is_noticed_before_there_is_evidence(options, model, x):
     """The loss is 0, its gradient 0 · inf; the other task would own the trunk."""
     losses = plain(model, x, "ac")
@@ -294,6 +300,7 @@ def test_monitored_gramian_is_about_the_trunk(model, x):
 
 CASES = {"exact": {}, "gramian": {"sync": "gramian"}}
 CASES["low memory"] = {"sync": "gramian", "low_memory": True}
+CASES["sketches"] = {"sync": "sketch", "gramian": "sketch"}
 TASKS_OF_RANK = ("ab", "bc")
 
 

@@ -28,6 +28,8 @@ OPTIONS = (
     "SCALE",
     "SYNC",
     "LOW_MEMORY",
+    "GRAMIAN",
+    "SKETCH_ROWS",
     "WEIGHTS_EVERY",
     "ON_NONFINITE",
     "MAX_SKIPS",
@@ -70,6 +72,8 @@ def add_mtl_config(cfg: CfgNode) -> None:
     mtl.SCALE = "own"
     mtl.SYNC = "exact"
     mtl.LOW_MEMORY = False
+    mtl.GRAMIAN = "exact"
+    mtl.SKETCH_ROWS = 64
     mtl.WEIGHTS_EVERY = 1
     mtl.ON_NONFINITE = "skip"
     mtl.MAX_SKIPS = 20

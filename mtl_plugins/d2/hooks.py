@@ -98,7 +98,9 @@ class LayerConflictHook(HookBase):
     def before_train(self) -> None:
         model = self.trainer.model
         model = model.module if isinstance(model, DistributedDataParallel) else model
-        with under("MTL.MONITOR.LAYERS", ("threshold", "aggregator", "level", "low_memory")):
+        with under(
+            "MTL.MONITOR.LAYERS", ("threshold", "aggregator", "level", "low_memory", "gramian")
+        ):
             self.conflicts = LayerConflicts(model, self.threshold)
             if self._resumed is not None:
                 self.conflicts.load_state_dict(self._resumed)

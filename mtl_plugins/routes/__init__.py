@@ -10,7 +10,8 @@ from mtl_plugins.routes.features import FeatureLevel
 from mtl_plugins.routes.layers import LayersLevel
 from mtl_plugins.routes.one_pass import OnePass
 from mtl_plugins.routes.rows import ParameterLevel
-from mtl_plugins.routes.weighted import KnownWeights, LowMemory
+from mtl_plugins.routes.sketched import Sketched
+from mtl_plugins.routes.weighted import FrugalRoute, KnownWeights, LowMemory
 
 
 class Routes:
@@ -18,13 +19,18 @@ class Routes:
 
     Args:
         parts: Parts that the routes work with.
+
+    Attributes:
+        sketched: Route with a state, random numbers; None where it is not taken.
     """
 
     def __init__(self, parts: Parts) -> None:
         self._one_pass = OnePass(parts)
         self._rows = ParameterLevel(parts)
-        self._frugal = LowMemory(parts)
-        self._known = KnownWeights(self._frugal)
+        self.sketched = Sketched(parts) if parts.options.gramian == "sketch" else None
+        low_memory = LowMemory(parts) if parts.options.low_memory else None
+        self._frugal: FrugalRoute | None = self.sketched or low_memory
+        self._known = KnownWeights(parts, self._frugal)
         cut = parts.representation
         self._features = None if cut is None else FeatureLevel(parts, cut)
         self._layers = None if parts.layers is None else LayersLevel(parts, parts.layers)
@@ -46,7 +52,7 @@ class Routes:
         if self._layers is not None:
             return self._layers
         self._rows.needs_matrix = not isinstance(chooser.aggregator, GramianAggregator)
-        return self._frugal if self._frugal.parts.options.low_memory else self._rows
+        return self._frugal or self._rows
 
 
 __all__ = ["Parts", "Route", "Routes"]

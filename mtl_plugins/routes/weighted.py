@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from mtl_plugins.distributed import average, average_grads, world_size
 from mtl_plugins.gradients import grads_set_aside
 from mtl_plugins.nodes import SEVERAL
 from mtl_plugins.ownership import reach_of
-from mtl_plugins.routes.base import Route
+from mtl_plugins.routes.base import Parts, Route
 from mtl_plugins.step import Batch, Choice, Measured
 from mtl_plugins.transfer import send
 
@@ -20,11 +22,17 @@ class WeightedPass(Route):
     def prepare(self, batch: Batch) -> None:
         """Learn from all ranks what is shared."""
         options, ownership = self.parts.options, self.parts.ownership
-        if options.low_memory and options.sync == "exact" and world_size() > 1:
-            raise ValueError(
-                "low_memory: no rank holds the gradients of the tasks, so that they cannot be "
-                "averaged; it takes sync='gramian' with several ranks"
-            )
+        if options.sync == "exact" and world_size() > 1:
+            if options.low_memory:
+                raise ValueError(
+                    "low_memory: no rank holds the gradients of the tasks, so that they cannot be "
+                    "averaged; it takes sync='gramian' with several ranks"
+                )
+            if options.gramian == "sketch":
+                raise ValueError(
+                    "gramian: with 'sketch' no rank holds the gradients of the tasks, so that they "
+                    "cannot be averaged; with several ranks it takes sync='sketch', or 'gramian'"
+                )
         if batch.report.changed:
             ownership.agree()
         by_graph = zip(self.parts.params, ownership.by_graph(), strict=True)
@@ -84,15 +92,22 @@ class WeightedPass(Route):
         return found | {i: None for i, t in owned.items() if t in lost and i not in found}
 
 
-class LowMemory(WeightedPass):
+class FrugalRoute(WeightedPass):
     """Finds the weights without keeping the gradients; every micro-batch by itself."""
+
+    @abstractmethod
+    def gramian_alone(self, batch: Batch) -> Measured:
+        """Take the Gramian without any rows."""
+
+
+class LowMemory(FrugalRoute):
+    """Takes all tasks down the graph together, and no gradient is kept."""
 
     def measure(self, batch: Batch) -> Measured | None:
         self.prepare(batch)
         return self.gramian_alone(batch)
 
     def gramian_alone(self, batch: Batch) -> Measured:
-        """Take the Gramian without any rows."""
         self.parts.watching.look(batch)
         params, ownership = self.parts.params, self.parts.ownership
         count, shared, doubtful = len(self.parts.tasks), ownership.shared, ownership.doubtful
@@ -124,17 +139,18 @@ class KnownWeights(WeightedPass):
     """Takes the weights that were found last, see ``weights_every``.
 
     Args:
-        frugal: Route that measures without keeping the gradients, with ``low_memory``.
+        parts: Parts that the route works with.
+        frugal: Route that measures in the other steps, if that keeps no gradients.
     """
 
-    def __init__(self, frugal: LowMemory) -> None:
-        super().__init__(frugal.parts)
+    def __init__(self, parts: Parts, frugal: FrugalRoute | None) -> None:
+        super().__init__(parts)
         self._frugal = frugal
 
     def measure(self, batch: Batch) -> Measured | None:
         self.prepare(batch)
         self.take_evidence(batch)
-        if self.parts.options.low_memory and self.parts.watching.wants_gramian(batch):
+        if self._frugal is not None and self.parts.watching.wants_gramian(batch):
             self.monitored = self._frugal.gramian_alone(batch)
         else:
             self.monitor(batch)

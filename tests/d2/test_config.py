@@ -145,6 +145,11 @@ def test_command_line(options, part, expected, tmp_path):
             ["MTL.LOW_MEMORY", True, "MTL.AGGREGATOR.NAME", "GradDrop"],
             "MTL.LOW_MEMORY needs an aggregator",
         ),
+        (
+            ["MTL.GRAMIAN", "sketch", "MTL.AGGREGATOR.NAME", "GradDrop"],
+            "MTL.GRAMIAN='sketch' needs an aggregator",
+        ),
+        (["MTL.SKETCH_ROWS", 16], "MTL.SKETCH_ROWS: 16 is for"),
         (["MTL.WEIGHTS_EVERY", 0], "MTL.WEIGHTS_EVERY: expected"),
         (["MTL.ON_NONFINITE", "stop"], "MTL.ON_NONFINITE: expected one of"),
     ],

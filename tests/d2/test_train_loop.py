@@ -181,6 +181,7 @@ RUNS = {
     "CosReg": ["MTL.REGULARIZER.NAME", "CosReg"],
     "CosReg, feature": ["MTL.REGULARIZER.NAME", "CosReg", *FEATURE],
     "low memory": ["MTL.AGGREGATOR.NAME", "MGDA", "MTL.LOW_MEMORY", True],
+    "sketch": ["MTL.AGGREGATOR.NAME", "MGDA", "MTL.GRAMIAN", "sketch", "MTL.SKETCH_ROWS", 16],
     "weights every 2": ["MTL.AGGREGATOR.NAME", "MGDA", "MTL.WEIGHTS_EVERY", 2],
     "bfloat16": ["MTL.AGGREGATOR.NAME", "MGDA", "SOLVER.AMP.ENABLED", True],
 }

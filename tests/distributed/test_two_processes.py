@@ -28,7 +28,10 @@ TAKE_GRADIENTS = [name for name in ORDINARY if AGGREGATORS[name].needs_gradients
 ESTIMATES = {
     "gramian": dict(sync="gramian"),
     "low memory": dict(sync="gramian", low_memory=True),
+    "sketch": dict(sync="gramian", gramian="sketch"),
 }
+# Sketches that are averaged over the ranks: few enough rows for all layers of the trunk.
+SKETCHES = dict(sync="sketch", gramian="sketch", sketch_rows=4)
 
 
 def whole_batch() -> Tensor:
@@ -182,6 +185,13 @@ def find(rank: int) -> dict[str, Any]:
         found[f"{name}, {aggregator}, {level}"] = train(
             aggregator, level, half, weighting=weighting
         )
+    found["sketches"] = train("MGDA", "parameter", half, **SKETCHES)
+    with pytest.raises(ValueError, match="gramian: with 'sketch' .* sync='sketch'"):
+        train("MGDA", "parameter", half, gramian="sketch")
+    model = new_trunk()
+    found["sketches, absent"] = grads_with(
+        model, losses_of(model, half, "abd" if rank == 1 else "abcd"), **SKETCHES
+    )
     model = new_trunk()
     found["CosReg, nothing on rank 1"] = grads_with(
         model, losses_of(model, half) if rank == 0 else {}, regularizer="CosReg"
@@ -238,6 +248,7 @@ def find(rank: int) -> dict[str, Any]:
         "exact": bytes_of_a_step("PCGrad"),
         "gramian": bytes_of_a_step("PCGrad", sync="gramian"),
         "low memory": bytes_of_a_step("PCGrad", sync="gramian", low_memory=True),
+        "sketches": bytes_of_a_step("PCGrad", **SKETCHES),
         "reused": bytes_of_a_step("PCGrad", weights_every=2),
     }
     return found
@@ -261,6 +272,15 @@ def check_same_training(key: str, expected: dict[str, Any], found: list[dict[str
 @pytest.mark.parametrize("name, level", CASES)
 def test_two_halves_are_the_whole(name, level, found):
     check_same_training(f"{name}, {level}", train(name, level, whole_batch()), found)
+
+
+def test_sketches_of_two_halves_are_those_of_the_whole(found):
+    """Linear as they are; every rank draws the same random rows, new ones in every step."""
+    expected = train("MGDA", "parameter", whole_batch(), **SKETCHES)
+    check_same_training("sketches", expected, found)
+    exact = train("MGDA", "parameter", whole_batch())
+    for (*_, sketched), (*_, gramian) in zip(expected["steps"], exact["steps"], strict=True):
+        assert not torch.allclose(sketched, gramian, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name, aggregator, level", WEIGHTED)
@@ -313,6 +333,14 @@ def test_absent_on_one_rank(case, on_rank_1, found):
     for rank in range(2):
         assert_close(found[rank][case]["grads"], expected["grads"])
         assert found[rank][case]["unused"] is None
+
+
+def test_sketches_where_a_rank_lacks_a_task(found):
+    model = new_trunk()
+    expected = grads_with(model, mean_of(*halves(model, "abd")), **SKETCHES)
+    for rank in range(2):
+        assert_close(found[rank]["sketches, absent"]["last"].gramian, expected["last"].gramian)
+        assert_close(found[rank]["sketches, absent"]["grads"], expected["grads"])
 
 
 @pytest.mark.parametrize("title", ["", ", low memory"])
@@ -397,6 +425,9 @@ def test_bytes(found):
     estimate = shared + rest + 4 * tasks**2
     assert sent["gramian"] == pytest.approx(estimate, rel=0.01)
     assert sent["low memory"] == pytest.approx(estimate, rel=0.01)
+    biases = sum(p.nbytes for p in model.trunk.parameters() if p.ndim == 1)
+    sketches = tasks * (4 * SKETCHES["sketch_rows"] * (100 + 100) + biases)
+    assert sent["sketches"] == pytest.approx(shared + rest + sketches, rel=0.01)
     assert sent["reused"] == pytest.approx(shared + rest, rel=0.01)
     assert sent["Sum"] == pytest.approx(shared + rest, rel=0.01)
 

@@ -101,6 +101,7 @@ def test_every_second_step(tmp_path):
         (dict(type="OptimWrapper"), {}, TypeError, "custom_hooks: LayerConflictHook needs"),
         (mtl(), dict(threshold=2.0), ValueError, "LayerConflictHook.threshold: expected a cosine"),
         (mtl("MGDA", low_memory=True), {}, ValueError, "optim_wrapper.low_memory: conflicts"),
+        (mtl("MGDA", gramian="sketch"), {}, ValueError, "optim_wrapper.gramian: conflicts"),
         (
             mtl("MGDA", level="feature", representation="trunk"),
             {},

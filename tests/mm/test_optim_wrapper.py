@@ -279,13 +279,15 @@ def test_nan_can_be_an_error(tmp_path, monkeypatch):
         train(tmp_path, mtl(on_nonfinite="raise"))
 
 
-@pytest.mark.parametrize("options", [dict(low_memory=True), dict(weights_every=3)])
+@pytest.mark.parametrize(
+    "options", [dict(low_memory=True), dict(gramian="sketch"), dict(weights_every=3)]
+)
 def test_options_of_the_core(options, tmp_path):
     runner = make_runner(tmp_path, mtl(**options))
     runner.train()
     plain = train(tmp_path / "plain", mtl())
     equal = torch.allclose(runner.model.trunk[0].weight, plain[0], atol=1e-6)
-    assert equal == ("low_memory" in options)
+    assert equal == ("weights_every" not in options)
 
 
 def steps_of(tmp_path, aggregator, **options):
@@ -311,6 +313,7 @@ def steps_of(tmp_path, aggregator, **options):
         ({"accumulative_counts": 3}, 2),
         ({"accumulative_counts": 4}, 2),
         ({"accumulative_counts": 3, "low_memory": True}, 6),
+        ({"accumulative_counts": 3, "gramian": "sketch"}, 6),
         ({"weights_every": 2}, 3),
     ],
 )

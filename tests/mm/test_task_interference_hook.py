@@ -95,6 +95,7 @@ FEATURE = dict(level="feature", representation="trunk")
         ("Sum", FEATURE),
         ("PCGrad", FEATURE),
         ("MGDA", dict(low_memory=True)),
+        ("MGDA", dict(gramian="sketch")),
         ("MGDA", dict(weights_every=3)),
         ("Sum", dict(weighting="GradNorm")),
         ("PCGrad", dict(regularizer="CosReg")),
@@ -123,6 +124,7 @@ def test_training_does_not_change_by_a_bit(aggregator, options, monitors, tmp_pa
         ("Sum", FEATURE),
         ("MGDA", FEATURE),
         ("MGDA", dict(low_memory=True)),
+        ("MGDA", dict(gramian="sketch")),
     ],
 )
 @pytest.mark.parametrize("monitors", [["fd"], ["gds", "fd"]], ids=str)

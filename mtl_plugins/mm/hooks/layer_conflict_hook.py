@@ -61,7 +61,7 @@ class LayerConflictHook(Hook):
             if self._resumed is not None:
                 self.conflicts.load_state_dict(self._resumed)
         assert wrapper.multitask is not None
-        with under("optim_wrapper", ("aggregator", "level", "low_memory")):
+        with under("optim_wrapper", ("aggregator", "level", "low_memory", "gramian")):
             wrapper.multitask.watch_layers(self.conflicts)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:

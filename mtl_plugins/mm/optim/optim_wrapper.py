@@ -71,8 +71,8 @@ class MTLOptimWrapper(OptimWrapper):
         optional_losses: Patterns of losses that come on some batches only, or late in the run, and
             that the first batch may lack; besides those in ``model.optional_losses``.
         **kwargs: Other options of :class:`~mtl_plugins.MultiTaskBackward` (``level``, ``heads``,
-            ``scale``, ``sync``, ``low_memory``, ``weights_every``, ``on_nonfinite``,
-            ``max_skips``), and those of MMEngine's ``OptimWrapper``.
+            ``scale``, ``sync``, ``low_memory``, ``gramian``, ``sketch_rows``, ``weights_every``,
+            ``on_nonfinite``, ``max_skips``), and those of MMEngine's ``OptimWrapper``.
 
     Attributes:
         multitask: Object of :class:`~mtl_plugins.MultiTaskBackward`; None until the model is known.
@@ -241,8 +241,7 @@ class MTLOptimWrapper(OptimWrapper):
         super().initialize_count_status(model, init_counts, max_counts)
         self.attach(model)
         assert self.multitask is not None
-        # With low_memory, or at the level of layers, every micro-batch is aggregated by itself.
-        each = self.multitask.low_memory or self.multitask.level == "layers"
+        each = self.multitask.options.weighs_each_call
         calls = 1 if each else self._accumulative_counts
         self.multitask.total_steps = math.ceil(max_counts / calls)
 
