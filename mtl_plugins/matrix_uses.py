@@ -53,6 +53,14 @@ class MatrixUse(ABC):
         """
 
     @abstractmethod
+    def mean_input(self) -> Tensor:
+        """Return the mean of what a row of the weight is multiplied by, up to its padding.
+
+        Returns:
+            The mean, in single precision or above; its shape broadcasts to that of a row.
+        """
+
+    @abstractmethod
     def sketch(self, projected: Tensor, grad: Tensor) -> Tensor:
         """Return the gradient of the weight's rows, multiplied by the random ones.
 
@@ -86,6 +94,11 @@ class Convolution(MatrixUse):
             node._saved_groups,
         )
 
+    def mean_input(self) -> Tensor:
+        x = self.node._saved_input
+        mean = _mean(x, [0, *range(2, x.ndim)]).unflatten(0, (self.node._saved_groups, -1))
+        return mean.mean(dim=0).reshape(-1, *[1] * (x.ndim - 2))
+
     def sketch(self, projected: Tensor, grad: Tensor) -> Tensor:
         ours, theirs = (
             x.flatten(2).unflatten(1, (self.node._saved_groups, -1)).flatten(0, 1)
@@ -105,6 +118,10 @@ class Product(MatrixUse):
     def project(self, directions: Tensor) -> Tensor:
         x: Tensor = getattr(self.node, self.saved)
         return x @ directions.to(x).T
+
+    def mean_input(self) -> Tensor:
+        x: Tensor = getattr(self.node, self.saved)
+        return _mean(x, list(range(x.ndim - 1)))
 
     def sketch(self, projected: Tensor, grad: Tensor) -> Tensor:
         return grad.flatten(0, -2).T @ projected.flatten(0, -2)
@@ -149,6 +166,10 @@ def matrix_uses(
 
 _TURNS = ("TBackward0", "TransposeBackward0")
 _SPLITS = ("SplitBackward0", "SplitWithSizesBackward0")
+
+
+def _mean(x: Tensor, dims: list[int]) -> Tensor:
+    return x.mean(dims, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _passes_on(node: Any) -> bool:

@@ -96,10 +96,10 @@ class Options:
             value = getattr(self, key)
             if value not in get_args(valid):
                 raise ValueError(f"{key}: expected one of {get_args(valid)}, got {value!r}")
-        for key in ("sketch_rows", "weights_every", "max_skips"):
+        for key, least in (("sketch_rows", 2), ("weights_every", 1), ("max_skips", 1)):
             value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{key}: expected an integer of at least 1, got {value!r}")
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{key}: expected an integer of at least {least}, got {value!r}")
         if not isinstance(self.low_memory, bool):
             raise ValueError(f"low_memory: expected True or False, got {self.low_memory!r}")
         if self.gramian != "sketch":

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-from mtl_plugins.distributed import gather
+from mtl_plugins.distributed import average, gather, world_size
 from mtl_plugins.draws import RandomMethod
 from mtl_plugins.graph import LossGraph
 from mtl_plugins.matrix_uses import MatrixUse, matrix_uses
@@ -35,6 +35,11 @@ class Sketcher(RandomMethod):
     gradients of the activations, and little more. All other gradients, and those of weights with
     :math:`K \le r`, are in the sketch as they are.
 
+    Behind a ReLU, and in images, inputs have a large mean, along which all gradients point. One of
+    the rows is therefore the direction :math:`q` of the mean, exactly, and the others are drawn
+    orthogonal to it: :math:`R^\top R` has the identity as its mean all the same, and the error of
+    an inner product is about half.
+
     Args:
         rows: Number ``r`` of random rows.
     """
@@ -52,6 +57,7 @@ class Sketcher(RandomMethod):
         super().load_state_dict(state)
         self._sketched = dict(state["sketched"])
 
+    @torch.no_grad()
     def take(
         self,
         graph: LossGraph,
@@ -85,10 +91,13 @@ class Sketcher(RandomMethod):
         for p in shared.values():
             dtype = torch.promote_types(dtype, p.dtype)
         data = torch.zeros(tasks, sum(leaf.width for leaf in leaves), dtype=dtype, device=device)
-        generator = torch.Generator(device).manual_seed(self.draw_seed())
+        sketched = [leaf for leaf in leaves if leaf.sketched]
+        for leaf in sketched:
+            leaf.uses = uses[id(leaf.tensor)] or ()
+        _draw(sketched, torch.Generator(device).manual_seed(self.draw_seed()))
         parts = data.split([leaf.width for leaf in leaves], dim=1)
         for leaf, columns in zip(leaves, parts, strict=True):
-            leaf.begin(columns, uses.get(id(leaf.tensor)), generator)
+            leaf.begin(columns)
         _run(graph, leaves, turns)
         return data
 
@@ -140,34 +149,38 @@ class _Leaf:
         tensor: The parameter.
         sketched: Whether its gradient is sketched.
         rows: Number of random rows.
+
+    Attributes:
+        width: Number of columns in the sketch.
+        uses: Uses as a matrix; empty where the gradient itself is needed.
+        directions: Random rows ``[r, ...]``, in the shape of rows of the parameter.
     """
 
     def __init__(self, tensor: Tensor, sketched: bool, rows: int) -> None:
-        self.tensor, self.sketched, self._rows = tensor, sketched, rows
+        self.tensor, self.sketched, self.rows = tensor, sketched, rows
         self.width = len(tensor) * rows if sketched else tensor.numel()
         self.uses: Sequence[MatrixUse] = ()
-        self._columns = self._directions = torch.empty(0)
+        self.directions = self._columns = torch.empty(0)
         self._projected: dict[MatrixUse, Tensor] = {}
 
-    def begin(
-        self, columns: Tensor, uses: Sequence[MatrixUse] | None, generator: torch.Generator
-    ) -> None:
-        """Draw the random rows, and project the inputs of the layers onto them.
+    def mean_input(self) -> Tensor:
+        """Return the sum of the mean inputs of all uses, in the shape of a row."""
+        row = self.tensor[0].detach()
+        total = torch.zeros_like(row, dtype=torch.promote_types(row.dtype, torch.float32))
+        for use in self.uses:
+            total += use.mean_input().to(total)
+        return total
+
+    def begin(self, columns: Tensor) -> None:
+        """Project the inputs of the layers onto the random rows.
 
         Args:
             columns: Columns ``[T, width]`` of the sketches.
-            uses: Uses as a matrix; None if the parameter is used otherwise.
-            generator: Generator of the step.
         """
         self._columns = columns
         if self.sketched:
-            shape = (self._rows, *self.tensor.shape[1:])
-            self._directions = torch.randn(
-                shape, generator=generator, device=generator.device
-            ) / math.sqrt(self._rows)
-            self.uses = uses or ()
-            self._columns = columns.unflatten(1, (len(self.tensor), self._rows))
-            self._projected = {use: use.project(self._directions) for use in self.uses}
+            self._columns = columns.unflatten(1, (len(self.tensor), self.rows))
+            self._projected = {use: use.project(self.directions) for use in self.uses}
 
     @property
     def is_whole(self) -> bool:
@@ -181,8 +194,30 @@ class _Leaf:
     def add_whole(self, task: int, grad: Tensor) -> None:
         """Add the gradient itself."""
         if self.sketched:
-            grad = grad.flatten(1) @ self._directions.to(grad).flatten(1).T
+            grad = grad.flatten(1) @ self.directions.to(grad).flatten(1).T
         self._columns[task] += grad.reshape(self._columns[task].shape)
+
+
+def _draw(leaves: Sequence[_Leaf], generator: torch.Generator) -> None:
+    """Draw the random rows of each leaf, the same on every rank.
+
+    Args:
+        leaves: Parameters that are sketched.
+        generator: Generator of the step.
+    """
+    means = [leaf.mean_input() for leaf in leaves]
+    if world_size() > 1 and means:  # as sketches are averaged, so have to be their rows
+        whole = average(torch.cat([mean.flatten() for mean in means]))
+        parts = whole.split([mean.numel() for mean in means])
+        means = [part.view_as(mean) for part, mean in zip(parts, means, strict=True)]
+    for leaf, mean in zip(leaves, means, strict=True):
+        first = mean.flatten() / mean.norm().clamp(min=torch.finfo(mean.dtype).tiny)
+        others = torch.randn(
+            (leaf.rows - 1, mean.numel()), generator=generator, device=generator.device
+        ).to(first)
+        others -= (others @ first)[:, None] * first
+        rows = torch.cat([first[None], others / math.sqrt(leaf.rows - 1)])
+        leaf.directions = rows.view(leaf.rows, *mean.shape)
 
 
 def _run(graph: LossGraph, leaves: Sequence[_Leaf], turns: Sequence[tuple[int, Tensor]]) -> None:

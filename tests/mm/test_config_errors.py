@@ -104,9 +104,9 @@ MISTAKES = [
         "feature level",
     ),
     (ValueError, dict(sync="exakt"), ".sync: ", "'exact'", "got 'exakt'"),
-    (ValueError, dict(sync="sketch"), ".sync: ", "gramian='sketch'"),
+    (ValueError, dict(sync="sketch"), ".sync: ", "'sketch' is for", "gramian='sketch'"),
     (ValueError, dict(gramian="sketched"), ".gramian: ", "'sketch'", "got 'sketched'"),
-    (ValueError, dict(sketch_rows=16), ".sketch_rows: ", "gramian='sketch'"),
+    (ValueError, dict(sketch_rows=16), ".sketch_rows: ", "16 is for", "gramian='sketch'"),
     (ValueError, dict(weights_every=0), ".weights_every: ", "at least 1", "got 0"),
     (
         ValueError,
