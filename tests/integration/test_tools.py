@@ -66,6 +66,17 @@ def broken(coco, tmp_path):
     return damage
 
 
+def test_task_norms_of_mask_rcnn(coco, tmp_path):
+    """The overlay registers the model, in a process that has imported nothing before."""
+    mine = tmp_path / "mine.py"
+    backbone = 'backbone=dict(norm_cfg=dict(_delete_=True, type="BN"))'
+    model = f'model = dict(type="TaskNormMaskRCNN", {backbone})'
+    mine.write_text(f'_base_ = ["{ROOT / SMALL}"]\n{model}\n')
+    method = ["--mtl", "task_norm+connection_strength", "--work-dir", str(tmp_path / "run")]
+    log = run("tools/train.py", str(mine), *method, *TWO_STEPS, coco=coco)
+    assert "Iter(train) [2/2]" in log
+
+
 def test_train_then_test(coco, tmp_path):
     work_dir = str(tmp_path / "run")
     log = run(
