@@ -39,10 +39,10 @@ def train_all(runs: Sequence[Run]) -> None:
 
 
 def _train(run: Run) -> None:
-    with (run.path / "train.log").open("w") as log:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            os.dup2(log.fileno(), stream.fileno())
+    log = (run.path / "train.log").open("w", buffering=1)
+    for number in (1, 2):
+        os.dup2(log.fileno(), number)
+    sys.stdout = sys.stderr = log
     with suppress(FileNotFoundError):  # a run that was interrupted begins anew
         (run.path / "last_checkpoint").unlink()
     # MMEngine indents the config for its log, which takes as long as many iterations here.

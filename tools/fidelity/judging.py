@@ -75,12 +75,10 @@ def judge(comparison: Comparison, claims: Sequence[Claim]) -> list[str]:
 
     Returns:
         ``"holds"``, ``"does not hold"``, or that it cannot be decided, for each claim.
-
-    Raises:
-        ValueError: The comparison has no Δm.
     """
     if comparison.delta is None:
-        raise ValueError(f"no claim can be judged: {comparison.why_no_delta}")
+        print(f"\nNo claim can be judged: {comparison.why_no_delta}")
+        return ["not decidable here"] * len(claims)
     differences = []
     for claim in claims:
         scores = [comparison.scores(name, comparison.delta) for name in claim[1:]]

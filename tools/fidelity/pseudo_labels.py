@@ -34,7 +34,7 @@ from mtl_plugins.compare.plan import BASELINE  # noqa: E402
 from mtl_plugins.compare.statistics import estimate, paired_difference  # noqa: E402
 
 CONFIG = str(Path(__file__).with_name("configs") / "bdd100k_tiny.py")
-COLUMNS = ["coco/bbox_mAP", "mIoU=seg:high"]
+COLUMNS = ["coco/bbox_mAP", "seg/mIoU"]
 METHODS = ("mclgs", "pcgrad", "mgda", "cagrad")
 CLAIMS = (
     Claim("MCLGS over the sum", "mclgs"),
@@ -67,7 +67,7 @@ def cosines(
     found: list[list[float]] = [[], []]
     for seed, checkpoint in enumerate(checkpoints):
         cfg = Config.fromfile(CONFIG)
-        cfg.optim_wrapper.tasks = Config(BY_SOURCE)
+        cfg.optim_wrapper.tasks = BY_SOURCE
         cfg.randomness = {"seed": seed}
         with TemporaryDirectory() as work_dir:
             cfg = config_for(cfg, None, work_dir)
