@@ -36,6 +36,7 @@ def config_for(cfg: Config, sampler: str | None, work_dir: str) -> Config:
     """Make a config of the plain sum, with a batch sampler around that of the config."""
     cfg = Config(cfg.to_dict())
     cfg.work_dir = work_dir
+    cfg.visualizer = {"type": "Visualizer", "name": work_dir}  # MMEngine keeps one of each name
     inner = cfg.train_dataloader.pop("batch_sampler", None)
     while inner is not None and inner["type"] in SAMPLERS.values():  # a config of STA or ISTA
         inner = inner.get("batch_sampler")

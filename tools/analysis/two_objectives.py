@@ -100,21 +100,41 @@ def is_optimal(point: Sequence[float]) -> bool:
     return math.hypot(beyond, x2 - PARETO_X2) <= TOLERANCE
 
 
-def descend(method: str, start: Sequence[float], steps: int, lr: float) -> np.ndarray:
-    """Train the coordinates with Adam, and return the trajectory, ``[at most KEPT + 2, 2]``."""
+def descend(
+    method: str,
+    start: Sequence[float],
+    steps: int,
+    lr: float,
+    scale: float = 1.0,
+    **options: float,
+) -> np.ndarray:
+    """Train the coordinates with Adam.
+
+    Args:
+        method: Name of an aggregator or a weighting.
+        start: Coordinates to start from.
+        steps: Number of steps.
+        lr: Learning rate of Adam.
+        scale: Factor of the first loss.
+        **options: Arguments of the method.
+
+    Returns:
+        Trajectory, ``[at most KEPT + 2, 2]``.
+    """
     torch.manual_seed(0)
     # The coordinates are a matrix, since GradNorm looks for a matrix.
     x = torch.nn.Parameter(torch.tensor([start], dtype=torch.float64))
     optimizer = torch.optim.Adam([x], lr=lr, fused=True)
-    cfg = {"type": method} | OPTIONS.get(method, {})
+    cfg = {"type": method} | OPTIONS.get(method, {}) | options
     weighting, aggregator = (None, cfg) if method in AGGREGATORS else (cfg, "Sum")
     backward = MultiTaskBackward([x], aggregator, weighting, tasks=TASKS, total_steps=steps)
     backward.protect(torch.nn.ParameterList([x]))
     by_losses = weighting is not None or backward.aggregator.needs_losses
     lift = LIFT if by_losses else 0.0
+    scales = x.new_tensor([scale, 1.0])
 
     def losses() -> dict[str, Tensor]:
-        return dict(zip(TASKS, Objectives.apply(x) + lift, strict=True))
+        return dict(zip(TASKS, (Objectives.apply(x) + lift) * scales, strict=True))
 
     trajectory = x.tolist()
     every = math.ceil(steps / KEPT)
@@ -143,7 +163,7 @@ def usable(names: Sequence[str]) -> list[str]:
     for name in names:
         try:
             descend(name, STARTS[0], steps=1, lr=0.0)
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, RuntimeError) as error:
             print(f"{name} left out: {str(error).split(';')[0]}")
         else:
             methods.append(name)
