@@ -95,12 +95,15 @@ class Sketcher(RandomMethod):
         sketched = [leaf for leaf in leaves if leaf.sketched]
         for leaf in sketched:
             leaf.uses = uses[id(leaf.tensor)] or ()
-        _draw(sketched, torch.Generator(device).manual_seed(self.draw_seed()))
+        _draw(sketched, self._device_generator(device))
         parts = data.split([leaf.width for leaf in leaves], dim=1)
         for leaf, columns in zip(leaves, parts, strict=True):
             leaf.begin(columns)
         _run(graph, leaves, turns)
         return data
+
+    def _device_generator(self, device: torch.device) -> torch.Generator:
+        return torch.Generator(device).manual_seed(self.draw_seed())
 
     def _refuse_hidden(
         self, graph: LossGraph, uses: Mapping[int, Sequence[MatrixUse] | None]
@@ -221,12 +224,14 @@ def _draw(leaves: Sequence[_Leaf], generator: torch.Generator) -> None:
         means = [part.view_as(mean) for part, mean in zip(parts, means, strict=True)]
     for leaf, mean in zip(leaves, means, strict=True):
         first = mean.flatten() / mean.norm().clamp(min=torch.finfo(mean.dtype).tiny)
-        others = torch.randn(
-            (leaf.rows - 1, mean.numel()), generator=generator, device=generator.device
-        ).to(first)
+        others = _normal(leaf.rows - 1, mean.numel(), generator).to(first)
         others -= (others @ first)[:, None] * first
         rows = torch.cat([first[None], others / math.sqrt(leaf.rows - 1)])
         leaf.directions = rows.view(leaf.rows, *mean.shape)
+
+
+def _normal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    return torch.randn((rows, columns), generator=generator, device=generator.device)
 
 
 def _run(graph: LossGraph, leaves: Sequence[_Leaf], turns: Sequence[tuple[int, Tensor]]) -> None:
