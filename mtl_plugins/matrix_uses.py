@@ -41,6 +41,11 @@ class MatrixUse(ABC):
         """Whether a hook packs the input: checkpointing drops it, offloading moves it."""
         return getattr(getattr(self.node, f"_raw{self.saved}"), "unpack_hook", None) is not None
 
+    @property
+    @abstractmethod
+    def is_first(self) -> bool:
+        """Whether nothing before the layer is trained: the input is no activation, or frozen."""
+
     @abstractmethod
     def project(self, directions: Tensor) -> Tensor:
         """Apply the layer with random rows in place of its own.
@@ -78,6 +83,10 @@ class Convolution(MatrixUse):
 
     saved = "_saved_input"
 
+    @property
+    def is_first(self) -> bool:
+        return self.node.next_functions[0][0] is None
+
     def project(self, directions: Tensor) -> Tensor:
         node, x = self.node, self.node._saved_input
         filters = directions.to(x)
@@ -114,6 +123,10 @@ class Product(MatrixUse):
     @property
     def saved(self) -> str:
         return _INPUTS[self.node.name()]
+
+    @property
+    def is_first(self) -> bool:
+        return self.node.next_functions[self.node.name() == "AddmmBackward0"][0] is None
 
     def project(self, directions: Tensor) -> Tensor:
         x: Tensor = getattr(self.node, self.saved)

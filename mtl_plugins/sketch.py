@@ -20,7 +20,7 @@ from mtl_plugins.nodes import edges, is_leaf, variable
 
 logger = logging.getLogger(__name__)
 
-_UNUSED, _MATRIX, _OTHER = range(3)
+_UNUSED, _MATRIX, _FIRST, _OTHER = range(4)
 """Kinds of a weight in a graph; of several, on several ranks, the last counts."""
 
 
@@ -32,8 +32,9 @@ class Sketcher(RandomMethod):
     of :math:`R` are drawn from :math:`N(0, 1/r)`, once for all tasks, so that :math:`E\langle g_i
     R^\top, g_j R^\top\rangle = \langle g_i, g_j\rangle`, as in a random projection (Johnson and
     Lindenstrauss 1984). The layer's input is projected onto :math:`R` once; a task then costs the
-    gradients of the activations, and little more. All other gradients, and those of weights with
-    :math:`K \le r`, are in the sketch as they are.
+    gradients of the activations, and little more. All other gradients are in the sketch as they
+    are, with those of weights with :math:`K \le r`, and those of the first layer: images are so
+    much alike that its gradients have few directions, of which a few random rows tell little.
 
     Behind a ReLU, and in images, inputs have a large mean, along which all gradients point. One of
     the rows is therefore the direction :math:`q` of the mean, exactly, and the others are drawn
@@ -94,12 +95,15 @@ class Sketcher(RandomMethod):
         sketched = [leaf for leaf in leaves if leaf.sketched]
         for leaf in sketched:
             leaf.uses = uses[id(leaf.tensor)] or ()
-        _draw(sketched, torch.Generator(device).manual_seed(self.draw_seed()))
+        _draw(sketched, self._device_generator(device))
         parts = data.split([leaf.width for leaf in leaves], dim=1)
         for leaf, columns in zip(leaves, parts, strict=True):
             leaf.begin(columns)
         _run(graph, leaves, turns)
         return data
+
+    def _device_generator(self, device: torch.device) -> torch.Generator:
+        return torch.Generator(device).manual_seed(self.draw_seed())
 
     def _refuse_hidden(
         self, graph: LossGraph, uses: Mapping[int, Sequence[MatrixUse] | None]
@@ -122,12 +126,11 @@ class Sketcher(RandomMethod):
         if not new:
             return
         found = [uses[id(wide[i])] for i in new]
-        kinds = [_OTHER if some is None else _MATRIX if some else _UNUSED for some in found]
+        kinds = [_kind(some) for some in found]
         for i, ranks in zip(new, gather(kinds, device), strict=True):
             if max(ranks) != _UNUSED:
                 self._sketched[i] = max(ranks) == _MATRIX
-        count = sum(self._sketched.values())
-        if self._sketched and not count:
+        if self._sketched and set(kinds) == {_OTHER} and not any(self._sketched.values()):
             raise ValueError(
                 f"gramian: 'sketch' is for convolutions and linear layers, and none of the "
                 f"{len(wide)} large weights that the tasks share is seen to be used as one: is the "
@@ -136,10 +139,19 @@ class Sketcher(RandomMethod):
         logger.info(
             "gramian='sketch': %d of %d weights with more than %d columns are sketched, "
             "the others taken exactly",
-            count,
+            sum(self._sketched.values()),
             len(wide),
             self.rows,
         )
+
+
+def _kind(uses: Sequence[MatrixUse] | None) -> int:
+    """Return the kind of a weight with these uses; None for a use that is not as a matrix."""
+    if uses is None:
+        return _OTHER
+    if any(use.is_first for use in uses):
+        return _FIRST
+    return _MATRIX if uses else _UNUSED
 
 
 class _Leaf:
@@ -212,12 +224,14 @@ def _draw(leaves: Sequence[_Leaf], generator: torch.Generator) -> None:
         means = [part.view_as(mean) for part, mean in zip(parts, means, strict=True)]
     for leaf, mean in zip(leaves, means, strict=True):
         first = mean.flatten() / mean.norm().clamp(min=torch.finfo(mean.dtype).tiny)
-        others = torch.randn(
-            (leaf.rows - 1, mean.numel()), generator=generator, device=generator.device
-        ).to(first)
+        others = _normal(leaf.rows - 1, mean.numel(), generator).to(first)
         others -= (others @ first)[:, None] * first
         rows = torch.cat([first[None], others / math.sqrt(leaf.rows - 1)])
         leaf.directions = rows.view(leaf.rows, *mean.shape)
+
+
+def _normal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    return torch.randn((rows, columns), generator=generator, device=generator.device)
 
 
 def _run(graph: LossGraph, leaves: Sequence[_Leaf], turns: Sequence[tuple[int, Tensor]]) -> None:

@@ -12,7 +12,7 @@ from pretend_device import Away, fetched, pretending, send
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from mtl_plugins import MultiTaskBackward
+from mtl_plugins import MultiTaskBackward, sketch
 from mtl_plugins.aggregation import graddrop
 from mtl_plugins.layer_conflicts import LayerConflicts
 from mtl_plugins.weighting import WEIGHTINGS
@@ -38,6 +38,9 @@ def draws_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(graddrop.GradDrop, "_device_generator", on_cpu)
     monkeypatch.setattr(graddrop, "_uniform", lambda *args: Away(real(*args)))
+    normal = sketch._normal
+    monkeypatch.setattr(sketch.Sketcher, "_device_generator", on_cpu)
+    monkeypatch.setattr(sketch, "_normal", lambda *args: Away(normal(*args)))
 
 
 def new_model() -> Trunk:
@@ -129,7 +132,7 @@ def test_at_the_feature_level(name, draws_elsewhere):
         ({"heads": "weighted"}, 1),
     ],
 )
-def test_other_ways(options, count):
+def test_other_ways(options, count, draws_elsewhere):
     found = waits_of(aggregator=method("PCGrad"), **options)
     assert len(found) == count, found
 

@@ -5,8 +5,9 @@ of 320 x 240); a task is a light head on every level of the pyramid. A step is f
 without the optimizer. Compared are
 
 * the plain sum of the losses: one ``backward()``, as a framework does without this package;
-* ours, at the level of the parameters, with ``low_memory`` and with the weights of one step kept
-  for the next three (the mean over such a cycle of four), and at the level of the features;
+* ours, at the level of the parameters, with ``low_memory``, with ``gramian="sketch"`` and with the
+  weights of one step kept for the next three (the mean over such a cycle of four), and at the level
+  of the features;
 * a loop as in LibMTL: one ``backward()`` a task into ``.grad``, copied from there to a matrix;
 * TorchJD's ``mtl_backward``, as it comes, with the tasks in parallel by ``vmap``, and at its most
   frugal, task after task and without joining the Jacobians;
@@ -165,6 +166,7 @@ METHODS: dict[str, Callable[[Model, Tensor, str], Step]] = {
     "plain sum": plain,
     "ours, parameters": ours,
     "ours, low memory": partial(ours, low_memory=True),
+    "ours, sketch": partial(ours, gramian="sketch"),
     CYCLE: ours_every,
     "ours, features": ours_on_features,
     "loop as in LibMTL": loop,
