@@ -480,7 +480,7 @@ class MultiTaskBackward:
         lengths = zip(names, measured.gramian.diagonal().sqrt().tolist(), strict=True)
         present = {name: length for name, length in lengths if length > 0.0}
         # Without the loss scale, what half precision holds would be 0 there.
-        rows = {name: widened(measured.rows[self.tasks.index(name)]) for name in present}
+        rows = {name: widened(measured.rows.matrix()[self.tasks.index(name)]) for name in present}
         if scale is not None:
             rows = {name: row / scale for name, row in rows.items()}
         if rows:

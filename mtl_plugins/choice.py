@@ -92,8 +92,9 @@ class Chooser:
         return {} if weights is None else dict(zip(names, weights.tolist(), strict=True))
 
     def _combine(self, measured: Measured, losses: Mapping[str, float], window: Window) -> Choice:
-        rows, gramian = measured.rows, measured.gramian
-        assert rows is not None and gramian is not None
+        gramian = measured.gramian
+        assert measured.rows is not None and gramian is not None
+        rows = measured.rows.matrix()
         names = list(losses)
         if not self.aggregator.of_features:
             # A task without a gradient has no say, in the memory either.

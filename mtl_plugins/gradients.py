@@ -1,10 +1,10 @@
-"""The gradient of every task, in the rows of one flat buffer."""
+"""The gradient of every task on what the tasks share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch.autograd.graph import GradientEdge
 
 from mtl_plugins.distributed import average, world_size
 from mtl_plugins.transfer import send
+
+_SLICE = 1 << 16
+"""Number of columns that fit a CPU's cache: inner products of such slices take half the time."""
 
 
 def gramian_of(rows: Tensor, averaged: bool = False) -> Tensor:
@@ -26,28 +29,36 @@ def gramian_of(rows: Tensor, averaged: bool = False) -> Tensor:
         The Gramian ``[T, T]`` on the CPU, in single or double precision. Not finite only where
         ``rows`` is not.
     """
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    # Slices that fit a CPU's cache take half the time of the whole; a GPU likes few calls.
-    step = 1 << 16 if rows.device.type == "cpu" else max(rows.shape[1], 1)
-    gramian = _sum_of_products(rows, wide, step)
-    gramian = (average(gramian) if averaged else gramian).cpu()
-    if gramian.isfinite().all():
-        return gramian
-    # The square of a norm above 1e19 overflows single precision. Sliced, to copy little at a time.
-    exact = _sum_of_products(rows, torch.float64, 1 << 20)
-    return (average(exact) if averaged else exact).cpu()
+    step = _SLICE if rows.device.type == "cpu" else 1 << 22
+
+    def product(dtype: torch.dtype) -> Tensor:
+        total = rows.new_zeros(len(rows), len(rows), dtype=dtype)
+        for part in rows.split(step, dim=1):
+            wide = part.to(dtype)
+            total.addmm_(wide, wide.T)
+        return total
+
+    return _on_cpu(product, rows.dtype, averaged)
 
 
-def _sum_of_products(rows: Tensor, dtype: torch.dtype, step: int) -> Tensor:
-    """Return ``J Jᵀ``, accumulated in a dtype over slices of so many columns."""
-    total = rows.new_zeros(len(rows), len(rows), dtype=dtype)
-    for columns in rows.split(step, dim=1):
-        columns = columns.to(dtype)
-        total.addmm_(columns, columns.T)
-    return total
+def _on_cpu(product: Callable[[torch.dtype], Tensor], dtype: torch.dtype, averaged: bool) -> Tensor:
+    """Return ``J Jᵀ`` on the CPU, computed in single precision if it fits, else in double.
+
+    Args:
+        product: Function that computes it in a dtype.
+        dtype: Dtype of ``J``.
+        averaged: Whether to average the result over the ranks.
+    """
+    for wide in (torch.promote_types(dtype, torch.float32), torch.float64):
+        gramian = product(wide)
+        gramian = (average(gramian) if averaged else gramian).cpu()
+        # The square of a norm above 1e19 overflows single precision.
+        if gramian.isfinite().all():
+            break
+    return gramian
 
 
-def gramian_over_ranks(rows: Tensor, of_features: bool, exact: bool) -> Tensor:
+def gramian_over_ranks(rows: Tensor | TaskRows, of_features: bool, exact: bool) -> Tensor:
     """Return ``J Jᵀ`` of the gradients of all ranks, see :func:`gramian_of`.
 
     Args:
@@ -56,9 +67,14 @@ def gramian_over_ranks(rows: Tensor, of_features: bool, exact: bool) -> Tensor:
         exact: Whether parameters' gradients are averaged, which leaves the averages in the rows,
             or only their inner products.
     """
+    gramian = rows.gramian if isinstance(rows, TaskRows) else partial(gramian_of, rows)
     if of_features:  # each rank's loss is its share of the mean loss
-        return gramian_of(rows, averaged=True) / world_size()
-    return gramian_of(average(rows)) if exact else gramian_of(rows, averaged=True)
+        return gramian(averaged=True) / world_size()
+    if not exact:
+        return gramian(averaged=True)
+    if world_size() > 1:
+        average(rows.matrix() if isinstance(rows, TaskRows) else rows)
+    return gramian()
 
 
 def dense_strides(leaf: Tensor) -> tuple[int, ...]:
@@ -67,70 +83,86 @@ def dense_strides(leaf: Tensor) -> tuple[int, ...]:
 
 
 class TaskRows:
-    """A ``[T, D]`` buffer whose row t collects the gradients of task t.
+    """Gradients ``[T, D]`` of the tasks on some leaves.
 
-    While a row is bound, the ``.grad`` of each leaf is a view into it, so that autograd writes
-    the gradient where it is needed and nothing is copied. The buffer is reused from step to step.
+    Autograd hands a gradient over where a leaf has none, and nothing is zeroed, added or copied. A
+    method that wants the matrix asks for it before the passes, which then write to it.
 
     Attributes:
         leaves: The tensors whose gradients are collected; ``D`` is the sum of their sizes.
-        data: The buffer, ``[T, D]``.
-        views: Row of each task, in the shapes of the leaves.
+        grads: For each task its gradient of each leaf; None where the task does not reach the leaf.
 
     Args:
-        device: Device of the buffer while there are no leaves.
+        leaves: See above.
+        tasks: Number ``T`` of the tasks.
+        device: Device of the matrix if there are no leaves.
+
+    Raises:
+        TypeError: The leaves differ in dtype or device.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.leaves: list[Tensor] = []
-        self.data = torch.empty(0, 0, device=device)
-        self.views: list[tuple[Tensor, ...]] = []
-
-    def arrange(self, leaves: Sequence[Tensor], tasks: int) -> None:
-        """Make room for the gradients of ``tasks`` tasks on ``leaves``; all rows become zero.
-
-        Raises:
-            TypeError: The leaves differ in dtype or device.
-        """
+    def __init__(self, leaves: Sequence[Tensor], tasks: int, device: torch.device) -> None:
         kinds = {(leaf.dtype, leaf.device) for leaf in leaves}
         if len(kinds) > 1:
             raise TypeError(
                 "parameters that several tasks share must have one dtype and one device to be "
                 f"aggregated, found {sorted(map(str, kinds))}"
             )
-        same = len(leaves) == len(self.leaves) and all(
-            a is b for a, b in zip(leaves, self.leaves, strict=True)
-        )
-        if same and len(self.data) == tasks:
-            self.data.zero_()
-            return
         self.leaves = list(leaves)
-        width = sum(leaf.numel() for leaf in leaves)
-        # Free the old buffer before the new one is allocated.
-        self.views, self.data = [], self.data.new_empty(0, 0)
-        self.data = (leaves[0] if leaves else self.data).new_zeros(tasks, width)
-        self.views = [self.split(row) for row in self.data]
+        self.grads: list[list[Tensor | None]] = [[None] * len(leaves) for _ in range(tasks)]
+        self._like = leaves[0].new_empty(0) if leaves else torch.empty(0, device=device)
+        self._width = sum(leaf.numel() for leaf in leaves)
+        self._matrix: Tensor | None = None
 
-    def first(self, count: int) -> Tensor:
-        """Return ``[T, D']``, the columns of the first ``count`` leaves."""
-        return self.data[:, : sum(leaf.numel() for leaf in self.leaves[:count])]
+    def matrix(self) -> Tensor:
+        """Return the matrix ``[T, D]``, of which :attr:`grads` are views from now on."""
+        if self._matrix is None:
+            self._matrix = self._like.new_zeros(len(self.grads), self._width)
+            for t, row in enumerate(self._matrix):
+                held, self.grads[t] = self.grads[t], [*self.split(row)]
+                for view, grad in zip(self.split(row), held, strict=True):
+                    if grad is not None:
+                        view.copy_(grad)
+        return self._matrix
 
-    def split(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """View a ``[D']`` tensor in the shapes and the memory format of the first leaves."""
-        ends = accumulate(leaf.numel() for leaf in self.leaves)
-        return tuple(
-            flat[end - leaf.numel() : end].as_strided(leaf.shape, dense_strides(leaf))
-            for leaf, end in zip(self.leaves, ends, strict=True)
-            if end <= len(flat)
+    @property
+    def views(self) -> list[list[Tensor]]:
+        """Gradient of each leaf for each task, zero where the task does not reach the leaf."""
+        return [
+            [
+                torch.zeros_like(leaf) if grad is None else grad
+                for leaf, grad in zip(self.leaves, grads, strict=True)
+            ]
+            for grads in self.grads
+        ]
+
+    def parted(self, count: int) -> tuple[TaskRows, TaskRows]:
+        """Return the gradients of the first leaves and those of the others."""
+        first, others = (
+            TaskRows(leaves, 0, self._like.device)
+            for leaves in (self.leaves[:count], self.leaves[count:])
         )
+        first.grads = [grads[:count] for grads in self.grads]
+        others.grads = [grads[count:] for grads in self.grads]
+        if self._matrix is not None:
+            first._matrix, others._matrix = self._matrix.tensor_split([first._width], dim=1)
+        return first, others
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """View a ``[D]`` tensor in the shapes and the memory format of the leaves."""
+        parts = flat.split([leaf.numel() for leaf in self.leaves])
+        return [
+            part.as_strided(leaf.shape, dense_strides(leaf))
+            for part, leaf in zip(parts, self.leaves, strict=True)
+        ]
 
     def take(self, other: TaskRows) -> None:
-        """Add the rows of a buffer that holds some of the same leaves, for the first tasks."""
+        """Take over the gradients of the same leaves and the first tasks."""
         position = {id(leaf): i for i, leaf in enumerate(self.leaves)}
-        for mine, theirs in zip(self.views, other.views, strict=False):
-            for leaf, view in zip(other.leaves, theirs, strict=True):
+        for mine, theirs in zip(self.grads, other.grads, strict=False):
+            for leaf, grad in zip(other.leaves, theirs, strict=True):
                 if id(leaf) in position:
-                    mine[position[id(leaf)]].add_(view)
+                    mine[position[id(leaf)]] = grad
 
     def fill(
         self,
@@ -138,33 +170,96 @@ class TaskRows:
         announce: Callable[[int], None],
         retain_graph: bool = False,
     ) -> None:
-        """Run each loss back into its row.
+        """Run each loss back, and add its gradient to its row.
 
         Args:
             turns: Row and loss of each pass.
             announce: Function called with the row before each pass.
             retain_graph: Whether the graph stays usable.
         """
-        with self._bound() as bind:
+        before = [leaf.grad for leaf in self.leaves]
+        try:
             for i, (row, loss) in enumerate(turns):
-                bind(row)
+                for leaf, grad in zip(self.leaves, self.grads[row], strict=True):
+                    leaf.grad = grad
                 announce(row)
                 loss.backward(retain_graph=retain_graph or i + 1 < len(turns))
-
-    @contextmanager
-    def _bound(self) -> Iterator[Callable[[int], None]]:
-        """Give a function that binds a row; afterwards every ``.grad`` is what it was before."""
-        before = [leaf.grad for leaf in self.leaves]
-
-        def bind(row: int) -> None:
-            for leaf, view in zip(self.leaves, self.views[row], strict=True):
-                leaf.grad = view
-
-        try:
-            yield bind
+                self.grads[row] = [laid_out(leaf.grad, leaf) for leaf in self.leaves]
         finally:
             for leaf, grad in zip(self.leaves, before, strict=True):
                 leaf.grad = grad
+
+    def gramian(self, averaged: bool = False) -> Tensor:
+        """Return ``J Jᵀ`` on the CPU, see :func:`gramian_of`."""
+        if self._matrix is not None or not self.leaves:
+            return gramian_of(self.matrix(), averaged)
+        return _on_cpu(self._products, self._like.dtype, averaged)
+
+    def _products(self, dtype: torch.dtype) -> Tensor:
+        count = len(self.grads)
+        zero = self._like.new_zeros((), dtype=dtype)
+        found = [[[zero] for _ in range(t + 1)] for t in range(count)]
+        for parts in self._slices():
+            wide = [(t, part.to(dtype)) for t, part in parts]
+            for i, (t, x) in enumerate(wide):
+                for s, y in wide[: i + 1]:
+                    found[t][s].append(torch.dot(x, y))
+        gramian = self._like.new_zeros(count, count, dtype=dtype)
+        t, s = torch.tril_indices(count, count)
+        gramian[t, s] = torch.stack([torch.stack(pair).sum() for row in found for pair in row])
+        return gramian.tril() + gramian.tril(-1).T
+
+    def _slices(self) -> Iterator[list[tuple[int, Tensor]]]:
+        """Walk slices of the gradients, each with the tasks that have one."""
+        for k, leaf in enumerate(self.leaves):
+            flat = {
+                t: grad.as_strided((leaf.numel(),), (1,))
+                for t, grads in enumerate(self.grads)
+                if (grad := grads[k]) is not None
+            }
+            for start in range(0, leaf.numel(), _SLICE):
+                yield [(t, grad[start : start + _SLICE]) for t, grad in flat.items()]
+
+    def combined(self, weights: Sequence[float]) -> list[Tensor]:
+        """Return ``Jᵀ w`` in the shapes of the leaves; the gradients of the tasks are gone then.
+
+        Args:
+            weights: Weights ``[T]``.
+        """
+        if self._matrix is not None or widened(self._like) is not self._like:
+            return self.split(combine(torch.tensor(weights, dtype=torch.float64), self.matrix()))
+        total: list[Tensor | None] = [None] * len(self.leaves)
+        for weight, grads in zip(weights, self.grads, strict=True):
+            first: list[Tensor] = []
+            more: list[tuple[Tensor, Tensor]] = []
+            for k, grad in enumerate(grads):
+                if grad is not None and (before := total[k]) is not None:
+                    more.append((before, grad))
+                elif grad is not None:
+                    first.append(grad)
+                    total[k] = grad
+            if first:
+                torch._foreach_mul_(first, weight)
+            if more:
+                torch._foreach_add_(*map(list, zip(*more, strict=True)), alpha=weight)
+        self.grads = []
+        return [
+            torch.zeros_like(leaf) if grad is None else grad
+            for leaf, grad in zip(self.leaves, total, strict=True)
+        ]
+
+
+def laid_out(grad: Tensor | None, leaf: Tensor) -> Tensor | None:
+    """Return a gradient in the memory format of its leaf; a sparse one becomes dense."""
+    if grad is None:
+        return None
+    grad = grad.to_dense() if grad.is_sparse else grad
+    strides = dense_strides(leaf)
+    if grad.stride() == strides:
+        return grad
+    return torch.empty_strided(leaf.shape, strides, dtype=grad.dtype, device=grad.device).copy_(
+        grad
+    )
 
 
 def combine(weights: Tensor, rows: Tensor) -> Tensor:

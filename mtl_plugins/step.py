@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtl_plugins.distributed import world_size
+from mtl_plugins.gradients import TaskRows
 from mtl_plugins.graph import LossGraph
 from mtl_plugins.report import Report
 from mtl_plugins.transfer import HostCopy
@@ -100,7 +101,7 @@ class Measured:
     Attributes:
         reports: Losses of the calls that were measured.
         gramian: Gramian ``[n, n]`` of the tasks of ``reports``, unscaled; None if not computed.
-        rows: Gradients ``[T, D]`` of all tasks, scaled; None if there are none.
+        rows: Gradients of all tasks, scaled; None if there are none.
         features: Features that the rows are gradients of; empty for parameters.
         parameters: Parameters that the rows are gradients of; empty for features.
         shared: Whether the tasks share anything.
@@ -109,7 +110,7 @@ class Measured:
 
     reports: Sequence[Report]
     gramian: Tensor | None = None
-    rows: Tensor | None = None
+    rows: TaskRows | None = None
     features: Sequence[Tensor] = ()
     parameters: Sequence[Tensor] = ()
     shared: bool = True

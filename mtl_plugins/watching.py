@@ -56,10 +56,10 @@ class Watching:
         """Tell whether the Gramian of this call is wanted."""
         return (self.monitor or self.monitor_layers) and batch.aggregate
 
-    def count_conflicts(self, batch: Batch, leaves: Sequence[Tensor], rows: Tensor) -> None:
-        """Count the conflicts of each layer in gradients ``[T, D]`` of the shared parameters."""
+    def count_conflicts(self, batch: Batch, rows: TaskRows) -> None:
+        """Count the conflicts of each layer in gradients of the shared parameters."""
         if self.layers is not None and self.monitor_layers and batch.aggregate:
-            self.layers.add(leaves, rows, averaged=self._exact)
+            self.layers.add(rows.leaves, rows.matrix(), averaged=self._exact)
 
     def _wants_features(self, batch: Batch) -> bool:
         return self.monitor_features and batch.aggregate
@@ -79,7 +79,7 @@ class Watching:
             yield lambda task: None
         elif self._representation is not None:
             yield lambda task: None
-            self._keep(rows.data)
+            self._keep(rows.matrix())
         else:
             self._features()
             assert self._watch is not None

@@ -26,8 +26,7 @@ def losses_of(params: list[nn.Parameter]) -> list[torch.Tensor]:
 
 
 def filled(params: list[nn.Parameter]) -> TaskRows:
-    rows = TaskRows(CPU)
-    rows.arrange(params, 3)
+    rows = TaskRows(params, 3, CPU)
     rows.fill(list(enumerate(losses_of(params))), lambda row: None)
     return rows
 
@@ -57,37 +56,106 @@ def test_rows_of_a_loss_that_is_absent_are_zero():
         assert_close(part.view_as(p), torch.zeros_like(p) if grad is None else grad)
 
 
-def test_first_leaves_are_the_first_columns():
+def test_parts_are_the_first_leaves_and_the_others():
+    rows = filled(leaves())
+    first, others = rows.parted(2)
+    assert (first.matrix().shape, others.matrix().shape) == ((3, 6 + 48), (3, 5))
+    assert_close(torch.cat([first.matrix(), others.matrix()], dim=1), rows.matrix())
+
+
+def test_matrix_is_the_rows_and_what_is_written_to_it_arrives_there():
+    rows = filled(leaves())
+    expected = [[grad.clone() for grad in row] for row in rows.views]
+    for row, grads in zip(rows.matrix(), expected, strict=True):
+        for view, grad in zip(rows.split(row), grads, strict=True):
+            assert_close(view, grad)
+    rows.matrix().mul_(2.0)
+    for views, grads in zip(rows.views, expected, strict=True):
+        for view, grad in zip(views, grads, strict=True):
+            assert_close(view, 2.0 * grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("joined", [False, True])
+def test_gramian_and_sum_with_and_without_the_matrix(joined, dtype):
+    """One leaf is reached by one task, one by none, and one has another memory format."""
+    params = [nn.Parameter(p.to(dtype)) for p in [*leaves(), torch.ones(4)]]
+    rows = TaskRows(params, 3, CPU)
+    rows.fill(list(enumerate(losses_of(params[:3]))), lambda row: None)
+    exact = torch.stack([torch.cat([g.double().flatten() for g in row]) for row in rows.views])
+    if joined:
+        assert rows.matrix().dtype == dtype
+    near = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}
+    near_in_single = {"rtol": 1e-5, "atol": 1e-5}
+    assert_close(rows.gramian().double(), exact @ exact.T, **near_in_single)
+    weights = [0.5, -2.0, 3.0]
+    expected = torch.tensor(weights, dtype=torch.float64) @ exact
+    found = rows.combined(weights)
+    for p, grad in zip(params, found, strict=True):
+        assert (grad.dtype, grad.shape, grad.stride()) == (p.dtype, p.shape, p.stride())
+    assert_close(torch.cat([g.double().flatten() for g in found]), expected, **near)
+
+
+def test_gramian_of_leaves_longer_and_shorter_than_a_slice():
+    torch.manual_seed(0)
+    params = [nn.Parameter(torch.randn(n)) for n in (70_000, 3, 65_536, 140_000, 1)]
+    scales = [torch.randn(p.shape) for p in params]
+    losses = [
+        sum((p * s).sum() for p, s in zip(params, scales, strict=True)),
+        sum(p.square().sum() for p in params[1:]),
+    ]
+    rows = TaskRows(params, 2, CPU)
+    rows.fill(list(enumerate(losses)), lambda row: None)
+    loose = rows.gramian()
+    exact = rows.matrix().double()
+    assert_close(loose.double(), exact @ exact.T, rtol=1e-5, atol=1e-2)
+
+
+def test_gradients_of_micro_batches_add_up():
     params = leaves()
-    rows = filled(params)
-    some = rows.first(2)
-    assert some.shape == (3, 6 + 48)
-    for view, p, whole in zip(rows.split(some[0]), params, rows.views[0], strict=False):
-        assert view.shape == p.shape
-        assert_close(view, whole)
+    once, twice = filled(params), filled(params)
+    twice.fill(list(enumerate(losses_of(params))), lambda row: None)
+    for row, rows in zip(once.views, twice.views, strict=True):
+        for grad, added in zip(row, rows, strict=True):
+            assert_close(2.0 * grad, added)
+
+
+def test_gradient_that_two_leaves_get_in_one_tensor():
+    """The gradient of a sum is one tensor for both terms, and is scaled in place later on."""
+    a, b = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+    rows = TaskRows([a, b], 2, CPU)
+    grads = torch.tensor([1.0, 2.0, 3.0])
+    rows.fill([(0, ((a + b) * grads).sum()), (1, (a + b).sum())], lambda row: None)
+    found = rows.combined([3.0, 1.0])
+    assert found[0].tolist() == found[1].tolist() == [4.0, 7.0, 10.0]
+
+
+def test_sparse_gradient():
+    table = nn.Embedding(5, 2, sparse=True)
+    rows = TaskRows([table.weight], 2, CPU)
+    picked = torch.tensor([1, 3, 3])
+    rows.fill([(0, table(picked).sum()), (1, table(picked[:1]).sum())], lambda row: None)
+    assert rows.gramian().tolist() == [[10.0, 2.0], [2.0, 2.0]]
+    assert rows.combined([1.0, 10.0])[0].tolist() == [[0, 0], [11, 11], [0, 0], [2, 2], [0, 0]]
 
 
 def test_rows_taken_from_another_layout():
     """One leaf moves, one goes, and a task joins."""
     params = leaves()
-    old, new = filled(params), TaskRows(CPU)
-    new.arrange([params[2], params[0]], 4)
+    old, new = filled(params), TaskRows([params[2], params[0]], 4, CPU)
     new.take(old)
     for t in range(3):
         assert_close(new.views[t][0], old.views[t][2])
         assert_close(new.views[t][1], old.views[t][0])
-    assert not new.data[3].any()
+    assert not new.matrix()[3].any()
 
 
-def test_row_is_bound_while_its_loss_runs_back():
-    params = leaves()
-    rows, seen = TaskRows(CPU), []
-    rows.arrange(params, 3)
-    params[1].register_hook(lambda grad: seen.append(params[1].grad.data_ptr()))
-    order: list[int] = []
+def test_row_is_announced_before_its_loss_runs_back():
+    params, seen, order = leaves(), [], []
+    params[1].register_hook(lambda grad: seen.append(list(order)))
+    rows = TaskRows(params, 3, CPU)
     rows.fill(list(enumerate(losses_of(params)))[:2], order.append)
-    assert order == [0, 1]
-    assert seen == [rows.views[0][1].data_ptr(), rows.views[1][1].data_ptr()]
+    assert seen == [[0], [0, 1]]
 
 
 def test_grads_are_set_aside():

@@ -3,6 +3,7 @@
 To add one: a file with a subclass of :class:`Route`, and its line in :meth:`Routes.choose`.
 """
 
+from mtl_plugins.aggregation import GramianAggregator
 from mtl_plugins.choice import Chooser
 from mtl_plugins.routes.base import Parts, Route
 from mtl_plugins.routes.features import FeatureLevel
@@ -44,6 +45,7 @@ class Routes:
             return self._known
         if self._layers is not None:
             return self._layers
+        self._rows.needs_matrix = not isinstance(chooser.aggregator, GramianAggregator)
         return self._frugal if self._frugal.parts.options.low_memory else self._rows
 
 

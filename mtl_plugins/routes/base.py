@@ -97,7 +97,7 @@ class Route(ABC):
                 rows = self.fill_features(self.parts.representation, batch, retain_graph=True)
             else:
                 rows = self._fill_shared(batch)
-        measured = self.measured(rows, len(rows.leaves), batch, [batch.report])
+        measured = self.measured(rows, batch, [batch.report])
         self.monitored = replace(
             measured, rows=None, features=(), parameters=()
         )  # not to be kept in memory
@@ -112,17 +112,19 @@ class Route(ABC):
         everyone = gather([*flags, not batch.graph.tells_heads_apart], self.parts.device)
         *owners, doubts = everyone
         pairs = zip(self.parts.params, map(common_owner, owners), strict=True)
-        rows = TaskRows(self.parts.device)
-        rows.arrange([p for p, t in pairs if t == SEVERAL], len(self.parts.tasks))
+        rows = self.rows_of([p for p, t in pairs if t == SEVERAL])
         self.fill(rows, batch, retain_graph=True)
         if any(doubts) or HIDDEN in found:
             reach, _ = reach_of(rows.views)
-            shared = TaskRows(self.parts.device)
             leaves = [p for p, tasks in zip(rows.leaves, reach, strict=True) if len(tasks) > 1]
-            shared.arrange(leaves, len(self.parts.tasks))
+            shared = self.rows_of(leaves)
             shared.take(rows)
             return shared
         return rows
+
+    def rows_of(self, leaves: Sequence[Tensor]) -> TaskRows:
+        """Make room for the gradients of all tasks on some leaves."""
+        return TaskRows(leaves, len(self.parts.tasks), self.parts.device)
 
     def fill(self, rows: TaskRows, batch: Batch, retain_graph: bool = False) -> None:
         """Run each task back into the task's row."""
@@ -133,42 +135,46 @@ class Route(ABC):
         self, cut: Representation, batch: Batch, retain_graph: bool = False
     ) -> TaskRows:
         """Run each task back to the features."""
-        rows = TaskRows(self.parts.device)  # not kept: the next forward pass makes other features
-        rows.arrange(cut.tensors, len(self.parts.tasks))
+        rows = self.rows_of(cut.tensors)
+        views = [rows.split(row) for row in rows.matrix()]  # gradients of features may share memory
         turns = batch.turns()
         with self.parts.watching.passes(batch, rows) as announce:
             for i, (task, loss) in enumerate(turns):
                 announce(task)
                 loss.backward(retain_graph=retain_graph or i + 1 < len(turns))
-                for view, grad in zip(rows.views[task], cut.take_grads(), strict=True):
+                for view, grad in zip(views[task], cut.take_grads(), strict=True):
                     if grad is not None:
                         view.copy_(grad)
         return rows
 
-    def measured(
-        self, rows: TaskRows, count: int, batch: Batch, reports: Sequence[Report]
-    ) -> Measured:
+    def measured(self, rows: TaskRows, batch: Batch, reports: Sequence[Report]) -> Measured:
         """Take the Gramian of the tasks that take part.
 
         Args:
-            rows: Gradients of the tasks.
-            count: Number of leaves of the rows, from the first, that are shared.
+            rows: Gradients of the tasks on what they share.
             batch: Last micro-batch.
             reports: Losses of the calls whose gradients are in the rows.
         """
         cut = self.parts.representation
-        shared = rows.first(count)
-        gramian = gramian_over_ranks(shared, cut is not None, self.parts.options.sync == "exact")
-        self.parts.watching.count_conflicts(batch, rows.leaves[:count], shared)
+        gramian = gramian_over_ranks(rows, cut is not None, self.parts.options.sync == "exact")
+        self.parts.watching.count_conflicts(batch, rows)
         return Measured(
             reports,
             self.of_present(gramian, batch, reports),
-            shared,
+            rows,
             () if cut is None else cut.tensors,
-            rows.leaves[:count] if cut is None else (),
-            shared=count > 0,
+            rows.leaves if cut is None else (),
+            shared=len(rows.leaves) > 0,
             scale=batch.scale,
         )
+
+    def chosen(self, rows: TaskRows, choice: Choice) -> list[Tensor]:
+        """Return the update in the shapes of the leaves; the gradients of the tasks may be gone."""
+        if choice.update is not None:
+            return rows.split(choice.update)
+        assert choice.weights is not None
+        # The rows of absent tasks are zero.
+        return rows.combined([choice.weights.get(name, 0.0) for name in self.parts.tasks])
 
     def of_present(self, gramian: Tensor, batch: Batch, reports: Sequence[Report]) -> Tensor:
         """Restrict a Gramian to the tasks that take part, on any rank, and unscale it."""

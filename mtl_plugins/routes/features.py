@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from mtl_plugins.distributed import average_grads, with_grad, world_size
 from mtl_plugins.features import Representation
-from mtl_plugins.gradients import TaskRows, combine
 from mtl_plugins.graph import LossGraph
 from mtl_plugins.nodes import SEVERAL
 from mtl_plugins.routes.base import Parts, Route
@@ -24,7 +21,7 @@ class FeatureLevel(Route):
     def __init__(self, parts: Parts, representation: Representation) -> None:
         super().__init__(parts)
         self._cut = representation
-        self._rows = TaskRows(parts.device)
+        self._rows = self.rows_of(())
         self._checked: set[str] = set()  # tasks that reach the trunk through the cut alone
 
     def measure(self, batch: Batch) -> Measured | None:
@@ -32,16 +29,11 @@ class FeatureLevel(Route):
             self._check(batch)
             self._checked |= batch.raw.keys()
         self._rows = self.fill_features(self._cut, batch)
-        return self.measured(self._rows, len(self._rows.leaves), batch, [batch.report])
+        return self.measured(self._rows, batch, [batch.report])
 
     def apply(self, batch: Batch, choice: Choice) -> None:
-        update = choice.update
-        if update is None:
-            assert choice.weights is not None
-            weights = [choice.weights.get(name, 0.0) for name in self.parts.tasks]
-            update = combine(torch.tensor(weights, dtype=torch.float64), self._rows.data)
-        self.run_back(self._cut, self._rows.split(update))
-        self._rows = TaskRows(self.parts.device)
+        self.run_back(self._cut, self.chosen(self._rows, choice))
+        self._rows = self.rows_of(())
         if batch.aggregate and world_size() > 1:
             average_grads(with_grad(self.parts.params))
 

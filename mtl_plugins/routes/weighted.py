@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtl_plugins.distributed import average, average_grads, world_size
-from mtl_plugins.gradients import TaskRows, grads_set_aside
+from mtl_plugins.gradients import grads_set_aside
 from mtl_plugins.nodes import SEVERAL
 from mtl_plugins.ownership import reach_of
 from mtl_plugins.routes.base import Route
@@ -36,8 +36,7 @@ class WeightedPass(Route):
         unsettled = ownership.unsettled(tasks.index(name) for name in batch.report.losses)
         if unsettled:
             doubtful = ownership.doubtful
-            rows = TaskRows(self.parts.device)
-            rows.arrange([params[i] for i in doubtful], len(tasks))
+            rows = self.rows_of([params[i] for i in doubtful])
             turns = [(t, loss) for t, loss in batch.turns() if t in unsettled]
             with grads_set_aside(params):
                 rows.fill(turns, lambda task: None, retain_graph=True)
