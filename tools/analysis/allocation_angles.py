@@ -25,6 +25,7 @@ from mmengine.runner import Runner
 import mtl_plugins.mm  # noqa: F401
 from mtl_plugins.mm.data_check import missing_data
 from mtl_plugins.monitors import pairwise_angles
+from mtl_plugins.step import Step
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -42,6 +43,8 @@ def config_for(cfg: Config, sampler: str | None, work_dir: str) -> Config:
         inner = inner.get("batch_sampler")
     if sampler is not None:
         inner = {"type": sampler, "tasks": list(cfg.optim_wrapper.tasks), "batch_sampler": inner}
+        if inner["batch_sampler"] is None:  # the loader's own drop_last excludes a batch sampler
+            inner["drop_last"] = cfg.train_dataloader.pop("drop_last", False)
     if inner is not None:
         cfg.train_dataloader.batch_sampler = inner
     optimizer = cfg.optim_wrapper.optimizer
@@ -52,8 +55,8 @@ def config_for(cfg: Config, sampler: str | None, work_dir: str) -> Config:
     return cfg
 
 
-def gradients(cfg: Config, checkpoint: str | None, steps: int) -> Iterator[tuple[Any, Any]]:
-    """Yield the Gramian of the tasks and the gradient of their sum, at each step."""
+def gradients(cfg: Config, checkpoint: str | None, steps: int) -> Iterator[tuple[Step, Any]]:
+    """Yield what is known of each step, and the gradient of the tasks' sum."""
     runner = Runner.from_cfg(cfg)
     loader = runner.build_dataloader(cfg.train_dataloader, seed=runner.seed)
     wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
@@ -70,14 +73,15 @@ def gradients(cfg: Config, checkpoint: str | None, steps: int) -> Iterator[tuple
         wrapper.multitask.monitor = True
         wrapper.backward(loss)
         grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-        yield wrapper.multitask.last.gramian, torch.cat(grads)
+        yield wrapper.multitask.last, torch.cat(grads)
 
 
 def angles_of(cfg: Config, checkpoint: str | None, steps: int) -> tuple[list[float], list[float]]:
     """Measure angles (degrees) between the tasks of a step, and between a step and the next."""
     tasks, pairs = [], []
     before = None
-    for gramian, gradient in gradients(cfg, checkpoint, steps):
+    for step, gradient in gradients(cfg, checkpoint, steps):
+        gramian = step.gramian
         present = (gramian.diagonal() > 0).nonzero().flatten()
         if len(present) > 1:
             angles = pairwise_angles(gramian[present][:, present])

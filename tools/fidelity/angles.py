@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import mmdet
 from mmengine.config import Config
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -63,6 +65,14 @@ def drawn(layout: str, root: str, size: tuple[int, int]) -> Callable[[Path, int]
     return draw_layout
 
 
+def draw_and_convert(folder: Path, images: int) -> None:
+    """Draw Cityscapes' layout, and convert it by MMDetection's own script."""
+    drawn("cityscapes", "CITYSCAPES_ROOT", (192, 96))(folder, images)
+    script = Path(mmdet.__file__).parent / ".mim/tools/dataset_converters/cityscapes.py"
+    command = [sys.executable, str(script), str(folder), "-o", str(folder / "annotations")]
+    subprocess.run(command, check=True, capture_output=True)
+
+
 def draw_and_teach(folder: Path, images: int) -> None:
     """Draw BDD100K's layout with right labels of both tasks on every image."""
     draw_scenes(folder, images, 2)
@@ -78,7 +88,7 @@ MODELS = {
     ),
     "Mask R-CNN, Cityscapes": Model(
         CONFIGS / "cityscapes/mask-rcnn_r18-small_fpn_cityscapes.py",
-        drawn("cityscapes", "CITYSCAPES_ROOT", (192, 96)),
+        draw_and_convert,
         NARROW,
     ),
     "FCOS + semantic, BDD100K": Model(

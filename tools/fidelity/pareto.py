@@ -49,7 +49,7 @@ class Setting(NamedTuple):
     arguments: dict[str, dict[str, float]]
 
 
-Ends = dict[str, list[Point]]  # of a setting, by method
+Ends = dict[str, list[Point]]  # ends in a setting, by method
 
 
 class Claim(NamedTuple):

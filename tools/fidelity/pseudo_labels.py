@@ -12,13 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
 
-import torch
 from mmengine.config import Config
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -32,6 +31,7 @@ from mtl_plugins.compare.command import conclude  # noqa: E402
 from mtl_plugins.compare.experiments import load  # noqa: E402
 from mtl_plugins.compare.plan import BASELINE  # noqa: E402
 from mtl_plugins.compare.statistics import estimate, paired_difference  # noqa: E402
+from mtl_plugins.step import Step  # noqa: E402
 
 CONFIG = str(Path(__file__).with_name("configs") / "bdd100k_tiny.py")
 COLUMNS = ["coco/bbox_mAP", "seg/mIoU"]
@@ -71,12 +71,19 @@ def cosines(
         cfg.randomness = {"seed": seed}
         with TemporaryDirectory() as work_dir:
             cfg = config_for(cfg, None, work_dir)
-            grams = [gram for gram, _ in gradients(cfg, str(checkpoint), steps)]
-        for task in range(2):
-            pairs = [(g[task, 2 + task], g[task, task] * g[2 + task, 2 + task]) for g in grams]
-            values = [float(dot / torch.sqrt(norms)) for dot, norms in pairs if norms > 0]
-            found[task].append(fmean(values))
+            done = [step for step, _ in gradients(cfg, str(checkpoint), steps)]
+        for values, task in zip(found, ("det", "seg"), strict=True):
+            values.append(fmean(_cosines(done, f"gt_{task}", f"pseudo_{task}")))
     return found
+
+
+def _cosines(steps: Sequence[Step], first: str, second: str) -> Iterator[float]:
+    """Compute the cosine of two tasks' gradients in each step that has both."""
+    for step in steps:
+        lengths = dict(zip(step.tasks, step.gramian.diagonal().sqrt().tolist(), strict=True))
+        if lengths.get(first) and lengths.get(second):
+            i, j = step.tasks.index(first), step.tasks.index(second)
+            yield float(step.gramian[i, j]) / (lengths[first] * lengths[second])
 
 
 def print_cosines(found: dict[float, list[list[float]]]) -> None:

@@ -29,7 +29,7 @@ def draw_scenes(folder: Path, train: int, val: int) -> None:
     """Draw scenes, and the labels that BDD100K lacks: maps of some and boxes of the others."""
     size = ["--train", str(train), "--val", str(val), "--size", str(WIDTH), str(HEIGHT)]
     draw(["--layout", "bdd100k", "--out", str(folder / "scenes"), *size])
-    seeds = ([0, 0, number] for number in range(train))  # those of the drawn training scenes
+    seeds = ([0, 0, number] for number in range(train))  # as the training scenes are drawn
     kinds = tuple(OBJECTS)
     scenes = [draw_scene(np.random.default_rng(s), (HEIGHT, WIDTH), kinds) for s in seeds]
     # Even numbers have boxes and odd ones maps, so that a number more gives a scene the other.
