@@ -88,6 +88,7 @@ SYNCED: dict[str, Callable[[Model, Tensor], Step]] = {
     "plain sum": lambda model, examples: plain(DistributedDataParallel(model), examples),
     "exact": ours,
     "gramian": partial(ours, sync="gramian"),
+    "sketch": partial(ours, sync="sketch", gramian="sketch", sketch_rows=SKETCH_ROWS),
     "features": on_features,
 }
 
@@ -99,8 +100,8 @@ def formula(way: str, model: Model) -> int:
     level of the features a flag of eight bytes a parameter tells whether it has a gradient.
 
     Args:
-        way: A key of ``SYNCED``, or ``sketch``: the gradient of every weight ``[C_out, K]``,
-            projected on all ranks alike to ``[C_out, min(K, SKETCH_ROWS)]``.
+        way: A key of ``SYNCED``. With ``sketch`` the gradient of a weight ``[C_out, K]`` is
+            projected to ``[C_out, min(K, SKETCH_ROWS)]``, that of the first layer is not.
         model: The model.
     """
     tasks, every, report = len(model.heads), model.shared + model.rest, 2 * len(model.heads) + 1
@@ -109,7 +110,8 @@ def formula(way: str, model: Model) -> int:
     if way == "exact":
         return 4 * (tasks * model.shared + model.rest + report)
     if way == "sketch":
-        sketches = sum(len(p) * min(p.shape[1], SKETCH_ROWS) for p in model.trunk.parameters())
+        first, *others = model.trunk.parameters()
+        sketches = first.numel() + sum(len(p) * min(p.shape[1], SKETCH_ROWS) for p in others)
         return 4 * (tasks * sketches + every + report)
     flags = 8 * len(list(model.parameters())) if way == "features" else 0
     return 4 * (every + tasks**2 + report) + flags
@@ -251,9 +253,6 @@ def several_ranks(ranks: int, cells: Sequence[Cell], args: argparse.Namespace) -
         expected = formula(way, model)
         same = "equal" if sent == expected else "DIFFERENT"
         print(f"{row} {sent:15,} {expected:15,} {same}", flush=True)
-        if way == [*SYNCED][-1]:
-            sketch = formula("sketch", model)
-            print(f"{'':17} sketch, r = {SKETCH_ROWS:<26} {'':6} {sketch:15,}", flush=True)
 
 
 def main() -> None:
