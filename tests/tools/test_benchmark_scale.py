@@ -27,8 +27,12 @@ def test_bytes_are_those_of_the_formula(ranks: int) -> None:
             "plain sum": shared + rest,
             "exact": tasks * shared + rest + told,
             "gramian": shared + rest + tasks**2 + told,
-            # The first layer as it is, of the others 64 products a row.
-            "sketch": shared + rest + tasks * width * (width + 3 * min(width, 64)) + told,
+            # The first layer as it is, of the others 64 products a row and the mean input.
+            "sketch": shared
+            + rest
+            + tasks * width * (width + 3 * min(width, 64))
+            + told
+            + (3 * width if width > 64 else 0),
             # A flag for each parameter, of eight bytes, says whether it has a gradient.
             "features": shared + rest + tasks**2 + told + 2 * (4 + 2 * tasks),
         }

@@ -101,7 +101,8 @@ def formula(way: str, model: Model) -> int:
 
     Args:
         way: A key of ``SYNCED``. With ``sketch`` the gradient of a weight ``[C_out, K]`` is
-            projected to ``[C_out, min(K, SKETCH_ROWS)]``, that of the first layer is not.
+            projected to ``[C_out, min(K, SKETCH_ROWS)]``, for which the ranks agree on the mean
+            input ``[K]``; that of the first layer is not.
         model: The model.
     """
     tasks, every, report = len(model.heads), model.shared + model.rest, 2 * len(model.heads) + 1
@@ -112,7 +113,8 @@ def formula(way: str, model: Model) -> int:
     if way == "sketch":
         first, *others = model.trunk.parameters()
         sketches = first.numel() + sum(len(p) * min(p.shape[1], SKETCH_ROWS) for p in others)
-        return 4 * (tasks * sketches + every + report)
+        means = sum(p.shape[1] for p in others if p.shape[1] > SKETCH_ROWS)
+        return 4 * (tasks * sketches + means + every + report)
     flags = 8 * len(list(model.parameters())) if way == "features" else 0
     return 4 * (every + tasks**2 + report) + flags
 
