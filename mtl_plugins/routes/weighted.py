@@ -49,7 +49,8 @@ class WeightedPass(Route):
             turns = [(t, loss) for t, loss in batch.turns() if t in unsettled]
             with grads_set_aside(params):
                 rows.fill(turns, lambda task: None, retain_graph=True)
-            reach, _ = reach_of(rows.views)
+            reach, broken = reach_of(rows.views)
+            batch.window.nonfinite |= {tasks[t] for t in broken}
             ownership.take_evidence(dict(zip(doubtful, reach, strict=True)))
 
     def apply(self, batch: Batch, choice: Choice) -> None:
