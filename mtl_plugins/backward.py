@@ -69,8 +69,9 @@ class MultiTaskBackward:
         layers: Module whose shared parameters' gradients decide, with ``level="layers"``.
         tasks: Names of all tasks; by default tasks are numbered as they appear. Needed in a
             data-parallel run where a rank's first batch may lack a task.
-        level, heads, scale, sync, low_memory, gramian, sketch_rows, weights_every, on_nonfinite,
-            max_skips: See :class:`~mtl_plugins.options.Options`.
+        level, heads, scale, sync, low_memory, gramian, sketch_rows: See
+            :class:`~mtl_plugins.options.Options`.
+        weights_every, on_nonfinite, max_skips: See :class:`~mtl_plugins.options.Options`.
         total_steps: Number of aggregations in the run, for a method with a schedule.
         steps_per_epoch: Number of aggregations in an epoch; None for a run that counts iterations.
 

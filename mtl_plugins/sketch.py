@@ -241,7 +241,7 @@ def _run(graph: LossGraph, leaves: Sequence[_Leaf], turns: Sequence[tuple[int, T
     last = _last(graph.nodes, by_node, {id(leaf.tensor) for leaf in whole})
     ends = [get_gradient_edge(leaf.tensor) for leaf in whole]
     ends += [GradientEdge(node, 0) for node in last]
-    if not ends:
+    if not ends:  # nothing is shared, or known to be
         return
     task = 0
 
