@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -82,8 +83,8 @@ def claims(methods: Collection[str]) -> list[Claim]:
 
 
 def print_arrows(comparison: Comparison) -> None:
-    """Count the arrows against the sum that are those of C Table 1."""
-    same = []
+    """Count the arrows against the sum that are those of C Table 1, and how many are by chance."""
+    pairs = []
     for method in comparison.methods:
         if method == BASELINE or method not in C_TABLE_1:
             continue
@@ -93,8 +94,11 @@ def print_arrows(comparison: Comparison) -> None:
                 estimate(list(comparison.scores(method, column).values())).mean
                 - estimate(list(comparison.scores(BASELINE, column).values())).mean
             )
-            same.append(ours == theirs)
-    print(f"\nArrows of C Table 1 that are found here: {sum(same)} of {len(same)}")
+            pairs.append((ours, theirs))
+    same = sum(ours == theirs for ours, theirs in pairs)
+    ours, theirs = (Counter(arrows) for arrows in zip(*pairs, strict=True))
+    chance = sum(ours[arrow] * theirs[arrow] for arrow in ours) / len(pairs)
+    print(f"\nArrows of C Table 1 found here: {same} of {len(pairs)}; by chance {chance:.0f}")
 
 
 def _arrow(difference: float) -> str:
