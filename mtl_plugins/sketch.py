@@ -83,7 +83,12 @@ class Sketcher(RandomMethod):
         Raises:
             ValueError: Checkpointing hides the inputs of layers, or no layer can be sketched.
         """
-        wide = {i: p for i, p in shared.items() if p.ndim > 1 and p[0].numel() > self.rows}
+        wide = {
+            i: p
+            for i, p in shared.items()
+            # A hook on a parameter is to see the gradient itself.
+            if p.ndim > 1 and p[0].numel() > self.rows and not p._backward_hooks
+        }
         uses = matrix_uses(graph.nodes, wide.values())
         self._refuse_hidden(graph, uses)
         self._agree(wide, uses, device)

@@ -110,6 +110,18 @@ def test_the_weighted_sum_is_run_back(name, net, images):
         check_grads(heads, torch.autograd.grad(total, heads))
 
 
+def test_a_hook_on_a_weight_acts_on_its_gradient(net, images):
+    """As for a rate of its own, or a part that is pruned: the method sees what the hook returns."""
+    trained = [net.stem.weight, net.twice.weight]  # the first layer is exact in any case
+    for p in net.trunk():
+        p.requires_grad_(any(p is weight for weight in trained))
+    net.twice.weight.register_hook(lambda grad: 0.5 * grad)
+    exact = gramian_of(net(images), trained)
+    backward = MultiTaskBackward(net.parameters(), "MGDA", **SKETCH)
+    backward(net(images))
+    assert_close(backward.last.gramian.double(), exact)
+
+
 def test_tasks_in_another_order(net, images):
     found = []
     for names in ("abc", "cab"):
