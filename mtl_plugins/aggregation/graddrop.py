@@ -14,7 +14,7 @@ from mtl_plugins.gradients import dense_strides
 from mtl_plugins.transfer import send
 
 CHUNK = 1 << 20  # columns at a time: intermediate results are small beside the jacobian
-CPU_CHUNK = 1 << 14  # columns that stay in a CPU's cache
+CPU_CHUNK = 1 << 14  # results that fit a CPU's cache
 
 
 class GradDrop(RandomMethod, Aggregator):

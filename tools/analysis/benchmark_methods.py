@@ -109,8 +109,8 @@ def parts_of(cfg: Config, shared: str, work_dir: str) -> dict[str, Step]:
         "forward": forward,
         "heads": heads,
         "to features": to_features,
-        "sum": sum_back,
-        "sum to features": partial(sum_back, leaves),
+        "heads, sum": sum_back,
+        "heads, sum to features": partial(sum_back, leaves),
         "before": before,
     }
 
@@ -126,7 +126,7 @@ def bounds(seconds: Mapping[str, float], tasks: int) -> dict[str, dict[str, floa
         "feature": {
             "forward": seconds["forward"],
             "heads to features": seconds["to features"],
-            "their parameters": seconds["sum"] - seconds["sum to features"],
+            "their parameters": seconds["heads, sum"] - seconds["heads, sum to features"],
             "before them": seconds["before"],
         },
     }
