@@ -14,6 +14,7 @@ from analysis.two_objectives import (
     draw,
     is_optimal,
     objective,
+    usable,
 )
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -102,3 +103,8 @@ def test_nash_mtl_reaches_the_pareto_set(tmp_path: Path):
 def test_a_weighting_learns(method: str):
     path = descend(method, STARTS[3], steps=100, lr=0.1)
     assert path[-1][1] < -4.0
+
+
+def test_a_method_that_takes_steps_of_its_own_is_left_out(capsys: pytest.CaptureFixture):
+    assert usable(["ConnectionStrength", "Sum"]) == ["Sum"]
+    assert "ConnectionStrength left out: " in capsys.readouterr().out
