@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from analysis.two_objectives import descend
 from fidelity import allocation, angles, pareto, pseudo_labels, teachers, uoais
 from fidelity.delta_m import rows_of
 from fidelity.judging import Claim, judge
@@ -17,7 +18,7 @@ from mmseg.utils import bdd100k_classes
 from PIL import Image
 from scipy import stats
 
-from mtl_plugins.aggregation import MCLGS
+from mtl_plugins.aggregation import MCLGS, build_aggregator
 
 # Rows whose printed Δm does not follow from the printed metrics, in docs/fidelity.md.
 WRONG_IN_PRINT = {
@@ -174,6 +175,13 @@ def test_pareto(tmp_path: Path, capsys: pytest.CaptureFixture):
     pareto.main(["--speed", "5000", "--out", str(out)])
     assert capsys.readouterr().out.count("hold") == len(pareto.CLAIMS)
     assert json.loads(out.read_text()).keys() == pareto.SETTINGS.keys()
+    # The loop written out is the loop of PyTorch's Adam with the whole step.
+    setting, start = pareto.SETTINGS["CAGrad"], (-8.5, -5.0)  # no valley, where digits decide
+    for name in ("Sum", "MGDA", "PCGrad", "CAGrad"):
+        options = setting.arguments.get(name, {})
+        whole = descend(name, start, 500, 1e-2, 0.1, **options)[-1]
+        method = build_aggregator({"type": name} | options)
+        assert pareto.walk(method, start, 500, 1e-2, 0.1) == pytest.approx(whole, abs=1e-3)
     # The optimum of the mean, in the middle of the Pareto set, by hand.
     assert pareto.is_best((0.0, -8.36)) and not pareto.is_best((1.0, -8.36))
     ends = [(0.0, -8.36), (-7.0, -8.4), (-5.0, 3.0)]
