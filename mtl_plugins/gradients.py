@@ -136,6 +136,11 @@ class TaskRows:
             for grads in self.grads
         ]
 
+    def by_leaf(self) -> Iterator[Tensor]:
+        """Walk the gradients ``[T, n]`` of each leaf with ``n`` elements."""
+        for column in zip(*self.views, strict=True):
+            yield torch.stack([grad.flatten() for grad in column])
+
     def parted(self, count: int) -> tuple[TaskRows, TaskRows]:
         """Return the gradients of the first leaves and those of the others."""
         first, others = (

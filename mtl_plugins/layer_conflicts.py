@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtl_plugins.distributed import average
-from mtl_plugins.gradients import widened
+from mtl_plugins.gradients import TaskRows, widened
 
 FILE = "layer_conflicts.json"
 """Name of the record in the folder of a run."""
@@ -46,17 +46,16 @@ class LayerConflicts:
         }
         self._counts: dict[str, Tensor] = {}  # on the device of the layer
 
-    def add(self, leaves: Sequence[Tensor], rows: Tensor, averaged: bool) -> None:
+    def add(self, rows: TaskRows, averaged: bool) -> None:
         """Count the conflicts of a step.
 
         Args:
-            leaves: Parameters that tasks share.
-            rows: Gradients ``[T, D]`` of the leaves, one after another.
+            rows: Gradients of the parameters that tasks share.
             averaged: Whether ``rows`` are averaged over the ranks; if not, their inner products
                 are, here.
         """
         products: dict[str, Tensor] = {}
-        for leaf, part in zip(leaves, rows.split([x.numel() for x in leaves], 1), strict=True):
+        for leaf, part in zip(rows.leaves, rows.by_leaf(), strict=True):
             name = self._layer.get(id(leaf))
             if name is not None:
                 wide = widened(part)

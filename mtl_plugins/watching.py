@@ -59,7 +59,7 @@ class Watching:
     def count_conflicts(self, batch: Batch, rows: TaskRows) -> None:
         """Count the conflicts of each layer in gradients of the shared parameters."""
         if self.layers is not None and self.monitor_layers and batch.aggregate:
-            self.layers.add(rows.leaves, rows.matrix(), averaged=self._exact)
+            self.layers.add(rows, averaged=self._exact)
 
     def _wants_features(self, batch: Batch) -> bool:
         return self.monitor_features and batch.aggregate

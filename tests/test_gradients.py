@@ -69,6 +69,7 @@ def test_matrix_is_the_rows_and_what_is_written_to_it_arrives_there():
     for row, grads in zip(rows.matrix(), expected, strict=True):
         for view, grad in zip(rows.split(row), grads, strict=True):
             assert_close(view, grad)
+    assert_close(torch.cat([*rows.by_leaf()], dim=1).sum(dim=1), rows.matrix().sum(dim=1))
     rows.matrix().mul_(2.0)
     for views, grads in zip(rows.views, expected, strict=True):
         for view, grad in zip(views, grads, strict=True):

@@ -10,6 +10,7 @@ import torch
 from test_optim_wrapper import mtl
 from toy import make_runner, parameters
 
+from mtl_plugins.gradients import TaskRows
 from mtl_plugins.layer_conflicts import FILE, LayerConflicts
 
 HOOK = dict(type="LayerConflictHook")
@@ -124,5 +125,7 @@ def test_interval_is_a_number(tmp_path):
 def test_names_are_those_of_the_bare_model():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2))
     conflicts = LayerConflicts(model)
-    conflicts.add(list(model[0].parameters()), torch.randn(2, 6), averaged=True)
+    rows = TaskRows(list(model[0].parameters()), 2, torch.device("cpu"))
+    rows.matrix().normal_()
+    conflicts.add(rows, averaged=True)
     assert list(conflicts.scores()) == ["0"]

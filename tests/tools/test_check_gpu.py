@@ -10,7 +10,7 @@ import torch
 from commands import ROOT
 from gpu_check import detector, methods
 
-import mtl_plugins.routes.rows
+from mtl_plugins.gradients import TaskRows
 
 sys.path.insert(0, str(ROOT / "tools" / "analysis"))
 import check_gpu  # noqa: E402
@@ -39,11 +39,13 @@ def test_every_section(monkeypatch, capsys):
 def test_rows_that_fail_are_named(monkeypatch, capsys):
     """Were the update wrong, as by an aggregation in another precision on the device."""
     net = detector.build("cpu", "torchvision", small=True)
-    right = mtl_plugins.routes.rows.combine
-    monkeypatch.setattr(mtl_plugins.routes.rows, "combine", lambda w, rows: right(w, rows) * 1.1)
+    right = TaskRows.combined
+    wrong = lambda rows, weights: [1.1 * grad for grad in right(rows, weights)]  # noqa: E731
+    monkeypatch.setattr(TaskRows, "combined", wrong)
     report = check_gpu.Report(300.0)
     check_gpu.check_methods(report, net, ["PCGrad"], "cpu")
-    assert report.failed == [f"PCGrad, parameter, {precision}" for precision in methods.DTYPES]
+    levels = ("parameter", "feature")
+    assert report.failed == [f"PCGrad, {at}, {dtype}" for dtype in methods.DTYPES for at in levels]
     assert report.close() == 1
     assert capsys.readouterr().out.splitlines()[-1].startswith("FAILED: PCGrad, parameter, fp32;")
 

@@ -375,8 +375,9 @@ def test_the_readme_names_every_config(folder: str) -> None:
     text = (ROOT / "configs" / folder / "README.md").read_text("utf-8")
     lacking = [name for name in CONFIGS if name.startswith(folder) and Path(name).name not in text]
     assert not lacking
-    methods = re.findall(r"--mtl ([\w+]+)", text)
-    known = {path.stem for path in (ROOT / "configs/_base_/mtl").glob("*.py")}
+    methods = re.findall(r"--mtl ([\w+/-]+)", text)
+    overlays = ROOT / "configs/_base_/mtl"
+    known = {p.relative_to(overlays).with_suffix("").as_posix() for p in overlays.rglob("*.py")}
     assert methods and {part for method in methods for part in method.split("+")} <= known
     for path in re.findall(r"configs/[\w/.-]+\.py", text):
         assert (ROOT / path).is_file(), path
