@@ -18,6 +18,7 @@ import pytest
 from commands import ROOT
 
 PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
 PARTS = ["mtl_plugins", "configs", "tools", "demo", "pyproject.toml", "README.md", "LICENSE"]
 
 
@@ -42,9 +43,8 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv = tmp_path_factory.mktemp("fresh") / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
     python = str(venv / "bin" / "python")
-    subprocess.run(
-        [*PIP, "--python", python, "install", "--no-deps", "--no-index", str(wheel)], check=True
-    )
+    install = [*PIP, "--python", python, "install", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(install, check=True, env=ENVIRONMENT)
     # A path that a .pth file adds comes after those of the environment, and its .pth files, among
     # them that of an editable installation, are not read.
     site = venv / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
@@ -54,11 +54,10 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def call(environment: Path, folder: Path, command: str, *arguments: str, **env: str) -> str:
     """Run a command of the environment in a folder, and return all that it prints."""
-    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run(
         [str(environment / "bin" / command), *arguments],
         cwd=folder,
-        env=clean | {"OMP_NUM_THREADS": "1"} | env,
+        env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"} | env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
