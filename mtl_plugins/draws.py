@@ -44,6 +44,10 @@ class RandomMethod(Method):
         """Draw a seed for draws elsewhere, such as on another device."""
         return int(torch.randint(2**62, (), generator=self.generator()))
 
+    def device_generator(self, device: torch.device) -> torch.Generator:
+        """Make a generator on a device, in the same state on every rank."""
+        return torch.Generator(device).manual_seed(self.draw_seed())
+
     def orders(self, tasks: int) -> list[list[int]]:
         """Draw, for each task, an order of the other tasks."""
         draws = torch.rand(tasks, tasks, generator=self.generator()).argsort(dim=1).tolist()

@@ -51,7 +51,7 @@ class Options:
         gramian: Way to the inner products of the task gradients. ``"exact"``: the gradients are
             taken. ``"sketch"``: unbiased estimates from gradients of the activations and a few
             random projections, see :class:`~mtl_plugins.sketch.Sketcher`, and then the weighted sum
-            is run back: about ``0.4 T + 1`` passes through the shared part instead of ``T``, and
+            is run back: about ``0.45 T + 1`` passes through the shared part instead of ``T``, and
             twice through the heads. Every micro-batch is aggregated by itself. Activation
             checkpointing excludes the option; with several ranks the option needs
             ``sync="sketch"`` or ``"gramian"``.

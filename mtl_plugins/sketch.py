@@ -100,15 +100,12 @@ class Sketcher(RandomMethod):
         sketched = [leaf for leaf in leaves if leaf.sketched]
         for leaf in sketched:
             leaf.uses = uses[id(leaf.tensor)] or ()
-        _draw(sketched, self._device_generator(device))
+        _draw(sketched, self.device_generator(device))
         parts = data.split([leaf.width for leaf in leaves], dim=1)
         for leaf, columns in zip(leaves, parts, strict=True):
             leaf.begin(columns)
         _run(graph, leaves, turns)
         return data
-
-    def _device_generator(self, device: torch.device) -> torch.Generator:
-        return torch.Generator(device).manual_seed(self.draw_seed())
 
     def _refuse_hidden(
         self, graph: LossGraph, uses: Mapping[int, Sequence[MatrixUse] | None]

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from mtl_plugins import MultiTaskBackward, sketch
 from mtl_plugins.aggregation import graddrop
+from mtl_plugins.draws import RandomMethod
 from mtl_plugins.layer_conflicts import LayerConflicts
 from mtl_plugins.weighting import WEIGHTINGS
 
@@ -33,13 +34,12 @@ NEEDED: dict[str, dict[str, Any]] = {
 def draws_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device has no generator; its draws are the CPU's."""
     real = graddrop._uniform
-    on_cpu: Callable[..., torch.Generator] = lambda self, rows: torch.Generator().manual_seed(  # noqa: E731
+    on_cpu: Callable[..., torch.Generator] = lambda self, device: torch.Generator().manual_seed(  # noqa: E731
         self.draw_seed()
     )
-    monkeypatch.setattr(graddrop.GradDrop, "_device_generator", on_cpu)
+    monkeypatch.setattr(RandomMethod, "device_generator", on_cpu)
     monkeypatch.setattr(graddrop, "_uniform", lambda *args: Away(real(*args)))
     normal = sketch._normal
-    monkeypatch.setattr(sketch.Sketcher, "_device_generator", on_cpu)
     monkeypatch.setattr(sketch, "_normal", lambda *args: Away(normal(*args)))
 
 

@@ -56,7 +56,7 @@ class GradDrop(RandomMethod, Aggregator):
     def __call__(self, jacobian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
         leaks = self._leaks(jacobian, tasks)
         # All draws at once, where the update will be: they do not depend on the chunks.
-        update = _uniform(jacobian.shape[1:], self._device_generator(jacobian)).to(leaks)
+        update = _uniform(jacobian.shape[1:], self.device_generator(jacobian.device)).to(leaks)
         chunk = CPU_CHUNK if jacobian.device.type == "cpu" else CHUNK
         for narrow, part in zip(jacobian.split(chunk, dim=1), update.split(chunk), strict=True):
             rows = narrow.to(leaks)
@@ -70,7 +70,7 @@ class GradDrop(RandomMethod, Aggregator):
         tasks: Sequence[int] | None = None,
     ) -> Tensor:
         jacobian, leaks = jacobian.contiguous(), self._leaks(jacobian, tasks)
-        generator = self._device_generator(jacobian)
+        generator = self.device_generator(jacobian.device)
         update = jacobian.new_zeros(jacobian.shape[1:], dtype=leaks.dtype)
         ends = accumulate(z.numel() for z in features)
         for z, end in zip(features, ends, strict=True):
@@ -85,9 +85,6 @@ class GradDrop(RandomMethod, Aggregator):
             for share, row in zip(_shares(signal, draws, leaks), rows, strict=True):
                 total += share * row
         return update.to(jacobian)
-
-    def _device_generator(self, jacobian: Tensor) -> torch.Generator:
-        return torch.Generator(jacobian.device).manual_seed(self.draw_seed())
 
     def _leaks(self, jacobian: Tensor, tasks: Sequence[int] | None) -> Tensor:
         """Return the leaks ``[T]``, in the dtype to compute in."""

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
-from timing import MIB, highest, in_a_fork, keep_freed_memory, median_seconds
+from timing import MIB, in_a_fork, keep_freed_memory, median_seconds, peak_of
 from torch import nn
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -134,13 +134,7 @@ def bounds(seconds: Mapping[str, float], tasks: int) -> dict[str, dict[str, floa
 
 def peak_bytes(cfg: Config, work_dir: str, device: str) -> int:
     """Measure the peak of two steps above the memory in use before."""
-    step = step_of(cfg, work_dir)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    before = highest(device)
-    for _ in range(2):  # the second step runs beside what the first has left
-        step()
-    return highest(device) - before
+    return peak_of(step_of(cfg, work_dir), device)
 
 
 def main() -> None:

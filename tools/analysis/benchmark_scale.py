@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timing import MIB, highest, in_a_fork, keep_freed_memory, median_seconds
+from timing import MIB, in_a_fork, keep_freed_memory, median_seconds, peak_of
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -149,13 +149,12 @@ def peak_bytes(way: str, cell: Cell, args: argparse.Namespace) -> int:
     WAYS[way](*build((LAYERS, 2), args, args.device))()  # load what a first step loads
     model, examples = build(cell, args, args.device)
     step = WAYS[way](model, examples)
-    if args.device != "cpu":
-        torch.cuda.reset_peak_memory_stats(args.device)
-    before = highest(args.device)
-    for _ in range(2):  # the second step runs beside what the first has left
+
+    def step_from_zero() -> None:
         model.zero_grad()
         step()
-    return highest(args.device) - before
+
+    return peak_of(step_from_zero, args.device)
 
 
 def one_process(cells: Sequence[Cell], args: argparse.Namespace) -> None:

@@ -37,7 +37,7 @@ import torch
 import torchjd.aggregation
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from timing import MIB, highest, in_a_fork, keep_freed_memory, median_seconds
+from timing import MIB, in_a_fork, keep_freed_memory, median_seconds, peak_of
 from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -220,13 +220,12 @@ def peak_bytes(name: str, tasks: int, args: argparse.Namespace) -> int:
     """Measure the peak of a method above the memory of the model itself."""
     model, images = build(tasks, args.device)
     step = METHODS[name](model, images, args.aggregator)
-    if torch.device(args.device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats(args.device)
-    before = highest(args.device)
-    for _ in range(2):  # the second step runs beside what the first has left
+
+    def step_from_zero() -> None:
         model.zero_grad()
         step()
-    return highest(args.device) - before
+
+    return peak_of(step_from_zero, args.device)
 
 
 class Unsynchronized(DistributedDataParallel):

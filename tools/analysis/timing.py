@@ -64,6 +64,21 @@ def highest(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def peak_of(step: Callable[[], object], device: str) -> int:
+    """Measure the peak of two steps above the memory in use before (bytes).
+
+    Args:
+        step: Function to call; the second call runs beside what the first has left.
+        device: Device on which the step works.
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    before = highest(device)
+    for _ in range(2):
+        step()
+    return highest(device) - before
+
+
 def keep_freed_memory() -> None:
     """Stop glibc from returning memory that the next step faults in again.
 
