@@ -21,7 +21,12 @@ CONFIGS = ROOT / "configs" / "detectron2"
 SMALL = CONFIGS / "mask_rcnn_R_18_small.yaml"
 PANOPTIC = CONFIGS / "panoptic_fpn_R_18_small.yaml"
 SIZE, CLASSES = 64, 3
+NARROW = [  # Detectron2's R-18 and R-34 cannot be narrower than 64 channels
+    *("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", 16, "MODEL.RESNETS.WIDTH_PER_GROUP", 4),
+]
 TINY = [
+    *NARROW,
     *("MODEL.RESNETS.NORM", "", "MODEL.FPN.NORM", "", "MODEL.FPN.OUT_CHANNELS", 16),
     *("MODEL.ROI_HEADS.NUM_CLASSES", CLASSES, "MODEL.ROI_BOX_HEAD.FC_DIM", 16),
     *("MODEL.ROI_MASK_HEAD.NUM_CONV", 1, "MODEL.ROI_MASK_HEAD.CONV_DIM", 16),
