@@ -9,7 +9,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SMALL = "configs/mask_rcnn/mask-rcnn_r18-small_fpn_coco.py"
-NARROW = ["model.backbone.base_channels=32", "model.neck.in_channels=[32,64,128,256]"]
+NARROW = [
+    "model.backbone.base_channels=8",
+    "model.backbone.norm_cfg.num_groups=8",
+    "model.neck.in_channels=[8,16,32,64]",
+    "model.roi_head.bbox_head.fc_out_channels=32",
+]
 TWO_STEPS = [
     "--cfg-options",
     *NARROW,

@@ -22,7 +22,7 @@ from detectron2.solver import build_optimizer
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
-from small import CONFIGS, detector, parameters, trainer_for
+from small import CONFIGS, NARROW, detector, parameters, trainer_for
 from small import config as small_config
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -52,7 +52,8 @@ def config(*options: Any) -> CfgNode:
     model = cfg.MODEL
     model.DEVICE, model.WEIGHTS, model.META_ARCHITECTURE = "cpu", "", "PanopticFPN"
     model.BACKBONE.NAME, model.BACKBONE.FREEZE_AT = "build_resnet_fpn_backbone", 0
-    model.RESNETS.update(DEPTH=18, RES2_OUT_CHANNELS=64)
+    cfg.merge_from_list(NARROW)
+    model.PIXEL_STD = [100.0] * 3  # without norms, large activations round too coarsely
     model.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     model.FPN.update(IN_FEATURES=model.RESNETS.OUT_FEATURES, OUT_CHANNELS=8)
     levels = [f"p{i}" for i in range(2, 7)]
@@ -339,7 +340,7 @@ def test_heads_with_a_common_part_are_refused():
     options += ["MODEL.ROI_HEADS.NAME", "Res5ROIHeads", "MODEL.ROI_HEADS.IN_FEATURES", ["res4"]]
     options += ["MODEL.BACKBONE.NAME", "build_resnet_backbone"]
     options += ["MODEL.RESNETS.OUT_FEATURES", ["res4"], "MODEL.RPN.IN_FEATURES", ["res4"]]
-    options += ["MODEL.ANCHOR_GENERATOR.SIZES", [[32, 64]], "MODEL.RESNETS.DEPTH", 50]
+    options += ["MODEL.ANCHOR_GENERATOR.SIZES", [[32, 64]]]
     message = (
         r"roi_heads \(Res5ROIHeads\) of GeneralizedRCNN computes 'loss_cls' .*on all .*loss_rpn_cls"
     )

@@ -7,11 +7,12 @@ import subprocess
 import sys
 
 from commands import ROOT, run
-from small import SMALL
+from small import NARROW, SMALL
 
 OPTIONS = ["SOLVER.MAX_ITER=20", "SOLVER.STEPS=(15,)", "MODEL.ROI_HEADS.SCORE_THRESH_TEST=0.0"]
 OPTIONS += ["INPUT.MIN_SIZE_TRAIN=(48,)", "INPUT.MIN_SIZE_TEST=48", "TEST.DETECTIONS_PER_IMAGE=20"]
 OPTIONS += ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE=16", "MODEL.RPN.POST_NMS_TOPK_TRAIN=20"]
+OPTIONS += [f"{key}={value!r}" for key, value in zip(NARROW[::2], NARROW[1::2], strict=True)]
 
 
 def test_one_run_of_the_plain_sum(coco, tmp_path):

@@ -3,81 +3,81 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import run
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.engine import default_argument_parser
 from models import ROOT
 from PIL import Image
-from small import PANOPTIC, SMALL
+from small import NARROW, PANOPTIC, SMALL
 from train_net import setup
+from two_processes import output_of
 
 TWO_STEPS = ["SOLVER.MAX_ITER", "2", "MTL.MONITOR.INTERVAL", "2", "SEED", "1"]
 TWO_STEPS += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]  # such a model is sure of nothing
 TWO_STEPS += ["INPUT.MIN_SIZE_TRAIN", "(72,)", "INPUT.MIN_SIZE_TEST", "72"]
 TWO_STEPS += ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16", "TEST.DETECTIONS_PER_IMAGE", "20"]
+TWO_STEPS += NARROW
 
 
 @pytest.fixture(scope="module")
 def datasets(coco, tmp_path_factory) -> Path:
-    """``DETECTRON2_DATASETS``."""
-    folder = tmp_path_factory.mktemp("datasets")
+    """``DETECTRON2_DATASETS``, and in its folder the default of that."""
+    folder = tmp_path_factory.mktemp("d2") / "datasets"
     script = ROOT / "tools" / "dataset_converters" / "detectron2_coco.py"
     subprocess.run([sys.executable, script, coco, folder / "coco"], check=True)
     return folder
 
 
-def train_net(datasets: Path, *arguments: object) -> str:
-    """All that it prints."""
-    done = subprocess.run(
-        [sys.executable, "tools/train_net.py", *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+@pytest.fixture
+def train_net(datasets, tmp_path) -> Callable[..., str]:
+    """The script, which returns all that it prints."""
+    logs = (tmp_path / f"{i}.log" for i in count())
+    return lambda *words: output_of(
+        "tools/train_net.py", *words, log=next(logs), cwd=datasets.parent
     )
-    assert done.returncode == 0, done.stdout[-5000:]
-    return done.stdout
 
 
 def metrics(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
 
 
-def test_train_resume_and_evaluate(datasets, tmp_path):
+def test_train_resume_and_evaluate(datasets, train_net, tmp_path):
     base = ["--config-file", SMALL]
     options = ["OUTPUT_DIR", tmp_path, *TWO_STEPS]
     method = ["--mtl", "as_published/LibMTL/gradvac"]
-    printed = train_net(datasets, *base, *method, *options)
+    command = ["tools/train_net.py", *base, *method, *options]
+    printed = run(*map(str, command), coco=datasets, DETECTRON2_DATASETS=str(datasets))
     assert "copypaste: Task: segm" in printed
     first = metrics(tmp_path)
     assert first[0]["iteration"] == 1
     assert "mtl/gds" in first[0]
 
     longer = [*base, *method, *options, "SOLVER.MAX_ITER", "4"]
-    assert "Starting training from iteration 2" in train_net(datasets, "--resume", *longer)
+    assert "Starting training from iteration 2" in train_net("--resume", *longer)
     state = torch.load(tmp_path / "model_final.pth")["trainer"]
     assert state["iteration"] == 3
     assert state["_trainer"]["mtl"]["aggregator"]["type"] == "GradVac"
 
     weights = ["MODEL.WEIGHTS", tmp_path / "model_final.pth"]
     nothing = ["DATASETS.TRAIN", "('not_needed',)"]
-    printed = train_net(datasets, "--eval-only", *base, *options, *weights, *nothing)
+    printed = train_net("--eval-only", *base, *options, *weights, *nothing)
     assert "copypaste: Task: bbox" in printed
 
 
-def test_two_processes(datasets, tmp_path):
+def test_two_processes(train_net, tmp_path):
     """On gloo, for want of GPUs."""
     options = ["OUTPUT_DIR", tmp_path, *TWO_STEPS, "MTL.AGGREGATOR.NAME", "PCGrad"]
     base = ["--config-file", SMALL, "--num-gpus", "2", "--dist-url", "auto"]
-    printed = train_net(datasets, *base, *options)
+    printed = train_net(*base, *options)
     assert "World size: 2" in printed
     assert "copypaste: Task: segm" in printed
     assert (
@@ -86,9 +86,9 @@ def test_two_processes(datasets, tmp_path):
     )
 
 
-def test_panoptic_fpn(datasets, tmp_path):
+def test_panoptic_fpn(train_net, tmp_path):
     options = ["OUTPUT_DIR", tmp_path, *TWO_STEPS, "MTL.AGGREGATOR.NAME", "MGDA"]
-    printed = train_net(datasets, "--config-file", PANOPTIC, *options)
+    printed = train_net("--config-file", PANOPTIC, *options)
     assert "copypaste: Task: sem_seg" in printed
     assert "copypaste: Task: segm" in printed
     assert {"mtl/angle/box|mask", "mtl/loss/semantic"} < metrics(tmp_path)[0].keys()

@@ -7,8 +7,6 @@ same two halves, if nothing is drawn.
 from __future__ import annotations
 
 import mtl_plugins.d2  # noqa: F401  # isort: skip  (before Detectron2, for the processes)
-import os
-import subprocess
 import sys
 from functools import cache
 from typing import Any
@@ -18,7 +16,7 @@ import torch
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from models import ORDINARY, ROOT, method
+from models import ORDINARY, method
 from small import (
     config,
     detector,
@@ -32,6 +30,7 @@ from small import (
 )
 from torch.testing import assert_close
 from torchvision.ops import boxes as box_ops
+from two_processes import output_of
 
 from mtl_plugins.d2 import launch
 
@@ -121,15 +120,7 @@ def toy_half(rank: int) -> torch.Tensor:
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What the two ranks found."""
     out = tmp_path_factory.mktemp("two") / "results"
-    paths = [ROOT, *(ROOT / folder for folder in ("tests", "tests/d2", "tests/mm"))]
-    done = subprocess.run(
-        [sys.executable, __file__, str(out)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
+    output_of(__file__, str(out), log=out.with_suffix(".log"))
     return [torch.load(f"{out}.{rank}", weights_only=False) for rank in range(2)]
 
 

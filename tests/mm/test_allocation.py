@@ -189,7 +189,8 @@ def test_famo_looks_at_the_same_images_again(detector):
 def coco_config(coco: Path, work_dir: Path, batch_sampler: dict, **options) -> Config:
     """Training of the small Mask R-CNN on the drawn images."""
     cfg = Config.fromfile(ROOT / SMALL)
-    cfg.model.backbone.base_channels, cfg.model.neck.in_channels = 32, [32, 64, 128, 256]
+    cfg.model.backbone.base_channels, cfg.model.backbone.norm_cfg.num_groups = 8, 8
+    cfg.model.neck.in_channels, cfg.model.roi_head.bbox_head.fc_out_channels = [8, 16, 32, 64], 32
     cfg.train_dataloader.dataset.pipeline[2].scale = (96, 72)
     cfg.work_dir = str(work_dir)
     root = str(coco) + "/"
