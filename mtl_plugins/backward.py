@@ -21,6 +21,7 @@ from mtl_plugins.layer_conflicts import LayerConflicts
 from mtl_plugins.losses import (
     explained,
     let_compiled_models_run_back_again,
+    refuse_complex,
     refuse_donated_buffers,
     refuse_hooks,
     scalars,
@@ -120,7 +121,7 @@ class MultiTaskBackward:
         self._optimizer: torch.optim.Optimizer | None = None
         if isinstance(params, torch.optim.Optimizer):
             self._optimizer, params = params, _params_of(params)
-        self.params = list(params)
+        self.params = list(dict.fromkeys(params))  # a parameter given twice counts once
         if not any(p.requires_grad for p in self.params):
             raise ValueError("params: no parameter requires a gradient")
         self.aggregator = build_aggregator(aggregator)
@@ -431,6 +432,7 @@ class MultiTaskBackward:
             self._penalty.clear()
         if self.aggregator.needs_gradients or self.monitor or self.monitor_layers:
             refuse_hooks(self.params)
+            refuse_complex(self.params)
         self._tell_length()
         # The plain sum may accumulate onto earlier gradients; other methods would aggregate those.
         by_rows = self.aggregator.needs_gradients and self._cut is None

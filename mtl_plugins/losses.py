@@ -56,6 +56,20 @@ def refuse_hooks(params: Iterable[nn.Parameter]) -> None:
         )
 
 
+def refuse_complex(params: Iterable[nn.Parameter]) -> None:
+    """Refuse complex parameters, for methods that compare gradients.
+
+    Raises:
+        ValueError: A parameter that is trained is complex.
+    """
+    found = [p for p in params if p.requires_grad and p.is_complex()]
+    if found:
+        raise ValueError(
+            f"params: {len(found)} parameters are complex, whose gradients are not compared: keep "
+            "real ones, and take torch.view_as_complex() of them in the model"
+        )
+
+
 def let_compiled_models_run_back_again() -> None:
     """Have :func:`torch.compile` keep what a second backward pass needs, in models compiled later.
 

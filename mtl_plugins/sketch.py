@@ -87,7 +87,7 @@ class Sketcher(RandomMethod):
             i: p
             for i, p in shared.items()
             # A hook on a parameter is to see the gradient itself.
-            if p.ndim > 1 and p[0].numel() > self.rows and not p._backward_hooks
+            if p.ndim > 1 and math.prod(p.shape[1:]) > self.rows and not p._backward_hooks
         }
         uses = matrix_uses(graph.nodes, wide.values())
         self._refuse_hidden(graph, uses)
@@ -207,6 +207,7 @@ class _Leaf:
 
     def add_whole(self, task: int, grad: Tensor) -> None:
         """Add the gradient itself."""
+        grad = grad.to_dense() if grad.is_sparse else grad
         if self.sketched:
             grad = grad.flatten(1) @ self.directions.to(grad).flatten(1).T
         self._columns[task] += grad.reshape(self._columns[task].shape)

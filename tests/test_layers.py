@@ -6,6 +6,7 @@ from by_autograd import per_task
 from models import GRAMIAN_METHODS, Trunk, method
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 from mtl_plugins import MultiTaskBackward
 from mtl_plugins.aggregation import NashMTL, build_aggregator
@@ -147,6 +148,15 @@ class TestBadInput:
         )
         with pytest.raises(ValueError, match="layers: the loss of task 'c' does not go through"):
             backward(losses_of(model, x))
+
+    def test_module_inside_of_reentrant_checkpointing(self, model, x):
+        backward = MultiTaskBackward(
+            model.parameters(), "MGDA", level="layers", layers=model.trunk[2]
+        )
+        features = checkpoint(model.trunk, x.requires_grad_(), use_reentrant=True)
+        losses = {name: loss for name, loss in model.losses(features).items() if name in NAMES}
+        with pytest.raises(ValueError, match="layers: reentrant activation checkpointing hides"):
+            backward(losses)
 
     @pytest.mark.parametrize(
         ("options", "message"),

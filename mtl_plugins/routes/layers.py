@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mtl_plugins.gradients import gramian_over_ranks, rows_of
 from mtl_plugins.graph import LossGraph
-from mtl_plugins.nodes import SEVERAL
+from mtl_plugins.nodes import HIDDEN, SEVERAL
 from mtl_plugins.routes.base import Parts
 from mtl_plugins.routes.weighted import WeightedPass
 from mtl_plugins.step import Batch, Measured
@@ -57,7 +57,13 @@ class LayersLevel(WeightedPass):
     def _check(self, batch: Batch, chosen: Sequence[Tensor]) -> None:
         """Refuse losses that go past the layers: their weight would always be 0."""
         for name, loss in batch.raw.items():
-            if all(t < 0 for t in LossGraph([loss]).owners(chosen)):
+            owners = LossGraph([loss]).owners(chosen)
+            if HIDDEN in owners:
+                raise ValueError(
+                    "layers: reentrant activation checkpointing hides the module; choose one that "
+                    "is not inside of it, or checkpoint with use_reentrant=False"
+                )
+            if all(t < 0 for t in owners):
                 raise ValueError(
                     f"layers: the loss of task {name!r} does not go through the module; choose one "
                     "that all losses go through, such as the neck"
