@@ -285,13 +285,20 @@ def apart(grads: Iterable[Tensor | None]) -> list[Tensor | None]:
 
     Autograd hands one tensor, in two views, to two parameters that are reshaped and then added.
     """
-    seen: set[int] = set()
+    taken: dict[int, list[tuple[int, int]]] = {}  # of each storage
     found: list[Tensor | None] = []
     for grad in grads:
-        if grad is not None and not grad.is_sparse:
-            memory = grad.untyped_storage().data_ptr()
-            grad = grad.clone() if memory in seen else grad
-            seen.add(memory)
+        if grad is not None and grad.numel() and not grad.is_sparse:
+            ends = sum(
+                (n - 1) * stride for n, stride in zip(grad.shape, grad.stride(), strict=True)
+            )
+            first = grad.data_ptr()
+            last = first + ends * grad.element_size()
+            others = taken.setdefault(grad.untyped_storage().data_ptr(), [])
+            if any(first <= stop and start <= last for start, stop in others):
+                grad = grad.clone()
+            else:
+                others.append((first, last))
         found.append(grad)
     return found
 

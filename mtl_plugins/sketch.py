@@ -198,8 +198,8 @@ class _Leaf:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the gradient itself is needed."""
-        return not self.uses
+        """Whether the gradient itself is needed; not while the parameter is frozen."""
+        return not self.uses and self.tensor.requires_grad
 
     def add(self, task: int, use: MatrixUse, grad: Tensor) -> None:
         """Add the part of the gradient that comes by a use."""

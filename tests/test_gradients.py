@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from mtl_plugins.gradients import TaskRows, combine, grads_set_aside, gramian_of, rows_of
+from mtl_plugins.gradients import TaskRows, apart, combine, grads_set_aside, gramian_of, rows_of
 
 CPU = torch.device("cpu")
 
@@ -217,6 +217,17 @@ def test_gradients_that_share_memory_are_taken_apart():
         ]
         for found in rows.combined([3.0, 1.0]):
             assert found.flatten().tolist() == [calls * n for n in (4.0, 7.0, 10.0, 13.0)]
+
+
+def test_only_what_overlaps_is_copied():
+    whole = torch.arange(12.0)
+    parts = [whole[:4], None, whole[4:8], whole[6:10], whole[10:].view(1, 2), whole[:0]]
+    found = apart(parts)
+    for grad, part in zip(found, parts, strict=True):
+        assert part is None if grad is None else torch.equal(grad, part)
+    assert [grad is part for grad, part in zip(found, parts, strict=True)] == [
+        *(True, True, True, False, True, True)
+    ]
 
 
 def test_sparse_gradient_in_a_row():

@@ -120,6 +120,15 @@ def test_micro_batches_are_aggregated_each(model, x):
     check(model, total)
 
 
+def test_a_part_that_is_frozen_for_some_steps(model, x):
+    backward = MultiTaskBackward(model.parameters(), "MGDA", level="layers", layers=model.trunk)
+    for frozen in (False, True, False):
+        model.trunk[0].requires_grad_(not frozen)
+        rows = rows_by_autograd(model, x, model.trunk[2] if frozen else model.trunk)
+        backward(losses_of(model, x))
+        assert_close(backward.last.gramian, rows @ rows.T)
+
+
 class TestBadInput:
     def test_no_module(self, model):
         with pytest.raises(ValueError, match="layers: level='layers' needs the module whose"):

@@ -134,6 +134,21 @@ def test_tasks_in_another_order(net, images):
     assert_close(found[1][order][:, order], found[0])
 
 
+def test_layers_that_are_frozen_for_some_steps(net, images):
+    """As a hook freezes the first stages after a warm-up."""
+    params = list(net.parameters())
+    backward = MultiTaskBackward(params, "MGDA", gramian="sketch", sketch_rows=1000)
+    for frozen in (False, True, False):
+        for part in (net.stem, net.norm, net.twice):
+            part.requires_grad_(not frozen)
+        trained = [p for p in params if p.requires_grad]
+        expected = expected_grads(build_aggregator("MGDA"), net(images), trained)
+        backward(net(images))
+        check_grads(trained, expected)
+        assert not frozen or net.twice.weight.grad is None
+        net.zero_grad()
+
+
 class Detected(nn.Module):
     """A layer that is run on what was found, which may be nothing; and a sparse table."""
 

@@ -46,7 +46,9 @@ class LayersLevel(WeightedPass):
         """Return the parameters of the layers that tasks share, the same on every rank."""
         mine = {id(p) for p in self._layers.parameters()}
         pairs = zip(self.parts.params, self.parts.ownership.by_graph(), strict=True)
-        found: list[Tensor] = [p for p, t in pairs if t == SEVERAL and id(p) in mine]
+        found: list[Tensor] = [
+            p for p, t in pairs if t == SEVERAL and id(p) in mine and p.requires_grad
+        ]
         if not found:
             raise ValueError(
                 "layers: the tasks share no parameter of the module that is trained; choose a "
