@@ -285,7 +285,7 @@ def apart(grads: Iterable[Tensor | None]) -> list[Tensor | None]:
 
     Autograd hands one tensor, in two views, to two parameters that are reshaped and then added.
     """
-    taken: dict[int, list[tuple[int, int]]] = {}  # of each storage
+    taken: dict[int, list[tuple[int, int]]] = {}  # places in each storage
     found: list[Tensor | None] = []
     for grad in grads:
         if grad is not None and grad.numel() and not grad.is_sparse:
