@@ -21,9 +21,9 @@ from mtl_plugins.layer_conflicts import LayerConflicts
 from mtl_plugins.losses import (
     explained,
     let_compiled_models_run_back_again,
-    refuse_complex,
     refuse_donated_buffers,
     refuse_hooks,
+    refuse_incomparable,
     scalars,
 )
 from mtl_plugins.options import (
@@ -430,9 +430,11 @@ class MultiTaskBackward:
         self._take_in()
         if self._penalty is not None:
             self._penalty.clear()
-        if self.aggregator.needs_gradients or self.monitor or self.monitor_layers:
+        by_task = self.aggregator.needs_gradients or self.monitor or self.monitor_layers
+        if by_task:
             refuse_hooks(self.params)
-            refuse_complex(self.params)
+        if by_task or self._penalty is not None:
+            refuse_incomparable(self.params)
         self._tell_length()
         # The plain sum may accumulate onto earlier gradients; other methods would aggregate those.
         by_rows = self.aggregator.needs_gradients and self._cut is None

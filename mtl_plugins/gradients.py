@@ -289,12 +289,10 @@ def apart(grads: Iterable[Tensor | None]) -> list[Tensor | None]:
     found: list[Tensor | None] = []
     for grad in grads:
         if grad is not None and grad.numel() and not grad.is_sparse:
-            ends = sum(
-                (n - 1) * stride for n, stride in zip(grad.shape, grad.stride(), strict=True)
-            )
-            first = grad.data_ptr()
-            last = first + ends * grad.element_size()
-            others = taken.setdefault(grad.untyped_storage().data_ptr(), [])
+            here = grad.to_local() if hasattr(grad, "to_local") else grad  # a rank's part
+            steps = [(n - 1) * by for n, by in zip(here.shape, here.stride(), strict=True)]
+            first, last = here.data_ptr(), here.data_ptr() + sum(steps) * here.element_size()
+            others = taken.setdefault(here.untyped_storage().data_ptr(), [])
             if any(first <= stop and start <= last for start, stop in others):
                 grad = grad.clone()
             else:
