@@ -267,7 +267,7 @@ def laid_out(grad: Tensor | None, leaf: Tensor) -> Tensor | None:
     """Return a gradient in the memory format of its leaf; a sparse one becomes dense."""
     if grad is None:
         return None
-    grad = _dense(grad)
+    grad = dense(grad)
     strides = dense_strides(leaf)
     if grad.stride() == strides:
         return grad
@@ -276,7 +276,8 @@ def laid_out(grad: Tensor | None, leaf: Tensor) -> Tensor | None:
     )
 
 
-def _dense(grad: Tensor) -> Tensor:
+def dense(grad: Tensor) -> Tensor:
+    """Return a gradient with all its elements, as a sparse one does not have them."""
     return grad.to_dense() if grad.is_sparse else grad
 
 
@@ -351,8 +352,8 @@ def rows_of(
             allow_unused=True,
         )
         pairs = zip(grads, tensors, strict=True)
-        dense = [torch.zeros_like(x) if g is None else _dense(g) for g, x in pairs]
-        rows.append(torch.cat([grad.flatten() for grad in dense]))
+        whole = [torch.zeros_like(x) if g is None else dense(g) for g, x in pairs]
+        rows.append(torch.cat([grad.flatten() for grad in whole]))
     return torch.stack(rows)
 
 

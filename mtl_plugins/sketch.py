@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from mtl_plugins.distributed import average, gather, world_size
 from mtl_plugins.draws import RandomMethod
+from mtl_plugins.gradients import dense
 from mtl_plugins.graph import LossGraph
 from mtl_plugins.matrix_uses import MatrixUse, matrix_uses
 from mtl_plugins.nodes import edges, is_leaf, variable
@@ -207,7 +208,7 @@ class _Leaf:
 
     def add_whole(self, task: int, grad: Tensor) -> None:
         """Add the gradient itself."""
-        grad = grad.to_dense() if grad.is_sparse else grad
+        grad = dense(grad)
         if self.sketched:
             grad = grad.flatten(1) @ self.directions.to(grad).flatten(1).T
         self._columns[task] += grad.reshape(self._columns[task].shape)
