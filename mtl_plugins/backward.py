@@ -23,6 +23,7 @@ from mtl_plugins.losses import (
     let_compiled_models_run_back_again,
     refuse_donated_buffers,
     refuse_hooks,
+    refuse_incomparable,
     scalars,
 )
 from mtl_plugins.options import (
@@ -120,7 +121,7 @@ class MultiTaskBackward:
         self._optimizer: torch.optim.Optimizer | None = None
         if isinstance(params, torch.optim.Optimizer):
             self._optimizer, params = params, _params_of(params)
-        self.params = list(params)
+        self.params = list(dict.fromkeys(params))  # a parameter given twice counts once
         if not any(p.requires_grad for p in self.params):
             raise ValueError("params: no parameter requires a gradient")
         self.aggregator = build_aggregator(aggregator)
@@ -429,8 +430,11 @@ class MultiTaskBackward:
         self._take_in()
         if self._penalty is not None:
             self._penalty.clear()
-        if self.aggregator.needs_gradients or self.monitor or self.monitor_layers:
+        by_task = self.aggregator.needs_gradients or self.monitor or self.monitor_layers
+        if by_task:
             refuse_hooks(self.params)
+        if by_task or self._penalty is not None:
+            refuse_incomparable(self.params)
         self._tell_length()
         # The plain sum may accumulate onto earlier gradients; other methods would aggregate those.
         by_rows = self.aggregator.needs_gradients and self._cut is None

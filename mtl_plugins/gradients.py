@@ -183,6 +183,7 @@ class TaskRows:
             retain_graph: Whether the graph stays usable.
         """
         before = [leaf.grad for leaf in self.leaves]
+        self._take_apart()
         try:
             for i, (row, loss) in enumerate(turns):
                 for leaf, grad in zip(self.leaves, self.grads[row], strict=True):
@@ -193,6 +194,13 @@ class TaskRows:
         finally:
             for leaf, grad in zip(self.leaves, before, strict=True):
                 leaf.grad = grad
+
+    def _take_apart(self) -> None:
+        """Give gradients memory of their own, before they are changed in place."""
+        if self._matrix is None:
+            flat = apart([grad for grads in self.grads for grad in grads])
+            width = len(self.leaves)
+            self.grads = [flat[t * width : (t + 1) * width] for t in range(len(self.grads))]
 
     def gramian(self, averaged: bool = False) -> Tensor:
         """Return ``J Jᵀ`` on the CPU, see :func:`gramian_of`."""
@@ -233,6 +241,7 @@ class TaskRows:
         """
         if self._matrix is not None or widened(self._like) is not self._like:
             return self.split(combine(torch.tensor(weights, dtype=torch.float64), self.matrix()))
+        self._take_apart()
         total: list[Tensor | None] = [None] * len(self.leaves)
         for weight, grads in zip(weights, self.grads, strict=True):
             first: list[Tensor] = []
@@ -258,13 +267,39 @@ def laid_out(grad: Tensor | None, leaf: Tensor) -> Tensor | None:
     """Return a gradient in the memory format of its leaf; a sparse one becomes dense."""
     if grad is None:
         return None
-    grad = grad.to_dense() if grad.is_sparse else grad
+    grad = dense(grad)
     strides = dense_strides(leaf)
     if grad.stride() == strides:
         return grad
     return torch.empty_strided(leaf.shape, strides, dtype=grad.dtype, device=grad.device).copy_(
         grad
     )
+
+
+def dense(grad: Tensor) -> Tensor:
+    """Return a gradient with all its elements, as a sparse one does not have them."""
+    return grad.to_dense() if grad.is_sparse else grad
+
+
+def apart(grads: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """Return gradients of which no two share memory.
+
+    Autograd hands one tensor, in two views, to two parameters that are reshaped and then added.
+    """
+    taken: dict[int, list[tuple[int, int]]] = {}  # places in each storage
+    found: list[Tensor | None] = []
+    for grad in grads:
+        if grad is not None and grad.numel() and not grad.is_sparse:
+            here = grad.to_local() if hasattr(grad, "to_local") else grad  # a rank's part
+            steps = [(n - 1) * by for n, by in zip(here.shape, here.stride(), strict=True)]
+            first, last = here.data_ptr(), here.data_ptr() + sum(steps) * here.element_size()
+            others = taken.setdefault(here.untyped_storage().data_ptr(), [])
+            if any(first <= stop and start <= last for start, stop in others):
+                grad = grad.clone()
+            else:
+                others.append((first, last))
+        found.append(grad)
+    return found
 
 
 def combine(weights: Tensor, rows: Tensor) -> Tensor:
@@ -317,9 +352,8 @@ def rows_of(
             allow_unused=True,
         )
         pairs = zip(grads, tensors, strict=True)
-        rows.append(
-            torch.cat([(torch.zeros_like(x) if g is None else g).flatten() for g, x in pairs])
-        )
+        whole = [torch.zeros_like(x) if g is None else dense(g) for g, x in pairs]
+        rows.append(torch.cat([grad.flatten() for grad in whole]))
     return torch.stack(rows)
 
 

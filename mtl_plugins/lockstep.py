@@ -120,7 +120,7 @@ class LockStep:
     def _multiply(self, leaf: int, grads: Sequence[Tensor | None]) -> None:
         """Add the products of the gradients on one parameter."""
         found = next((g for g in grads if g is not None), None)
-        if found is None:
+        if found is None or not found.numel():
             return
         products = torch.zeros_like(self.gramian)
         flat = [(torch.zeros_like(found) if g is None else g).flatten() for g in grads]

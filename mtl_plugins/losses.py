@@ -56,6 +56,26 @@ def refuse_hooks(params: Iterable[nn.Parameter]) -> None:
         )
 
 
+def refuse_incomparable(params: Iterable[nn.Parameter]) -> None:
+    """Refuse parameters whose gradients have no inner product here.
+
+    Raises:
+        ValueError: A parameter that is trained is complex, or a rank holds a part of it alone.
+    """
+    trained = [p for p in params if p.requires_grad]
+    if found := [p for p in trained if p.is_complex()]:
+        raise ValueError(
+            f"params: {len(found)} parameters are complex, whose gradients are not compared: keep "
+            "real ones, and take torch.view_as_complex() of them in the model"
+        )
+    if found := [p for p in trained if hasattr(p, "device_mesh")]:
+        raise ValueError(
+            f"params: {len(found)} parameters are sharded over the ranks (fully_shard, tensor "
+            "parallelism), and no rank has a whole gradient to compare; use "
+            "DistributedDataParallel"
+        )
+
+
 def let_compiled_models_run_back_again() -> None:
     """Have :func:`torch.compile` keep what a second backward pass needs, in models compiled later.
 

@@ -182,7 +182,9 @@ _SPLITS = ("SplitBackward0", "SplitWithSizesBackward0")
 
 
 def _mean(x: Tensor, dims: list[int]) -> Tensor:
-    return x.mean(dims, dtype=torch.promote_types(x.dtype, torch.float32))
+    total = x.sum(dims, dtype=torch.promote_types(x.dtype, torch.float32))
+    # Without examples, as where nothing was detected, there is no mean.
+    return total / max(x.numel() // max(total.numel(), 1), 1)
 
 
 def _passes_on(node: Any) -> bool:

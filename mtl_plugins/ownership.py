@@ -177,7 +177,9 @@ def reach_of(views: Sequence[Sequence[Tensor]]) -> tuple[list[list[int]], set[in
     """
     if not views or not views[0]:
         return [[] for _ in (views[0] if views else ())], set()
-    largest = torch.stack([torch.stack(torch._foreach_norm(list(row), torch.inf)) for row in views])
+    # A tensor without elements has no largest one.
+    rows = [[view if view.numel() else view.new_zeros(()) for view in row] for row in views]
+    largest = torch.stack([torch.stack(torch._foreach_norm(row, torch.inf)) for row in rows])
     found = (largest != 0).to(torch.int32) + ~largest.isfinite()  # 0, 1, or 2 if not finite
     if world_size() > 1:
         torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)

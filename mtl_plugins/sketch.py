@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from mtl_plugins.distributed import average, gather, world_size
 from mtl_plugins.draws import RandomMethod
+from mtl_plugins.gradients import dense
 from mtl_plugins.graph import LossGraph
 from mtl_plugins.matrix_uses import MatrixUse, matrix_uses
 from mtl_plugins.nodes import edges, is_leaf, variable
@@ -87,7 +88,7 @@ class Sketcher(RandomMethod):
             i: p
             for i, p in shared.items()
             # A hook on a parameter is to see the gradient itself.
-            if p.ndim > 1 and p[0].numel() > self.rows and not p._backward_hooks
+            if p.ndim > 1 and math.prod(p.shape[1:]) > self.rows and not p._backward_hooks
         }
         uses = matrix_uses(graph.nodes, wide.values())
         self._refuse_hidden(graph, uses)
@@ -198,8 +199,8 @@ class _Leaf:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the gradient itself is needed."""
-        return not self.uses
+        """Whether the gradient itself is needed; not while the parameter is frozen."""
+        return not self.uses and self.tensor.requires_grad
 
     def add(self, task: int, use: MatrixUse, grad: Tensor) -> None:
         """Add the part of the gradient that comes by a use."""
@@ -207,6 +208,7 @@ class _Leaf:
 
     def add_whole(self, task: int, grad: Tensor) -> None:
         """Add the gradient itself."""
+        grad = dense(grad)
         if self.sketched:
             grad = grad.flatten(1) @ self.directions.to(grad).flatten(1).T
         self._columns[task] += grad.reshape(self._columns[task].shape)

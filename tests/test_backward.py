@@ -519,6 +519,75 @@ def test_hook_that_would_see_the_gradient_of_one_task(trunk, x):
         MultiTaskBackward(trunk.parameters(), "MGDA")(trunk(x))
 
 
+def reshaped(params: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Losses whose gradients on pairs of parameters are views of one tensor."""
+    a, b, c, d, e, f = (p.view(4) for p in params)
+    return {
+        "one": ((a + b) * (c - d)).sin().sum(),
+        "two": ((a + b) * (e + f)).cos().sum(),
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"aggregator": "Mean"},
+        {"aggregator": "MGDA"},
+        {"aggregator": "MGDA", "heads": "weighted"},
+        {"aggregator": "MGDA", "low_memory": True},
+        {"aggregator": "MGDA", "gramian": "sketch"},
+    ],
+)
+def test_gradients_in_one_tensor_are_weighed_once(options):
+    torch.manual_seed(0)
+    params = [nn.Parameter(torch.randn(2, 2).double()) for _ in range(6)]
+    backward = MultiTaskBackward(params, **options)
+    backward(reshaped(params))
+    weights = dict.fromkeys(("one", "two"), 0.5)
+    if options["aggregator"] != "Mean":
+        weights = dict(zip(("one", "two"), backward.last.weights.tolist(), strict=True))
+    alone = weights if options["aggregator"] == "Mean" or "heads" in options else {}
+    for k, p in enumerate(params):
+        found = [g[k] for g in per_task(reshaped(params), params)]
+        factors = weights if k < 2 else alone
+        wanted = sum(
+            factors.get(name, 1.0) * grad
+            for name, grad in zip(weights, found, strict=True)
+            if grad is not None
+        )
+        assert_close(p.grad, wanted)
+
+
+@pytest.mark.parametrize("options", [{}, {"gramian": "sketch"}, {"low_memory": True}])
+def test_parameter_without_elements(options, trunk, x):
+    """As an adapter of rank 0 has it."""
+    params = [nn.Parameter(torch.zeros(0, 80).double()), *trunk.parameters()]
+
+    def losses() -> dict[str, Tensor]:
+        return {name: loss + params[0].sum() for name, loss in trunk(x).items() if name != "d"}
+
+    expected = expected_grads(build_aggregator("MGDA"), losses(), params)
+    MultiTaskBackward(params, "MGDA", **options)(losses())
+    check_grads(params, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"gramian": "sketch"}, {"low_memory": True}])
+def test_parameter_given_twice_counts_once(options, trunk, x):
+    params = list(trunk.parameters())
+    expected = expected_grads(build_aggregator("MGDA"), trunk(x), params)
+    MultiTaskBackward([*params, trunk.trunk[0].weight], "MGDA", **options)(trunk(x))
+    check_grads(params, expected)
+
+
+def test_complex_parameters_are_refused():
+    weight = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    losses = {"a": weight.abs().sum(), "b": weight.real.sum()}
+    with pytest.raises(ValueError, match="params: 1 parameters are complex"):
+        MultiTaskBackward([weight], "MGDA")(losses)
+    MultiTaskBackward([weight])(losses)
+    assert weight.grad is not None
+
+
 def test_grads_are_as_before_when_backward_fails(trunk, x):
     before = [torch.randn_like(p) for p in trunk.parameters()]
     for p, grad in zip(trunk.parameters(), before, strict=True):

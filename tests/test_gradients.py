@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from mtl_plugins.gradients import TaskRows, combine, grads_set_aside, gramian_of, rows_of
+from mtl_plugins.gradients import TaskRows, apart, combine, grads_set_aside, gramian_of, rows_of
 
 CPU = torch.device("cpu")
 
@@ -195,3 +195,42 @@ def test_gramian_beyond_single_precision():
     expected = torch.tensor([[1e50, 1e50], [1e50, 2e50]], dtype=torch.float64)
     assert_close(gramian_of(rows), expected, rtol=1e-6, atol=0)
     assert gramian_of(torch.tensor([[torch.inf, 0.0]])).isinf().all()
+
+
+def test_gradients_that_share_memory_are_taken_apart():
+    """Of two leaves that are reshaped and added, a pass gives views of one tensor."""
+    a, b = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2, 2))
+    slope = torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+    def turns() -> list[tuple[int, torch.Tensor]]:
+        total = a.view(4) + b.view(4)
+        return [(0, (total * slope).sum()), (1, total.sum())]
+
+    (a.view(4) + b.view(4)).mul(slope).sum().backward()
+    assert a.grad.data_ptr() == b.grad.data_ptr()  # as PyTorch does it, which this is about
+    for calls in (1, 2):
+        rows = TaskRows([a, b], 2, CPU)
+        for _ in range(calls):
+            rows.fill(turns(), lambda row: None)
+        assert rows.gramian().tolist() == [
+            [n * 2 * calls**2 for n in row] for row in ((30, 10), (10, 4))
+        ]
+        for found in rows.combined([3.0, 1.0]):
+            assert found.flatten().tolist() == [calls * n for n in (4.0, 7.0, 10.0, 13.0)]
+
+
+def test_only_what_overlaps_is_copied():
+    whole = torch.arange(12.0)
+    parts = [whole[:4], None, whole[4:8], whole[6:10], whole[10:].view(1, 2), whole[:0]]
+    found = apart(parts)
+    for grad, part in zip(found, parts, strict=True):
+        assert part is None if grad is None else torch.equal(grad, part)
+    assert [grad is part for grad, part in zip(found, parts, strict=True)] == [
+        *(True, True, True, False, True, True)
+    ]
+
+
+def test_sparse_gradient_in_a_row():
+    table = nn.Embedding(5, 2, sparse=True)
+    found = rows_of([table(torch.tensor([1, 3, 3])).sum(), None], [table.weight])
+    assert found.tolist() == [[0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 2.0, 2.0, 0.0, 0.0], [0.0] * 10]

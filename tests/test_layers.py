@@ -6,6 +6,7 @@ from by_autograd import per_task
 from models import GRAMIAN_METHODS, Trunk, method
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 from mtl_plugins import MultiTaskBackward
 from mtl_plugins.aggregation import NashMTL, build_aggregator
@@ -119,6 +120,15 @@ def test_micro_batches_are_aggregated_each(model, x):
     check(model, total)
 
 
+def test_a_part_that_is_frozen_for_some_steps(model, x):
+    backward = MultiTaskBackward(model.parameters(), "MGDA", level="layers", layers=model.trunk)
+    for frozen in (False, True, False):
+        model.trunk[0].requires_grad_(not frozen)
+        rows = rows_by_autograd(model, x, model.trunk[2] if frozen else model.trunk)
+        backward(losses_of(model, x))
+        assert_close(backward.last.gramian, rows @ rows.T)
+
+
 class TestBadInput:
     def test_no_module(self, model):
         with pytest.raises(ValueError, match="layers: level='layers' needs the module whose"):
@@ -147,6 +157,15 @@ class TestBadInput:
         )
         with pytest.raises(ValueError, match="layers: the loss of task 'c' does not go through"):
             backward(losses_of(model, x))
+
+    def test_module_inside_of_reentrant_checkpointing(self, model, x):
+        backward = MultiTaskBackward(
+            model.parameters(), "MGDA", level="layers", layers=model.trunk[2]
+        )
+        features = checkpoint(model.trunk, x.requires_grad_(), use_reentrant=True)
+        losses = {name: loss for name, loss in model.losses(features).items() if name in NAMES}
+        with pytest.raises(ValueError, match="layers: reentrant activation checkpointing hides"):
+            backward(losses)
 
     @pytest.mark.parametrize(
         ("options", "message"),

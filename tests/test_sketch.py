@@ -134,6 +134,55 @@ def test_tasks_in_another_order(net, images):
     assert_close(found[1][order][:, order], found[0])
 
 
+def test_layers_that_are_frozen_for_some_steps(net, images):
+    """As a hook freezes the first stages after a warm-up."""
+    params = list(net.parameters())
+    backward = MultiTaskBackward(params, "MGDA", gramian="sketch", sketch_rows=1000)
+    for frozen in (False, True, False):
+        for part in (net.stem, net.norm, net.twice):
+            part.requires_grad_(not frozen)
+        trained = [p for p in params if p.requires_grad]
+        expected = expected_grads(build_aggregator("MGDA"), net(images), trained)
+        backward(net(images))
+        check_grads(trained, expected)
+        assert not frozen or net.twice.weight.grad is None
+        net.zero_grad()
+
+
+class Detected(nn.Module):
+    """A layer that is run on what was found, which may be nothing; and a sparse table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8))
+        self.table = nn.Embedding(4, 8, sparse=True)
+        self.heads = nn.ModuleDict({name: nn.Linear(8, 2) for name in "abc"})
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.layers(x)
+        y = y + self.layers(x[:0]).sum() + self.table(torch.tensor([0, 3, 3])).sum(dim=0)
+        return {
+            name: (head(y) - i).sin().pow(i + 1).mean()
+            for i, (name, head) in enumerate(self.heads.items())
+        }
+
+
+def test_layer_without_examples_and_sparse_gradients():
+    net, x = Detected(), torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+    shared = [*net.layers.parameters(), net.table.weight]
+    rows = [[g.to_dense() for g in row] for row in per_task(net(x), shared)]
+    flat_rows = torch.stack([flat(row, shared) for row in rows])
+    backward = MultiTaskBackward(net.parameters(), "MGDA", **SKETCH)
+    found = []
+    for _ in range(100):
+        backward(net(x))
+        assert backward.last.nonfinite == ()
+        found.append(backward.last.gramian)
+    error = torch.stack(found).std(dim=0) / 10.0
+    assert ((torch.stack(found).mean(dim=0) - flat_rows @ flat_rows.T).abs() < 4.0 * error).all()
+
+
 class WeightGradients(TorchDispatchMode):
     """Counts the gradients of convolution kernels that are computed."""
 

@@ -116,7 +116,7 @@ class Penalty:
         grads = average_some(self._grads, self._params)
         for p, grad in zip(self._params, grads, strict=True):
             if grad is not None:
-                p.grad = grad if p.grad is None else p.grad.add_(grad)
+                p.grad = grad if p.grad is None else p.grad + grad
         self._grads, self.at_features = [None] * len(self._params), ()
 
     def read(self) -> tuple[Tensor, bool]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mtl_plugins.gradients import gramian_over_ranks, rows_of
 from mtl_plugins.graph import LossGraph
-from mtl_plugins.nodes import SEVERAL
+from mtl_plugins.nodes import HIDDEN, SEVERAL
 from mtl_plugins.routes.base import Parts
 from mtl_plugins.routes.weighted import WeightedPass
 from mtl_plugins.step import Batch, Measured
@@ -46,7 +46,9 @@ class LayersLevel(WeightedPass):
         """Return the parameters of the layers that tasks share, the same on every rank."""
         mine = {id(p) for p in self._layers.parameters()}
         pairs = zip(self.parts.params, self.parts.ownership.by_graph(), strict=True)
-        found: list[Tensor] = [p for p, t in pairs if t == SEVERAL and id(p) in mine]
+        found: list[Tensor] = [
+            p for p, t in pairs if t == SEVERAL and id(p) in mine and p.requires_grad
+        ]
         if not found:
             raise ValueError(
                 "layers: the tasks share no parameter of the module that is trained; choose a "
@@ -57,7 +59,13 @@ class LayersLevel(WeightedPass):
     def _check(self, batch: Batch, chosen: Sequence[Tensor]) -> None:
         """Refuse losses that go past the layers: their weight would always be 0."""
         for name, loss in batch.raw.items():
-            if all(t < 0 for t in LossGraph([loss]).owners(chosen)):
+            owners = LossGraph([loss]).owners(chosen)
+            if HIDDEN in owners:
+                raise ValueError(
+                    "layers: reentrant activation checkpointing hides the module; choose one that "
+                    "is not inside of it, or checkpoint with use_reentrant=False"
+                )
+            if all(t < 0 for t in owners):
                 raise ValueError(
                     f"layers: the loss of task {name!r} does not go through the module; choose one "
                     "that all losses go through, such as the neck"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from mtl_plugins.distributed import average_grads, with_grad
+from mtl_plugins.gradients import apart
 from mtl_plugins.routes.base import Route
 from mtl_plugins.step import Batch, Choice, Measured
 
@@ -40,5 +41,8 @@ class OnePass(Route):
                 f"the weights {choice.weights}"
             )
         if factors != {1.0}:
-            grads = [p.grad for p in self.parts.params if p.grad is not None]
+            reached = [p for p in self.parts.params if p.grad is not None]
+            grads = [grad for grad in apart(p.grad for p in reached) if grad is not None]
             torch._foreach_mul_(grads, factors.pop())
+            for p, grad in zip(reached, grads, strict=True):
+                p.grad = grad

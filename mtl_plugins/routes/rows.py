@@ -55,7 +55,7 @@ class ParameterLevel(Route):
         for i, p in enumerate(params):
             owner = ownership.owner(i)
             if choice.own and owner >= 0 and p.grad is not None:
-                p.grad.mul_(own[owner])
+                p.grad = p.grad * own[owner]
         for i, grad in zip(self._shared, self.chosen(self._rows, choice), strict=True):
             if ownership.reached(i):  # otherwise no gradient, as after any backward pass
                 params[i].grad = grad

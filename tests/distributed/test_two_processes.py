@@ -12,6 +12,8 @@ import torch
 from models import FEATURE_METHODS, ORDINARY, RANDOM, Trunk, method
 from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
@@ -45,6 +47,17 @@ def new_trunk() -> Trunk:
 
 def losses_of(model: Trunk, batch: Tensor, names: str = "abc") -> dict[str, Tensor]:
     return {name: loss for name, loss in model(batch).items() if name in names}
+
+
+def losses_of_found(model: Trunk, batch: Tensor, count: int) -> dict[str, Tensor]:
+    """Two losses of the objects that were found, of which there may be none, and one of all."""
+    z = model.trunk(batch)
+    both = torch.tanh(model.heads_ab(z[:count]))
+    return {
+        "a": model.heads["a"](both).square().sum(),
+        "b": model.heads["b"](both).exp().sum(),
+        "c": model.heads["c"](z).sin().mean(),
+    }
 
 
 # At the feature level GradDrop decides by the examples of the rank.
@@ -192,6 +205,16 @@ def find(rank: int) -> dict[str, Any]:
     found["sketches, absent"] = grads_with(
         model, losses_of(model, half, "abd" if rank == 1 else "abcd"), **SKETCHES
     )
+    for title, options in {"": {}, ", sketches": SKETCHES}.items():
+        model = new_trunk()
+        losses = losses_of_found(model, half, 0 if rank == 1 else 3)
+        found[f"found nothing on rank 1{title}"] = grads_with(model, losses, **options)
+    sharded = nn.Linear(4, 2)
+    fully_shard(sharded, mesh=init_device_mesh("cpu", (2,)))
+    backward = MultiTaskBackward(sharded.parameters(), "MGDA", tasks="ab")
+    output = sharded(torch.ones(3, 4))
+    with pytest.raises(ValueError, match="params: 2 parameters are sharded over the ranks"):
+        backward({"a": output.sum(), "b": output.square().sum()})
     model = new_trunk()
     found["CosReg, nothing on rank 1"] = grads_with(
         model, losses_of(model, half) if rank == 0 else {}, regularizer="CosReg"
@@ -333,6 +356,20 @@ def test_absent_on_one_rank(case, on_rank_1, found):
     for rank in range(2):
         assert_close(found[rank][case]["grads"], expected["grads"])
         assert found[rank][case]["unused"] is None
+
+
+def test_sketches_where_a_rank_finds_nothing(found):
+    """A layer that is run on nothing has no mean input, and makes no task's sketch NaN."""
+    for rank in range(2):
+        exact = found[rank]["found nothing on rank 1"]
+        sketched = found[rank]["found nothing on rank 1, sketches"]
+        assert sketched["last"].nonfinite == ()
+        # Every rank has the same; the lengths are estimates.
+        assert_close(
+            sketched["last"].gramian, found[0]["found nothing on rank 1, sketches"]["last"].gramian
+        )
+        lengths = [step["last"].gramian.diagonal().sqrt() for step in (sketched, exact)]
+        assert_close(*lengths, rtol=0.5, atol=0.0)
 
 
 def test_sketches_where_a_rank_lacks_a_task(found):
