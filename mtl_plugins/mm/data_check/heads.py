@@ -91,7 +91,7 @@ def unlabelled_task(model: nn.Module, dataset: Any, key: str) -> str | None:
     """
     from mtl_plugins.mm.datasets import DenseDataset
     from mtl_plugins.mm.models import MultiTaskSegmentor
-    from mtl_plugins.mm.models.multi_task_segmentor import field_of
+    from mtl_plugins.mm.models.task_heads import field_of
     from mtl_plugins.mm.optim.model import unwrapped
 
     model = unwrapped(model)
