@@ -44,7 +44,7 @@ class Chooser:
         self._own: dict[str, float] = {}
 
     def choose(self, measured: Measured, window: Window, keep: bool = True) -> Choice:
-        """Decide by what was measured.
+        """Choose the weights of the tasks, or the update, by what was measured.
 
         Args:
             measured: Gradients of the tasks; without a Gramian the weights found last are taken
@@ -160,7 +160,7 @@ class Chooser:
 
 
 def _with_the_mean_of_others(tasks: Iterable[str], found: Mapping[str, float]) -> dict[str, float]:
-    """Complete values that were found for some tasks."""
+    """Give the tasks without a value the mean of the others."""
     if not found:
         return {}
     mean = sum(found.values()) / len(found)

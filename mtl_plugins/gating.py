@@ -1,4 +1,4 @@
-"""Puts the gates of a table before the methods of a model, and follows its losses back to them."""
+"""Puts gates before the methods of a model, and follows the model's losses back to the gates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mtl_plugins.tasks import TaskGroups
 
 
 class GatedMethod:
-    """Stands in the place of a method: an attribute of the module that has it.
+    """Stands in for a method of a module, as an attribute of that module.
 
     Unlike a closure, the object survives ``copy.deepcopy(model)``: the copy calls its own modules.
 
@@ -114,7 +114,8 @@ class AllocationGates:
 
     Features and annotations of the other images do not reach a head, so that it neither computes on
     them nor normalises over them. Where no image has the task, its losses are 0. Without tasks in
-    the batch nothing changes. An adapter says what the attributes without a value are.
+    the batch nothing changes. Each adapter has a subclass that sets ``table``, ``key`` and
+    ``tasks_key``.
 
     Args:
         model: Model in whose modules methods are replaced.

@@ -51,7 +51,7 @@ def broken_annotations(cfg: Mapping[str, Any], pseudo: bool = True) -> str | Non
 
 
 def _use(key: str, dataset: Mapping[str, Any]) -> Use | None:
-    """Tell how ``CocoDataset`` or one of its kin reads a file; None for other data sets."""
+    """Tell how ``CocoDataset`` or a subclass reads a file; None for other data sets."""
     from mmdet.datasets import CocoDataset
     from mmdet.registry import DATASETS
 
