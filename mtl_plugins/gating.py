@@ -69,15 +69,14 @@ class GatedMethod:
                 continue
             else:
                 raise ValueError(
-                    f"{self._gates.key}: {self.name} gets {name!r}, a {type(value).__name__} of "
-                    "which nobody said whether it has one entry an image; say so in its gate "
+                    f"{self._gates.key}: {self.name} gets {name!r}, a {type(value).__name__}, and "
+                    "its gate does not say whether that has one entry an image; name it there "
                     "(mtl_plugins.gates: maps, lists or whole)"
                 )
             if counts - {images}:
                 raise ValueError(
                     f"{self._gates.key}: {self.name} gets {name!r} with {sorted(counts)} entries, "
-                    f"and the batch has {images} images; which of them are about which image "
-                    "nobody knows"
+                    f"and the batch has {images} images; expected is one entry for each image"
                 )
 
     def _of(self, given: inspect.BoundArguments, chosen: Sequence[int] | None) -> Any:
