@@ -44,7 +44,7 @@ class Chooser:
         self._own: dict[str, float] = {}
 
     def choose(self, measured: Measured, window: Window, keep: bool = True) -> Choice:
-        """Choose the weights of the tasks, or the update, by what was measured.
+        """Decide by what was measured.
 
         Args:
             measured: Gradients of the tasks; without a Gramian the weights found last are taken
