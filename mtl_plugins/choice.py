@@ -160,7 +160,7 @@ class Chooser:
 
 
 def _with_the_mean_of_others(tasks: Iterable[str], found: Mapping[str, float]) -> dict[str, float]:
-    """Complete values that were found for some tasks."""
+    """Give the tasks without a value the mean of the others."""
     if not found:
         return {}
     mean = sum(found.values()) / len(found)

@@ -169,7 +169,7 @@ def select(maps: Any, chosen: Sequence[int]) -> Any:
 
 
 def scaled(losses: Mapping[str, Any], factor: float | Tensor) -> Losses:
-    """Multiply losses, each a tensor or a list with one a level."""
+    """Multiply losses, each a tensor or a list of tensors, one for each level of a pyramid."""
     return {
         name: [factor * each for each in value] if isinstance(value, list) else factor * value
         for name, value in losses.items()

@@ -1,4 +1,4 @@
-"""Puts the gates of a table before the methods of a model, and follows its losses back to them."""
+"""Puts gates before the methods of a model, and follows the model's losses back to the gates."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import Node
 
 from mtl_plugins.allocation import BatchTasks
 from mtl_plugins.distributed import world_size
 from mtl_plugins.gates import Gate, GateTable, scaled, select, tensors, zero
+from mtl_plugins.nodes import behind, edges, is_leaf, variable
 from mtl_plugins.registry import suggest
 from mtl_plugins.tasks import TaskGroups
 
 
 class GatedMethod:
-    """Stands in the place of a method: an attribute of the module that has it.
+    """Stands in for a method of a module, as an attribute of that module.
 
     Unlike a closure, the object survives ``copy.deepcopy(model)``: the copy calls its own modules.
 
@@ -67,15 +69,14 @@ class GatedMethod:
                 continue
             else:
                 raise ValueError(
-                    f"{self._gates.key}: {self.name} gets {name!r}, a {type(value).__name__} of "
-                    "which nobody said whether it has one entry an image; say so in its gate "
+                    f"{self._gates.key}: {self.name} gets {name!r}, a {type(value).__name__}, and "
+                    "its gate does not say whether that has one entry an image; name it there "
                     "(mtl_plugins.gates: maps, lists or whole)"
                 )
             if counts - {images}:
                 raise ValueError(
                     f"{self._gates.key}: {self.name} gets {name!r} with {sorted(counts)} entries, "
-                    f"and the batch has {images} images; which of them are about which image "
-                    "nobody knows"
+                    f"and the batch has {images} images; expected is one entry for each image"
                 )
 
     def _of(self, given: inspect.BoundArguments, chosen: Sequence[int] | None) -> Any:
@@ -112,7 +113,8 @@ class AllocationGates:
 
     Features and annotations of the other images do not reach a head, so that it neither computes on
     them nor normalises over them. Where no image has the task, its losses are 0. Without tasks in
-    the batch nothing changes. An adapter says what the attributes without a value are.
+    the batch nothing changes. Each adapter has a subclass that sets ``table``, ``key`` and
+    ``tasks_key``.
 
     Args:
         model: Model in whose modules methods are replaced.
@@ -241,21 +243,13 @@ class AllocationGates:
                     f"other heads: {self._heads(but=gated)}"
                 )
 
-    def _sources(self, loss: Any) -> set[GatedMethod | None]:
+    def _sources(self, loss: Any) -> Iterator[GatedMethod | None]:
         """Find the gates that a loss comes from; None stands for a way around them."""
-        found: set[GatedMethod | None] = set()
-        nodes, seen = [t.grad_fn for t in tensors(loss) if t.grad_fn is not None], set()
-        while nodes and None not in found:
-            node = nodes.pop()
+        for node in behind(_nodes(loss), goes_on=lambda node: node not in self._noted):
             if node in self._noted:
-                found.add(self._noted[node])
-            elif node not in seen:
-                seen.add(node)
-                following = [n for n, _ in node.next_functions if n is not None]
-                nodes += following
-                if not following:
-                    found.add(None)
-        return found
+                yield self._noted[node]
+            elif not edges(node):
+                yield None
 
     def _where(self, name: str, losses: Mapping[str, Any]) -> str:
         """Name the parts of the model that this loss trains and some other loss does not."""
@@ -295,14 +289,12 @@ def _waits(module: nn.Module, gate: Gate) -> str | None:
 
 def _reached(loss: Any) -> set[int]:
     """Find the parameters that a loss trains, by id."""
-    nodes, seen, found = [t.grad_fn for t in tensors(loss)], set(), set()
-    while nodes:
-        node = nodes.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            found.add(id(getattr(node, "variable", None)))
-            nodes += [n for n, _ in node.next_functions]
-    return found
+    return {id(variable(node)) for node in behind(_nodes(loss)) if is_leaf(node)}
+
+
+def _nodes(loss: Any) -> list[Node]:
+    """List the nodes that the tensors of a loss come from."""
+    return [t.grad_fn for t in tensors(loss) if t.grad_fn is not None]
 
 
 def _is_plain(value: Any) -> bool:

@@ -45,7 +45,7 @@ def _on_cpu(product: Callable[[torch.dtype], Tensor], dtype: torch.dtype, averag
     """Return ``J Jᵀ`` on the CPU, computed in single precision if it fits, else in double.
 
     Args:
-        product: Function that computes it in a dtype.
+        product: Function that computes ``J Jᵀ`` in a dtype.
         dtype: Dtype of ``J``.
         averaged: Whether to average the result over the ranks.
     """
@@ -162,7 +162,7 @@ class TaskRows:
         ]
 
     def take(self, other: TaskRows) -> None:
-        """Take over the gradients of the same leaves and the first tasks."""
+        """Take over the gradients of the leaves that both have, for the first tasks."""
         position = {id(leaf): i for i, leaf in enumerate(self.leaves)}
         for mine, theirs in zip(self.grads, other.grads, strict=False):
             for leaf, grad in zip(other.leaves, theirs, strict=True):

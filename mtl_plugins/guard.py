@@ -106,8 +106,8 @@ class Guard:
 class Buffers:
     """Copies of a model's buffers from before the first forward pass of a step.
 
-    Of a model whose parts are called, and never the model itself, they are from the end of the last
-    step.
+    If parts of the model are called, and never the model itself, the copies are from the end of the
+    last step.
 
     Args:
         model: Model without the wrapper of a data-parallel run; gets a forward hook.

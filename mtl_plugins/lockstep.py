@@ -72,7 +72,7 @@ class LockStep:
         return self._owner[node] == SEVERAL
 
     def _children_in_turn(self, node: Node) -> Iterator[Node]:
-        """Yield the shared children, other than leaves, to which every other way has been gone."""
+        """Yield the shared children, other than leaves, that wait for no other node's gradient."""
         for child, _ in edges(node):
             if self._is_shared(child) and not is_leaf(child):
                 self._missing[child] -= 1
@@ -80,7 +80,7 @@ class LockStep:
                     yield child
 
     def _descend(self, piece: Collection[Node]) -> None:
-        """Take the gradients that arrived at these nodes to where edges leave the piece."""
+        """Run the gradients that arrived at a piece back to the edges out of the piece."""
         entries = [slot for slot in self._arrived if slot[0] in piece]
         grads = {slot: self._arrived.pop(slot) for slot in entries}
         onward = [edge for node in piece for edge in edges(node)]

@@ -228,7 +228,7 @@ def _part(node: Any, slot: int) -> slice:
 def _use(
     node: Any, number: int, weight: Tensor, rows: slice | None, turns: int
 ) -> MatrixUse | None:
-    """Tell how a node uses the rows of a weight that come along an edge; None if otherwise."""
+    """Return how a node uses rows of a weight as a matrix; None if in another way."""
     name = node.name()
     if rows is None:
         return None

@@ -169,7 +169,7 @@ def ranking_similarity(first: Mapping[str, float], second: Mapping[str, float]) 
     """
     if first.keys() != second.keys() or len(first) < 2:
         raise KeyError(
-            f"two rankings of the same two or more items: {sorted(first)}, {sorted(second)}"
+            f"expected scores of the same items, at least two: {sorted(first)}, {sorted(second)}"
         )
     pairs = [(a, b) for a in first for b in first if a != b]
     agree = sum((first[a] > first[b]) == (second[a] > second[b]) for a, b in pairs)

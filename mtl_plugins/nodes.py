@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor
@@ -53,12 +53,17 @@ def end_of(node: Node) -> Node:
     return node
 
 
-def behind(roots: Iterable[Node], goes_on: Callable[[Node], bool] | None = None) -> Iterator[Node]:
-    """Walk the nodes that are reached from the roots.
+def behind(
+    roots: Iterable[Node],
+    goes_on: Callable[[Node], bool] | None = None,
+    stops: Collection[Slot] = (),
+) -> Iterator[Node]:
+    """Walk the nodes that are reached from the roots, each of them once.
 
     Args:
         roots: Nodes to begin with.
         goes_on: Function that tells whether to walk on behind a node; by default always.
+        stops: Outputs through which the walk does not go; another output of their node lets it.
     """
     seen: set[Node] = set()
     stack = list(roots)
@@ -68,7 +73,7 @@ def behind(roots: Iterable[Node], goes_on: Callable[[Node], bool] | None = None)
             seen.add(node)
             yield node
             if goes_on is None or goes_on(node):
-                stack += [child for child, _ in edges(node)]
+                stack += [edge[0] for edge in edges(node) if edge not in stops]
 
 
 @contextmanager

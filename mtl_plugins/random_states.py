@@ -12,7 +12,8 @@ import torch
 def random_states() -> dict[str, Any]:
     """Return the states of the generators of Python, NumPy, PyTorch and the current device.
 
-    The states are made of tensors and plain values, which ``torch.load`` reads without more ado.
+    The states are made of tensors and plain values, which ``torch.load`` reads with
+    ``weights_only=True``.
     """
     import numpy as np  # a dependency of the frameworks, not of the core
 

@@ -188,7 +188,7 @@ class RotationOptimizer:
     def add(
         self, rows: Mapping[str, Tensor], lengths: Mapping[str, float], features: Sequence[Tensor]
     ) -> None:
-        """Add what the features of a micro-batch say.
+        """Add the gradients on the rotations that the features of a micro-batch give.
 
         Args:
             rows: Gradient ``[D]`` of each task that has one, of all features one after another.

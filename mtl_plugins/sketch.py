@@ -272,7 +272,7 @@ def _run(graph: LossGraph, leaves: Sequence[_Leaf], turns: Sequence[tuple[int, T
 
 
 def _last(nodes: Collection[Node], wanted: Collection[Node], leaves: Collection[int]) -> list[Node]:
-    """Find the wanted nodes behind which a pass has nothing to go for, and does not run them."""
+    """Find the wanted nodes with no other wanted node or leaf behind: there a pass ends."""
     found: list[Node] = []
     leads: dict[Node, bool] = {}  # to something that is wanted, at the node or behind it
     children = {node: [child for child, _ in edges(node)] for node in nodes}

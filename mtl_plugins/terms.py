@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 
-from mtl_plugins.nodes import Slot, edges, is_leaf, variable
+from mtl_plugins.nodes import Slot, behind, is_leaf, variable
 
 
 class Besides(NamedTuple):
@@ -106,13 +106,5 @@ def _slot(tensor: Tensor) -> Slot:
 
 def _leaves(root: Tensor, stops: Collection[Slot] = ()) -> Iterator[Tensor]:
     """Yield the leaves behind a tensor, except leaves that lie behind one of the stops alone."""
-    seen: set[Node] = set()
-    stack = [_slot(root)] if root.requires_grad else []
-    while stack:
-        node, number = stack.pop()
-        if (node, number) in stops or node in seen:
-            continue
-        seen.add(node)
-        if is_leaf(node):
-            yield variable(node)
-        stack += edges(node)
+    if root.requires_grad and (slot := _slot(root)) not in stops:
+        yield from (variable(node) for node in behind([slot[0]], stops=stops) if is_leaf(node))

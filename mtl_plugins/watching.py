@@ -88,7 +88,7 @@ class Watching:
             self._keep(self._watch.rows(len(batch.tasks)))
 
     def look(self, batch: Batch) -> None:
-        """Take the feature disentanglement in a step that makes no pass a task anyway."""
+        """Take the feature disentanglement in a step that runs no backward pass for each task."""
         if self._wants_features(batch):
             turns = dict(batch.turns())
             tensors, edges = self._features()

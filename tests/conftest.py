@@ -7,6 +7,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mmengine.config.utils
 import pytest
@@ -18,6 +19,7 @@ from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
 from models import Trunk, build_detector, mask_rcnn_config
 from torch import Tensor, nn
+from two_processes import results_of_two
 
 # The machine may be slow and busy; a failure has to be the same one the next time.
 settings.register_profile("mtl", deadline=None, derandomize=True)
@@ -60,6 +62,26 @@ def no_earlier_run(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cls, "_instance_dict", OrderedDict())
 
 
+@pytest.fixture
+def seeded() -> None:
+    """The same weights and data in each test, whichever ran before."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def mmdet_scope(seeded: None) -> Iterator[None]:
+    """Types without a scope are MMDetection's, as in a run of such a config."""
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        yield
+
+
+@pytest.fixture
+def mmseg_scope(seeded: None) -> Iterator[None]:
+    """Types without a scope are MMSegmentation's."""
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six drawn images in COCO's layout; not to be changed."""
@@ -67,6 +89,12 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ["--train", "4", "--val", "2", "--size", "160", "120"]
     run("tools/make_demo_data.py", "--layout", "coco", "--out", str(out), *options, coco=out)
     return out
+
+
+@pytest.fixture(scope="module")
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Found by each of two ranks that run the test's file, see :func:`two_processes.work`."""
+    return results_of_two(str(request.path), tmp_path_factory.mktemp("two") / "found")
 
 
 @pytest.fixture

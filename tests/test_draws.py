@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from two_processes import results_of_two, work
+from two_processes import work
 
 from mtl_plugins.draws import RandomMethod
 
@@ -32,11 +32,6 @@ def find(rank: int) -> dict[str, Any]:
     found["resumed"] = numbers(later.generator())
     found["straight"] = numbers(method.generator())
     return found
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return results_of_two(__file__, tmp_path_factory.mktemp("two") / "found")
 
 
 def test_all_ranks_draw_what_the_seed_of_the_first_gives(ranks):

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class TaskInterferenceHook(HookBase):
-    """Hook that writes how the gradients of the tasks get on, and their losses and weights.
+    """Hook that logs how far the gradients of the tasks agree, and the losses and weights.
 
     The scalars go into the ``EventStorage``, under the names of the OpenMMLab adapter: ``mtl/gds``,
     ``mtl/loss/<task>`` and so on. Gradients that the method has computed are reused. Others cost up

@@ -159,7 +159,7 @@ def _shares_features(head: nn.Module) -> str | None:
 
 
 def _no_objects(given: Arguments) -> Arguments:
-    """Return the first image without its objects; the trunk gets no gradient of it."""
+    """Return the first image without its objects, and features that give the trunk no gradient."""
     sample = copy(given["batch_data_samples"][0])
     sample.gt_instances = sample.gt_instances[:0]
     x = [level[:1].detach() for level in given["x"]]
@@ -167,7 +167,9 @@ def _no_objects(given: Arguments) -> Arguments:
 
 
 def _positives(model: nn.Module, given: Arguments) -> Arguments:
-    """Return the box head's positives of these images; before, the head saw those of its own task.
+    """Run the box head on the images of the mask's task, and return its positives there.
+
+    The run before was on the images of the box head's own task.
 
     Raises:
         ValueError: No way to get the positives is known for the model's class.

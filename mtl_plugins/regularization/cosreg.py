@@ -24,7 +24,7 @@ class CosReg(Regularizer):
 
     def __init__(self, weight: float = 1.0) -> None:
         if weight < 0.0:
-            raise ValueError(f"weight is not negative, got {weight}")
+            raise ValueError(f"weight: expected at least 0, got {weight}")
         self.weight = weight
 
     def __call__(self, jacobian: Tensor) -> Tensor:

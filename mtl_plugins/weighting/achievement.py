@@ -55,9 +55,9 @@ class Achievement(IndicatorWeighting):
         if not isinstance(potential, Mapping):
             raise TypeError(f"potential: expected a dict by task, got {potential!r}")
         if potential and min(potential.values()) <= 0.0:
-            raise ValueError(f"potential is positive, got {dict(potential)}")
+            raise ValueError(f"potential: expected numbers above 0, got {dict(potential)}")
         if gamma < 0.0 or margin < 0.0:
-            raise ValueError(f"gamma and margin are not negative, got {gamma} and {margin}")
+            raise ValueError(f"gamma, margin: expected at least 0, got {gamma} and {margin}")
         self.potential, self.gamma, self.margin = potential, gamma, margin
         self.min_losses = min_losses
         self._bounds = LowerBounds("Achievement", min_losses)

@@ -39,13 +39,13 @@ class DTP(IndicatorWeighting):
     ) -> None:
         super().__init__(momentum, indicators)
         if gamma < 0.0:
-            raise ValueError(f"gamma is not negative, got {gamma}")
+            raise ValueError(f"gamma: expected at least 0, got {gamma}")
         if not 0.0 < floor < 1.0:
-            raise ValueError(f"floor lies in (0, 1), got {floor}")
+            raise ValueError(f"floor: expected a number in (0, 1), got {floor}")
         if best is not None and not isinstance(best, Mapping):
             raise TypeError(f"best: expected a dict by task, got {best!r}")
         if best and min(best.values()) <= 0.0:
-            raise ValueError(f"best is positive, got {dict(best)}")
+            raise ValueError(f"best: expected numbers above 0, got {dict(best)}")
         self.gamma, self.floor, self.best = gamma, floor, best
 
     def check(self, tasks: Collection[str]) -> None:

@@ -25,9 +25,9 @@ class DWA(Weighting):
     def __init__(self, temperature: float = 2.0, window: int | None = None) -> None:
         super().__init__()
         if temperature <= 0.0:
-            raise ValueError(f"temperature is positive, got {temperature}")
+            raise ValueError(f"temperature: expected more than 0, got {temperature}")
         if window is not None and window < 1:
-            raise ValueError(f"window is at least 1, got {window}")
+            raise ValueError(f"window: expected at least 1, got {window}")
         self.temperature = temperature
         self.window = window
         self._steps = 0  # in the current window

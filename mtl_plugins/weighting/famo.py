@@ -43,7 +43,7 @@ class FAMO(LearnedWeighting):
     ) -> None:
         super().__init__(lr, weight_decay)
         if eps < 0.0:
-            raise ValueError(f"eps is not negative, got {eps}")
+            raise ValueError(f"eps: expected at least 0, got {eps}")
         self.eps = eps
         self.min_losses = min_losses
         self._bounds = LowerBounds("FAMO", min_losses)

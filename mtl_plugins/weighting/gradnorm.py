@@ -34,7 +34,7 @@ class GradNorm(LearnedWeighting):
     def __init__(self, alpha: float = 1.5, lr: float = 0.025) -> None:
         super().__init__(lr)
         if alpha < 0.0:
-            raise ValueError(f"alpha is not negative, got {alpha}")
+            raise ValueError(f"alpha: expected at least 0, got {alpha}")
         self.alpha = alpha
         self._first: dict[str, float] = {}
 

@@ -34,7 +34,7 @@ class IndicatorWeighting(Weighting):
     def __init__(self, momentum: float, indicators: Mapping[str, str] | None) -> None:
         super().__init__()
         if not 0.0 < momentum <= 1.0:
-            raise ValueError(f"momentum lies in (0, 1], got {momentum}")
+            raise ValueError(f"momentum: expected a number in (0, 1], got {momentum}")
         if indicators is not None and not isinstance(indicators, Mapping):
             raise TypeError(
                 "indicators: expected the name of a metric by task, such as "

@@ -31,7 +31,7 @@ class Log(Weighting):
     def __init__(self, min_losses: float | Mapping[str, float] = 0.0, eps: float = 1e-8) -> None:
         super().__init__()
         if eps < 0.0:
-            raise ValueError(f"eps is not negative, got {eps}")
+            raise ValueError(f"eps: expected at least 0, got {eps}")
         self.min_losses, self.eps = min_losses, eps
         self._bounds = LowerBounds("Log", min_losses)
 

@@ -29,7 +29,7 @@ class SLAW(Weighting):
     def __init__(self, beta: float = 0.99) -> None:
         super().__init__()
         if not 0.0 <= beta < 1.0:
-            raise ValueError(f"beta lies in [0, 1), got {beta}")
+            raise ValueError(f"beta: expected a number in [0, 1), got {beta}")
         self.beta = beta
         # The mean and variance of each task: with a and b alone, a - b² would be rounding.
         self._moments: dict[str, tuple[float, float]] = {}

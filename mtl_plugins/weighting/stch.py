@@ -35,12 +35,12 @@ class STCH(Weighting):
     ) -> None:
         super().__init__()
         if mu <= 0.0:
-            raise ValueError(f"mu is positive, got {mu}")
+            raise ValueError(f"mu: expected more than 0, got {mu}")
         for key, value in (("preference", preference), ("ideal", ideal)):
             if value is not None and not isinstance(value, Mapping):
                 raise TypeError(f"{key}: expected a dict by task, got {value!r}")
         if preference and min(preference.values()) < 0.0:
-            raise ValueError(f"preference is not negative, got {dict(preference)}")
+            raise ValueError(f"preference: expected numbers of at least 0, got {dict(preference)}")
         self.mu, self.preference, self.ideal = mu, preference, ideal
 
     def check(self, tasks: Collection[str]) -> None:

@@ -29,7 +29,7 @@ class Uncertainty(LearnedWeighting):
         super().__init__(lr, weight_decay)
         low, high = self.bounds
         if not low <= initial <= high:
-            raise ValueError(f"initial lies in [{low:g}, {high:g}], got {initial}")
+            raise ValueError(f"initial: expected a number in [{low:g}, {high:g}], got {initial}")
         self.initial = initial
 
     def weights(

@@ -10,7 +10,7 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.structures import PixelData
 from test_semantic_detector import HEIGHT, SEG_CLASSES, WIDTH, boxes, build, sample
 from torch.testing import assert_close
-from two_processes import results_of_two, work
+from two_processes import work
 
 from mtl_plugins.mm.optim import MTLOptimWrapper
 
@@ -52,11 +52,6 @@ def train(name: str, rank: int | None) -> dict[str, Any]:
         model.train_step(data, wrapper)
         losses.append(wrapper.multitask.last.losses)
     return {"losses": losses, "parameters": [p.detach() for p in model.parameters()]}
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return results_of_two(__file__, tmp_path_factory.mktemp("two") / "found")
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -11,7 +11,7 @@ from mmengine.model import MMDistributedDataParallel
 from models import build_detector
 from test_uoais import SIZE, SMALL, TWO, sample
 from torch.testing import assert_close
-from two_processes import results_of_two, work
+from two_processes import work
 
 from mtl_plugins.mm.optim import MTLOptimWrapper
 
@@ -46,11 +46,6 @@ def train(name: str, rank: int | None) -> dict[str, Any]:
             model.train_step(half, wrapper)
         losses.append(wrapper.multitask.last.losses)
     return {"losses": losses, "parameters": [p.detach() for p in detector.parameters()]}
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return results_of_two(__file__, tmp_path_factory.mktemp("two") / "found")
 
 
 @pytest.mark.parametrize("name", METHODS)

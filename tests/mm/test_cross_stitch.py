@@ -18,10 +18,7 @@ from mtl_plugins.mm.models import CrossStitchBackbone, CrossStitchSegNet, SegNet
 SMALL = {"channels": (4, 6, 6), "convs": (2, 2, 3)}
 RESNET = {"type": "ResNet", "depth": 18, "base_channels": 4, "stem_channels": 4}
 
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def test_two_segnets_have_the_published_size() -> None:

@@ -37,11 +37,7 @@ Json = dict[str, Any]
 FRUIT = ("apple", "fig", "kiwi")
 WIDTH, HEIGHT = 64, 48
 
-
-@pytest.fixture(autouse=True)
-def _scope():
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        yield
+pytestmark = pytest.mark.usefixtures("mmdet_scope")
 
 
 def fruit() -> Json:

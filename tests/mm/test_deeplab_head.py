@@ -24,10 +24,7 @@ DILATED = {
     "out_indices": (3,),
 }
 
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def head(**options: object) -> DeepLabHead:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import runpy
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import pytest
 import torch
 from dense_files import HEIGHT, WIDTH, Truth
 from mmengine.config import ConfigDict
-from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmseg.registry import DATASETS, MODELS
 from PIL import Image
@@ -37,11 +35,7 @@ from mtl_plugins.mm.transforms.dense_files import PARTS
 
 PIPELINE = [{"type": "LoadMultiTask"}, {"type": "PackMultiTaskInputs"}]
 
-
-@pytest.fixture(autouse=True)
-def _scope() -> Iterator[None]:
-    with DefaultScope.overwrite_default_scope("mmseg"):
-        yield
+pytestmark = pytest.mark.usefixtures("mmseg_scope")
 
 
 def build(kind: type, root: Path, **options: Any) -> Any:

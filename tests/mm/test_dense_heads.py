@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from dense import FIELD, HEADS, HEIGHT, WIDTH, config, fcn, sample
-from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -17,12 +16,7 @@ from mtl_plugins.mm.structures import FIELDS
 
 CHANNELS = {"seg": 4, "parts": 3, "depth": 1, "normals": 3, "edges": 1, "sal": 1}
 
-
-@pytest.fixture(autouse=True)
-def _scope():
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope("mmseg"):
-        yield
+pytestmark = pytest.mark.usefixtures("mmseg_scope")
 
 
 def _logits(task: str) -> torch.Tensor:

@@ -14,10 +14,7 @@ from mtl_plugins.mm.models import MTANSegNet, SegNet
 TASKS = ["seg", "depth", "normals"]
 SMALL = {"channels": (4, 6, 6), "convs": (2, 2, 3)}
 
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def test_it_has_as_many_parameters_as_published() -> None:

@@ -18,10 +18,7 @@ W18 = [18, 36, 72, 144]
 R18 = [64, 128, 256, 512]
 MAIN, AUXILIARY = {"seg": 5, "depth": 1}, {"edges": 1}
 
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def maps(channels: list[int], height: int = 16, width: int = 24) -> list[Tensor]:

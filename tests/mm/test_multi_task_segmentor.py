@@ -37,12 +37,7 @@ PREPROCESSOR = {
     "size_divisor": 32,
 }
 
-
-@pytest.fixture(autouse=True)
-def _scope() -> Any:
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope("mmseg"):
-        yield
+pytestmark = pytest.mark.usefixtures("mmseg_scope")
 
 
 @MODELS.register_module(force=True)

@@ -48,11 +48,7 @@ LABELS = {
 LOAD = [{"type": "LoadImageFromFile"}, {"type": "LoadPartialAnnotations"}]
 PACK = [{"type": "PackPartialInputs"}]
 
-
-@pytest.fixture(autouse=True)
-def _scope() -> Iterator[None]:
-    with DefaultScope.overwrite_default_scope("mmdet"):
-        yield
+pytestmark = pytest.mark.usefixtures("mmdet_scope")
 
 
 # --- data set -----------------------------------------------------------------------------------

@@ -16,10 +16,7 @@ from mtl_plugins.task_norm import convert_task_norm
 
 SMALL = {"channels": (4, 6), "convs": (2, 3)}
 
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 @pytest.mark.parametrize(

@@ -72,10 +72,7 @@ CONFIG = {
     },
 }
 
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def build(**changes: Any) -> SemanticDetector:

@@ -14,7 +14,6 @@ import torch
 from algorithm_1 import algorithm_1
 from dense import BACKBONE, HEIGHT, WIDTH, config, images, sample
 from mmengine.hooks import Hook
-from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_state_dict
 from mmseg.registry import MODELS
@@ -32,12 +31,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "Adam": {"type": "Adam", "lr": 0.003, "weight_decay": 0.01},
 }
 
-
-@pytest.fixture(autouse=True)
-def _scope() -> Any:
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope("mmseg"):
-        yield
+pytestmark = pytest.mark.usefixtures("mmseg_scope")
 
 
 def model_config(**options: Any) -> dict[str, Any]:

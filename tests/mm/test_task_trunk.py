@@ -20,7 +20,7 @@ from mmseg.registry import MODELS
 from models import ROOT
 from torch import nn
 from torch.testing import assert_close
-from two_processes import results_of_two, work
+from two_processes import work
 
 import mtl_plugins.mm.models  # noqa: F401
 from mtl_plugins.layer_conflicts import LayerConflicts
@@ -33,12 +33,7 @@ NORM = "backbone.layer1.1.bn2"
 NO_NORM = {"norm_cfg": {"type": "GN", "num_groups": 2}}
 """Norms that see one image at a time, so that two ranks can equal one process."""
 
-
-@pytest.fixture(autouse=True)
-def _scope() -> Any:
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope("mmseg"):
-        yield
+pytestmark = pytest.mark.usefixtures("mmseg_scope")
 
 
 def build(*tasks: str, **options: Any) -> Any:
@@ -413,11 +408,6 @@ def train(name: str, rank: int | None) -> dict[str, Any]:
         whole.train_step(data, optim)
     parameters = {k: v.detach() for k, v in model.named_parameters()}
     return {"parameters": parameters, "scores": conflicts.scores()}
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return results_of_two(__file__, tmp_path_factory.mktemp("two") / "found")
 
 
 @pytest.mark.parametrize("name", DISTRIBUTED)

@@ -42,10 +42,7 @@ METHODS = [
 SIZE = (96, 128)
 RESNET = {"depth": 18, "base_channels": 8, "norm_eval": False}
 
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 @pytest.fixture(scope="module")

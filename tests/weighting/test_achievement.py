@@ -54,7 +54,7 @@ def test_a_loss_of_zero_takes_no_part():
     [
         ({"a": 0.5}, "Achievement.potential: the metric of a model of 'b' alone is missing"),
         ({"a": 0.5, "b": 0.4, "x": 0.1}, "Achievement.potential: no task is called 'x'"),
-        ({"a": 0.5, "b": -0.4}, "potential is positive"),
+        ({"a": 0.5, "b": -0.4}, "potential: expected numbers above 0"),
         (0.5, "potential: expected a dict by task"),
     ],
 )

@@ -65,9 +65,9 @@ def test_perfect_and_useless_tasks_have_finite_weights():
         ),
         ({}, ({"a": 0.4}, ["a"]), "DTP.best: the indicator of the task 'a' is an error"),
         ({}, ({"x": 0.4},), "no task is called 'x'"),
-        ({"best": {"a": 0.0}}, None, "best is positive"),
-        ({"floor": 1.0}, None, "floor lies in"),
-        ({"momentum": 0.0}, None, "momentum lies in"),
+        ({"best": {"a": 0.0}}, None, "best: expected numbers above 0"),
+        ({"floor": 1.0}, None, "floor: expected a number in"),
+        ({"momentum": 0.0}, None, "momentum: expected a number in"),
         ({"indicators": {"x": "coco/bbox_mAP"}}, None, "DTP.indicators: no task is called 'x'"),
     ],
 )

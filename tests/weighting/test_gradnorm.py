@@ -128,5 +128,5 @@ def test_first_loss_is_the_first_that_measures():
 
 
 def test_negative_alpha_is_refused():
-    with pytest.raises(ValueError, match="alpha is not negative"):
+    with pytest.raises(ValueError, match="alpha: expected at least 0"):
         GradNorm(alpha=-1.0)

@@ -99,10 +99,10 @@ def test_gradient_of_a_model(cfg, scalarise):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mu": 0.0}, "mu is positive, got 0"),
+        ({"mu": 0.0}, "mu: expected more than 0, got 0"),
         ({"preference": [1.0]}, "preference: expected a dict by task"),
         ({"ideal": 0.5}, "ideal: expected a dict by task"),
-        ({"preference": {"a": -1.0}}, "preference is not negative"),
+        ({"preference": {"a": -1.0}}, "preference: expected numbers of at least 0"),
     ],
 )
 def test_stch_with_wrong_options(options, message):

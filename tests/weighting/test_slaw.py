@@ -45,5 +45,5 @@ def test_a_task_that_has_not_varied_has_the_mean_weight():
 
 
 def test_beta_is_checked():
-    with pytest.raises(ValueError, match="weighting: SLAW: beta lies in"):
+    with pytest.raises(ValueError, match="weighting: SLAW: beta: expected a number in"):
         build_weighting({"type": "SLAW", "beta": 1.0})

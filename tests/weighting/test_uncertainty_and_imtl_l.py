@@ -99,5 +99,5 @@ def test_uncertainty_begins_where_it_is_told():
     weighting.update({"a": 3.0})
     assert weighting.number("a") == pytest.approx(-0.4)  # a first step of Adam
     assert weighting.number("b") == -0.5
-    with pytest.raises(ValueError, match=r"initial lies in \[-20, 20\], got -30"):
+    with pytest.raises(ValueError, match=r"initial: expected a number in \[-20, 20\], got -30"):
         Uncertainty(initial=-30.0)

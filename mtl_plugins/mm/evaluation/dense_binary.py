@@ -15,7 +15,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtl_plugins.mm.evaluation.dense import DenseMetric, Sums, check_range
+from mtl_plugins.mm.evaluation.dense_base import DenseMetric, Sums, check_range
 from mtl_plugins.mm.thinning import thin
 
 

@@ -1,4 +1,4 @@
-"""Log how the tasks get on with each other."""
+"""Log how far the gradients of the tasks agree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mtl_plugins.task_norm import TaskBatchNorm, TaskNorm, task_norm
 
 @HOOKS.register_module()
 class TaskInterferenceHook(Hook):
-    """Hook that writes how the gradients of the tasks get on, and their losses and weights.
+    """Hook that logs how far the gradients of the tasks agree, and the losses and weights.
 
     The scalars are ``mtl/loss/<task>`` and ``mtl/weight/<task>``, ``mtl/penalty`` with a
     regulariser, ``mtl/fallbacks`` once a solver has not converged, the monitors that are asked for,

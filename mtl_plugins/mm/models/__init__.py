@@ -17,9 +17,10 @@ from mtl_plugins.mm.models.mtan import MTANSegNet
 from mtl_plugins.mm.models.mti_net import MTINet
 from mtl_plugins.mm.models.multi_task_preprocessor import MultiTaskDataPreProcessor
 from mtl_plugins.mm.models.multi_task_segmentor import MultiTaskSegmentor
+from mtl_plugins.mm.models.partial_preprocessor import PartialDataPreprocessor
 from mtl_plugins.mm.models.rgbd import RGBDDataPreprocessor, RGBDResNet
 from mtl_plugins.mm.models.segnet import SegNet
-from mtl_plugins.mm.models.semantic_detector import PartialDataPreprocessor, SemanticDetector
+from mtl_plugins.mm.models.semantic_detector import SemanticDetector
 from mtl_plugins.mm.models.task_norm_mask_rcnn import TaskNormMaskRCNN
 from mtl_plugins.mm.models.uoais import (
     HierarchicalMaskHead,

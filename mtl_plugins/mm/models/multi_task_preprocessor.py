@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from mmengine.structures import PixelData
 from mmseg.models.data_preprocessor import SegDataPreProcessor
 from mmseg.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtl_plugins.mm.structures import FIELDS, IGNORED
@@ -73,6 +74,17 @@ class MultiTaskDataPreProcessor(SegDataPreProcessor):
                 padded = F.pad(label, tuple(sample.padding_size), value=field.unknown)
                 sample.set_data({field.truth: PixelData(data=padded)})
         return data
+
+
+def check_preprocessor(preprocessor: nn.Module, fields: Iterable[str]) -> None:
+    """Refuse MMSegmentation's own preprocessor, for labels that it does not pad as unknown."""
+    others = [FIELDS[name].truth for name in fields if name != "sem_seg"]
+    plain = isinstance(preprocessor, SegDataPreProcessor)
+    if plain and others and not isinstance(preprocessor, MultiTaskDataPreProcessor):
+        raise ValueError(
+            f"model.data_preprocessor.type: {type(preprocessor).__name__} pads {', '.join(others)} "
+            "not at all or by 255, such as a depth of 255 m; take MultiTaskDataPreProcessor"
+        )
 
 
 def _size(tensor: Tensor) -> str:

@@ -2,49 +2,38 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from mmengine.dist import get_world_size
-from mmengine.model import ModuleDict, ModuleList
 from mmengine.structures import PixelData
-from mmseg.models.data_preprocessor import SegDataPreProcessor
-from mmseg.models.decode_heads.cascade_decode_head import BaseCascadeDecodeHead
-from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.models.segmentors.base import BaseSegmentor
-from mmseg.models.utils import resize
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg.utils import add_prefix
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils._pytree import register_pytree_node
 
 from mtl_plugins.mm.allocation import scaled
-from mtl_plugins.mm.models.dense_heads import DenseHead, check_loss_name
-from mtl_plugins.mm.models.multi_task_preprocessor import MultiTaskDataPreProcessor
-from mtl_plugins.mm.models.semantic_detector import share_of_images
+from mtl_plugins.mm.models.dense_heads import DenseHead
+from mtl_plugins.mm.models.dense_inference import Maps, check_test_cfg, original, slide
+from mtl_plugins.mm.models.losses import share_of_images
+from mtl_plugins.mm.models.multi_task_preprocessor import check_preprocessor
 from mtl_plugins.mm.models.task_features import TaskFeatures
+from mtl_plugins.mm.models.task_heads import (
+    build_auxiliary_heads,
+    build_heads,
+    check_tasks,
+    field_of,
+    has_decoder,
+    loss_names,
+)
 from mtl_plugins.mm.models.task_norms import TaskNorms, refuse_lost_norms
 from mtl_plugins.mm.models.task_trunk import OwnLayers, refuse_lost_weights, rotations_of
-from mtl_plugins.mm.structures import FIELDS, IGNORED
+from mtl_plugins.mm.structures import FIELDS
 from mtl_plugins.registry import suggest, under
 
 Config = Mapping[str, Any]
-Maps = dict[str, Tensor]
-MODES = ("whole", "slide")
-FLIPS = {"horizontal": (2,), "vertical": (1,), "diagonal": (1, 2)}
-"""Axes of a map ``[C, H, W]`` that each flip of MMCV reverses."""
-
-# For level='feature', which looks for the tensors in the output of a module.
-register_pytree_node(
-    TaskFeatures,
-    lambda x: ([dict(x.features), dict(x.auxiliary)], None),
-    lambda values, _: TaskFeatures(*values),
-)
 
 
 @MODELS.register_module()
@@ -111,39 +100,14 @@ class MultiTaskSegmentor(BaseSegmentor):
             backbone = {**backbone, "pretrained": pretrained}
         self.train_cfg = train_cfg
         self.test_cfg = {} if test_cfg is None else test_cfg
-        _check_test_cfg(self.test_cfg)
-        _check_tasks(heads, auxiliary_heads or {})
+        check_test_cfg(self.test_cfg)
+        check_tasks(heads, auxiliary_heads or {})
         self.backbone = MODELS.build(backbone)
         if neck is not None:
             self.neck = MODELS.build(neck)
-        self.heads = ModuleDict(
-            {task: _build(f"model.heads.{task}", cfg) for task, cfg in heads.items()}
-        )
-        fields = Counter(map(field_of, self.heads.values()))
-        for task, head in self.heads.items():
-            if fields[field_of(head)] > 1:
-                same = [t for t, other in self.heads.items() if field_of(other) == field_of(head)]
-                raise ValueError(
-                    f"model.heads.{task}: the heads {same} all predict "
-                    f"{FIELDS[field_of(head)].prediction!r}; keep one, and put others into "
-                    "model.auxiliary_heads"
-                )
-        _check_preprocessor(self.data_preprocessor, fields)
-        self.auxiliary_heads = ModuleDict()
-        for task in self.heads:
-            key = f"model.auxiliary_heads.{task}"
-            cfgs = (auxiliary_heads or {}).get(task, [])
-            cfgs = [cfgs] if isinstance(cfgs, Mapping) else cfgs
-            built = ModuleList(_build(f"{key}[{i}]", cfg) for i, cfg in enumerate(cfgs))
-            for i, head in enumerate(built):
-                if field_of(head) != field_of(self.heads[task]):
-                    raise ValueError(
-                        f"{key}[{i}]: {type(head).__name__} predicts {field_of(head)!r}, but "
-                        f"model.heads.{task} {field_of(self.heads[task])!r}"
-                    )
-                if not _has_decoder(head):
-                    raise ValueError(f"{key}[{i}].decoder: an auxiliary head needs one")
-            self.auxiliary_heads[task] = built
+        self.heads = build_heads(heads)
+        check_preprocessor(self.data_preprocessor, map(field_of, self.heads.values()))
+        self.auxiliary_heads = build_auxiliary_heads(self.heads, auxiliary_heads or {})
         self.trains: Callable[[Any, str], bool] = _all_train
         self.task_norms = TaskNorms(self, list(self.heads), task_norm, self._trunk)
         self.own_layers = OwnLayers(self, task_layers)
@@ -187,7 +151,7 @@ class MultiTaskSegmentor(BaseSegmentor):
             source = f"model.{where} ({type(getattr(self, where)).__name__})"
             for task in self.own_layers.tasks:
                 head = self.heads[task]
-                needed = _has_decoder(head) or len(self.auxiliary_heads[task])
+                needed = has_decoder(head) or len(self.auxiliary_heads[task])
                 if needed and task not in x.features:
                     raise ValueError(
                         f"model.heads.{task}: {source} returns no features for {task!r}; "
@@ -201,7 +165,7 @@ class MultiTaskSegmentor(BaseSegmentor):
                     )
         auxiliary = x.auxiliary if isinstance(x, TaskFeatures) else {}
         for task, head in self.heads.items():
-            if not (_has_decoder(head) or auxiliary.get(task) or len(self.auxiliary_heads[task])):
+            if not (has_decoder(head) or auxiliary.get(task) or len(self.auxiliary_heads[task])):
                 raise ValueError(
                     f"model.heads.{task}.decoder: is None, and neither backbone nor neck returns "
                     f"auxiliary predictions of {task!r}, so that nothing would be trained"
@@ -234,7 +198,7 @@ class MultiTaskSegmentor(BaseSegmentor):
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Maps:
         """Return the logits ``[N, C, H, W]`` of each task with a decoder for images."""
-        decoded = [task for task, head in self.heads.items() if _has_decoder(head)]
+        decoded = [task for task, head in self.heads.items() if has_decoder(head)]
         return {
             task: self.heads[task].predict(_features(x, task), batch_img_metas, self.test_cfg)
             for task, x in self._passes(inputs, decoded)
@@ -242,7 +206,7 @@ class MultiTaskSegmentor(BaseSegmentor):
 
     def _forward(self, inputs: Tensor, data_samples: Any = None) -> Maps:
         """Return the raw output of each task with a decoder."""
-        decoded = [task for task, head in self.heads.items() if _has_decoder(head)]
+        decoded = [task for task, head in self.heads.items() if has_decoder(head)]
         return {
             task: self.heads[task](_features(x, task)) for task, x in self._passes(inputs, decoded)
         }
@@ -258,11 +222,11 @@ class MultiTaskSegmentor(BaseSegmentor):
         wanted = [
             task
             for task, head in self.heads.items()
-            if self.trains(None, f"{task}.{_loss_names(head)[0]}")
+            if self.trains(None, f"{task}.{loss_names(head)[0]}")
         ]
         for task, x in self._passes(inputs, wanted):
             head = self.heads[task]
-            if _has_decoder(head):
+            if has_decoder(head):
                 losses |= self._losses(task, head, _features(x, task), data_samples, head.loss)
             given = x.auxiliary.get(task, ()) if isinstance(x, TaskFeatures) else ()
             for n, logits in enumerate(given):
@@ -291,7 +255,7 @@ class MultiTaskSegmentor(BaseSegmentor):
             loss: Loss of the features, samples and training settings, such as ``head.loss``.
         """
         truth = FIELDS[field_of(head)].truth
-        name = f"{prefix}.{_loss_names(head)[0]}"
+        name = f"{prefix}.{loss_names(head)[0]}"
         chosen = [i for i, s in enumerate(samples) if truth in s and self.trains(s, name)]
         takes_part = get_world_size() > 1
         if not (chosen or takes_part):
@@ -342,7 +306,7 @@ class MultiTaskSegmentor(BaseSegmentor):
         for task, maps in logits.items():
             head = self.heads[task]
             for sample, one in zip(data_samples, maps, strict=True):
-                one = _original(one, sample.metainfo, head)
+                one = original(one, sample.metainfo, head)
                 field = FIELDS[field_of(head)]
                 if field_of(head) == "sem_seg":
                     one = one.sigmoid() if len(one) == 1 else one
@@ -357,32 +321,8 @@ class MultiTaskSegmentor(BaseSegmentor):
         return data_samples
 
     def slide_inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Maps:
-        """Return the mean logits of each task over windows, as ``EncoderDecoder`` slides them."""
-        height, width = inputs.shape[2:]
-        count = inputs.new_zeros((len(inputs), 1, height, width))
-        total: Maps = {}
-        windows = zip(
-            (height, width), self.test_cfg["crop_size"], self.test_cfg["stride"], strict=True
-        )
-        rows, columns = (_windows(*axis) for axis in windows)
-        for top, bottom in rows:
-            for left, right in columns:
-                crop = inputs[:, :, top:bottom, left:right]
-                batch_img_metas[0]["img_shape"] = crop.shape[2:]
-                pad = (left, width - right, top, height - bottom)
-                for task, logits in self.encode_decode(crop, batch_img_metas).items():
-                    total[task] = total.get(task, 0) + F.pad(logits, pad)
-                count[:, :, top:bottom, left:right] += 1
-        return {task: logits / count for task, logits in total.items()}
-
-
-def field_of(head: nn.Module) -> str:
-    """Return the name of a head's label in :data:`~mtl_plugins.mm.structures.FIELDS`."""
-    return head.field if isinstance(head, DenseHead) else "sem_seg"
-
-
-def _has_decoder(head: nn.Module) -> bool:
-    return not isinstance(head, DenseHead) or head.decoder is not None
+        """Return the mean logits of each task over the windows of ``test_cfg``."""
+        return slide(self.encode_decode, inputs, batch_img_metas, self.test_cfg)
 
 
 def _features(x: TaskFeatures | Sequence[Tensor], task: str) -> Sequence[Tensor]:
@@ -402,15 +342,6 @@ def _by_logits(head: Any) -> Callable[..., dict[str, Any]]:
     return loss
 
 
-def _loss_names(head: nn.Module) -> list[str]:
-    """Return the names of a head's losses; its task is found by the first."""
-    if isinstance(head, DenseHead):
-        return [head.loss_name]
-    losses: Any = head.loss_decode
-    losses = losses if isinstance(losses, nn.ModuleList) else [losses]
-    return [getattr(one, "loss_name", "loss_") for one in losses]
-
-
 def _all_train(sample: Any, loss: str) -> bool:
     return True
 
@@ -424,107 +355,3 @@ def _unlabelled(sample: SegDataSample, device: torch.device, name: str) -> SegDa
     unlabelled = SegDataSample(metainfo=sample.metainfo)
     unlabelled.set_data({field.truth: PixelData(data=data)})
     return unlabelled
-
-
-def _windows(length: int, crop: int, stride: int) -> list[tuple[int, int]]:
-    """Return begin and end of the windows along an axis, the last one moved inside."""
-    ends = [
-        min(i * stride + crop, length)
-        for i in range(max(length - crop + stride - 1, 0) // stride + 1)
-    ]
-    return [(max(end - crop, 0), end) for end in ends]
-
-
-def _original(logits: Tensor, meta: Config, head: nn.Module) -> Tensor:
-    """Return logits ``[C, H, W]`` without padding and flip, at the size of the image's file."""
-    # By the preprocessor, and by the pipeline.
-    given = (meta.get(key, [0] * 4) for key in ("img_padding_size", "padding_size"))
-    left, right, top, bottom = map(sum, zip(*given, strict=True))
-    height, width = logits.shape[-2:]
-    logits = logits[:, top : height - bottom, left : width - right]
-    if meta.get("flip"):
-        direction = meta.get("flip_direction")
-        if direction not in FLIPS:
-            raise ValueError(
-                f"flip_direction of a test image: {direction!r}; {suggest(str(direction), FLIPS)}"
-            )
-        logits = logits.flip(FLIPS[direction])
-        if field_of(head) == "normals":
-            turned = [
-                -1.0 if 2 in FLIPS[direction] else 1.0,
-                -1.0 if 1 in FLIPS[direction] else 1.0,
-                1.0,
-            ]
-            logits = logits * logits.new_tensor(turned)[:, None, None]
-    how = {"mode": "bilinear", "align_corners": head.align_corners}
-    return resize(logits[None], size=meta["ori_shape"][:2], warning=False, **how)[0]
-
-
-def _build(key: str, cfg: Any) -> nn.Module:
-    """Build a head, with errors that begin with its config key."""
-    if not isinstance(cfg, Mapping) or "type" not in cfg:
-        raise ValueError(f"{key}: expected dict(type=...), got {cfg!r}")
-    try:
-        head = MODELS.build(dict(cfg))
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
-        text = re.sub(r"^class `\w+` in \S+: ", "", str(error.args[0] if error.args else error))
-        joint = "." if re.match(r"(decoder|loss|num_classes)\b", text) else ": "
-        raise ValueError(f"{key}{joint}{text}") from error
-    if isinstance(head, BaseCascadeDecodeHead) or not isinstance(head, (BaseDecodeHead, DenseHead)):
-        raise ValueError(
-            f"{key}.type: {type(head).__name__} is no head that goes over features alone: a decode "
-            "head of MMSegmentation (for gt_sem_seg), or DepthHead, NormalHead, EdgeHead, "
-            "SaliencyHead, SegmentationHead, PartsHead with a decoder"
-        )
-    if isinstance(head, BaseDecodeHead):
-        if head.ignore_index != IGNORED:
-            raise ValueError(
-                f"{key}.ignore_index: pixels without a class are {IGNORED}, got {head.ignore_index}"
-            )
-        check_loss_name(f"{key}.loss_decode.loss_name", *_loss_names(head))
-    return head
-
-
-def _check_preprocessor(preprocessor: nn.Module, fields: Iterable[str]) -> None:
-    """Refuse MMSegmentation's own preprocessor, for labels that it does not pad as unknown."""
-    others = [FIELDS[name].truth for name in fields if name != "sem_seg"]
-    plain = isinstance(preprocessor, SegDataPreProcessor)
-    if plain and others and not isinstance(preprocessor, MultiTaskDataPreProcessor):
-        raise ValueError(
-            f"model.data_preprocessor.type: {type(preprocessor).__name__} pads {', '.join(others)} "
-            "not at all or by 255, such as a depth of 255 m; take MultiTaskDataPreProcessor"
-        )
-
-
-def _check_tasks(heads: Any, auxiliary_heads: Any) -> None:
-    """Refuse names that would be lost among the losses' names."""
-    for key, given in (("heads", heads), ("auxiliary_heads", auxiliary_heads)):
-        if not isinstance(given, Mapping) or (key == "heads" and not given):
-            raise ValueError(f"model.{key}: expected dict(task=dict(type=...)), got {given!r}")
-    for task in heads:
-        if not isinstance(task, str) or "loss" in task or not re.fullmatch(r"\w+", task):
-            raise ValueError(
-                f"model.heads: {task!r} cannot be a task's name, which stands in the names of the "
-                "losses: letters, digits and _, without 'loss'"
-            )
-    for task in auxiliary_heads:
-        if task not in heads:
-            raise ValueError(
-                f"model.auxiliary_heads: {task!r} is none of model.heads; {suggest(task, heads)}"
-            )
-
-
-def _check_test_cfg(test_cfg: Config) -> None:
-    mode = test_cfg.get("mode", "whole")
-    if mode not in MODES:
-        raise ValueError(f"model.test_cfg.mode: there is no {mode!r}; {suggest(str(mode), MODES)}")
-    for name in ("crop_size", "stride") if mode == "slide" else ():
-        if not _is_pair(test_cfg.get(name)):
-            raise ValueError(
-                f"model.test_cfg.{name}: mode='slide' needs (height, width) in pixels, got "
-                f"{test_cfg.get(name)!r}"
-            )
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, Iterable) and [type(v) for v in value] == [int, int]

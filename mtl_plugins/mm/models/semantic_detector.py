@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.models.detectors import BaseDetector
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, SampleList
-from mmdet.structures.bbox import bbox_overlaps
-from mmdet.utils import reduce_mean
 from mmengine.dist import get_world_size
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
@@ -20,18 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtl_plugins.mm.allocation import scaled, select
+from mtl_plugins.mm.models.crowds import pass_over
+from mtl_plugins.mm.models.losses import share_of_images
+from mtl_plugins.mm.models.partial_preprocessor import SOURCES
 from mtl_plugins.mm.models.task_norms import TaskNorms, refuse_lost_norms
 from mtl_plugins.mm.structures import IGNORED
 from mtl_plugins.registry import suggest
-
-SOURCES = ("gt", "pseudo")
-"""Sources of labels: ``<source>_instances`` and ``<source>_sem_seg`` of a data sample."""
-
-PASSING_OVER = ("FCOSHead", "NASFCOSHead", "RetinaHead", "RetinaSepBNHead", "ATSSHead", "GFLHead")
-"""Heads whose loss of the background can leave out ignored boxes."""
-
-SURE_OF_BACKGROUND = -20.0
-"""Logit whose loss is 0 on the background."""
 
 
 @MODELS.register_module()
@@ -222,7 +212,7 @@ class SemanticDetector(BaseDetector):
         if None in crowds:
             crowds = None
         elif any(len(crowd) for crowd in crowds):
-            outputs = (_pass_over(self.bbox_head, outputs[0], labels, crowds), *outputs[1:])
+            outputs = (pass_over(self.bbox_head, outputs[0], labels, crowds), *outputs[1:])
         return self.bbox_head.loss_by_feat(*outputs, list(labels), metas, crowds)
 
     def _seg_loss(
@@ -272,122 +262,11 @@ class SemanticDetector(BaseDetector):
         return torch.where(probability < threshold, IGNORED, classes)
 
 
-@MODELS.register_module()
-class PartialDataPreprocessor(DetDataPreprocessor):
-    """Pad the semantic maps of each image that has some.
-
-    MMDetection's preprocessor looks at the first image of a batch alone to tell whether all images
-    have a map.
-
-    Args:
-        pad_seg: Whether to pad the maps to the size of the batch.
-        seg_pad_value: Class number of the padded pixels.
-        **kwargs: Other arguments of ``DetDataPreprocessor``.
-    """
-
-    def __init__(self, *, pad_seg: bool = True, seg_pad_value: int = IGNORED, **kwargs: Any):
-        super().__init__(pad_seg=pad_seg, seg_pad_value=seg_pad_value, **kwargs)
-
-    def pad_gt_sem_seg(self, batch_data_samples: Sequence[DetDataSample]) -> None:
-        """Pad ``gt_sem_seg`` and ``pseudo_sem_seg`` at the right and at the bottom."""
-        for sample in batch_data_samples:
-            height, width = sample.batch_input_shape
-            for name in (f"{source}_sem_seg" for source in SOURCES):
-                if name in sample:
-                    labels = sample.get(name).sem_seg
-                    pad = (0, width - labels.shape[-1], 0, height - labels.shape[-2])
-                    padded = F.pad(labels, pad, value=self.seg_pad_value)
-                    sample.set_field(PixelData(sem_seg=padded), name)
-
-
-def share_of_images(count: int, like: Tensor) -> Tensor:
-    """Return this process's number of labelled images, divided by the mean of all processes.
-
-    A decode head takes the mean over the images of one process. Multiplied by this share, the mean
-    of the processes is the mean over all images, as for dense heads, which count over all
-    processes.
-
-    Args:
-        count: Number of labelled images on this process.
-        like: Tensor on the device of the result.
-    """
-    mine = like.new_tensor(float(count), dtype=torch.float)
-    return mine / reduce_mean(mine).clamp(min=1 / get_world_size())
-
-
 def _of(values: Any, chosen: Sequence[int], total: int) -> Any:
     """Return the part of features or outputs that belongs to the ``chosen`` of ``total`` images."""
     if list(chosen) == list(range(total)):
         return values
     return values[chosen] if isinstance(values, Tensor) else select(values, chosen)
-
-
-def _pass_over(
-    head: Any,
-    scores: Sequence[Tensor],
-    labels: Sequence[InstanceData],
-    crowds: Sequence[InstanceData],
-) -> Sequence[Tensor]:
-    """Return scores whose loss and gradient are 0 where the background is a crowd.
-
-    MMDetection's point heads do not look at ignored boxes, and only one of the assigners for
-    anchors does, if configured so.
-
-    Args:
-        head: Dense head that gave the scores.
-        scores: Logits of each level, ``[N, A * C, H_l, W_l]`` with ``A`` priors at a place.
-        labels: Objects of the ``N`` images.
-        crowds: Ignored boxes of the ``N`` images.
-    """
-    family = next(c for c in type(head).__mro__ if c.__module__.startswith("mmdet."))
-    if family.__name__ not in PASSING_OVER or not head.use_sigmoid_cls:
-        warnings.warn(
-            f"model.bbox_head: {type(head).__name__} may train ignored boxes, such as crowds, as "
-            f"background; these with sigmoid scores do not: {', '.join(PASSING_OVER)}",
-            stacklevel=2,
-        )
-        return scores
-    sizes = [level.shape[-2:] for level in scores]
-    priors = torch.cat(head.prior_generator.grid_priors(sizes, device=scores[0].device))
-    least = getattr(getattr(head, "assigner", None), "pos_iou_thr", 1.0)
-    hidden = torch.stack(
-        [
-            _hidden(priors, objects.bboxes, crowd.bboxes, least)
-            for objects, crowd in zip(labels, crowds, strict=True)
-        ]
-    )
-    passed = []
-    each = len(priors) // sum(height * width for height, width in sizes)
-    for level, (height, width) in zip(scores, sizes, strict=True):
-        here, hidden = hidden.tensor_split([each * height * width], 1)
-        here = here.view(len(level), height, width, each).permute(0, 3, 1, 2)
-        here = here.repeat_interleave(level.shape[1] // each, 1)
-        passed.append(level.masked_fill(here, SURE_OF_BACKGROUND))
-    return passed
-
-
-def _hidden(priors: Tensor, objects: Tensor, crowds: Tensor, least: float) -> Tensor:
-    """Mark the priors that lie in a crowd and cannot be assigned to an object.
-
-    Args:
-        priors: Points ``[n, 2]`` or anchors ``[n, 4]``.
-        objects: Labelled boxes, ``[m, 4]``.
-        crowds: Ignored boxes, ``[k, 4]``.
-        least: Least IoU of an anchor that is assigned, wherever the centre is.
-    """
-    centres = priors if priors.shape[1] == 2 else (priors[:, :2] + priors[:, 2:]) / 2
-    hidden = _inside(centres, crowds) & ~_inside(centres, objects)
-    if priors.shape[1] == 4 and len(objects):
-        ious = bbox_overlaps(priors, objects)
-        # The best anchors of an object may be assigned to the object at any IoU.
-        hidden &= ~((ious >= least) | (ious == ious.max(0).values)).any(1)
-    return hidden
-
-
-def _inside(points: Tensor, boxes: Tensor) -> Tensor:
-    """Mark the points ``[n, 2]`` that lie in any of the boxes ``[m, 4]``."""
-    low, high = boxes[:, :2].to(points), boxes[:, 2:].to(points)
-    return ((points[:, None] >= low) & (points[:, None] <= high)).all(2).any(1)
 
 
 def _no_labels(sample: DetDataSample, device: torch.device) -> dict[str, Any]:

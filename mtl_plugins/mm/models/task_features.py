@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 
 @dataclass
@@ -21,3 +22,11 @@ class TaskFeatures:
 
     features: Mapping[str, tuple[Tensor, ...]]
     auxiliary: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+
+
+# For level='feature', which looks for the tensors in the output of a module.
+register_pytree_node(
+    TaskFeatures,
+    lambda x: ([dict(x.features), dict(x.auxiliary)], None),
+    lambda values, _: TaskFeatures(*values),
+)

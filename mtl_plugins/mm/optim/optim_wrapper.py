@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +9,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from mmengine.device import get_device
 from mmengine.logging import MessageHub, print_log
-from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -21,9 +19,11 @@ from mtl_plugins import MultiTaskBackward
 from mtl_plugins.aggregation import build_aggregator
 from mtl_plugins.features import find_module
 from mtl_plugins.mm.allocation import AllocationGates
+from mtl_plugins.mm.optim.amp import AnyDeviceAmpOptimWrapper
 from mtl_plugins.mm.optim.losses import ParsedLosses
 from mtl_plugins.mm.optim.model import Replay, differentiate_twice, late_losses, unwrapped
-from mtl_plugins.precision import cpu_precision, gradient_scale, scaler_for
+from mtl_plugins.mm.optim.options import KEYS, OPTIONS, check_options
+from mtl_plugins.precision import gradient_scale
 from mtl_plugins.registry import suggest, under
 from mtl_plugins.regularization import build_regularizer
 from mtl_plugins.resume import KEY, LOSSES_KEY, Resume
@@ -31,9 +31,6 @@ from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import build_weighting
 
 RESUME = Resume("resume", "load_from", "MTLOptimWrapper")
-_OPTIONS = inspect.signature(MultiTaskBackward).parameters.keys() - {"params"}
-_KEYS = (*_OPTIONS, "optional_losses")
-"""Keys of the config with which errors of the core begin."""
 
 
 class _ToMMEngine(logging.Handler):
@@ -98,10 +95,10 @@ class MTLOptimWrapper(OptimWrapper):
         optional_losses: str | Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
-        ours = {key: kwargs.pop(key) for key in _OPTIONS & kwargs.keys()}
-        self._check_options(kwargs)
+        ours = {key: kwargs.pop(key) for key in OPTIONS & kwargs.keys()}
+        check_options(type(self), kwargs)
         super().__init__(*args, **kwargs)
-        with under("optim_wrapper", _KEYS):
+        with under("optim_wrapper", KEYS):
             self.groups = TaskGroups(tasks, optional_losses)
             # Built here, so that a config error shows before the data is loaded.
             self._options = ours | {
@@ -141,28 +138,6 @@ class MTLOptimWrapper(OptimWrapper):
                 "dict(seg='seg.*', depth='depth.*')"
             )
 
-    def _check_options(self, options: Mapping[str, Any]) -> None:
-        """Refuse options that MMEngine's wrapper would, in terms of the config."""
-        known = [
-            parameter.name
-            for cls in type(self).__mro__
-            for parameter in inspect.signature(cls).parameters.values()
-            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        ]
-        valid = sorted({*known, *_OPTIONS})
-        for key in options:
-            if key not in valid:
-                raise TypeError(f"optim_wrapper: there is no option {key!r}; {suggest(key, valid)}")
-        counts = options.get("accumulative_counts", 1)
-        if not isinstance(counts, int) or counts < 1:
-            raise ValueError(
-                "optim_wrapper.accumulative_counts: expected an integer of at least 1, got "
-                f"{counts!r}"
-            )
-        clip = options.get("clip_grad")
-        if clip is not None:
-            _check_clipping(clip)
-
     def attach(self, model: nn.Module) -> None:
         """Meet the model: find the representation and listen to ``parse_losses``.
 
@@ -186,7 +161,7 @@ class MTLOptimWrapper(OptimWrapper):
         takes_turns = self._options["aggregator"].takes_turns
         if (computes_again or takes_turns) and not losses.sums:
             self._refuse_replay()
-        with under("optim_wrapper", _KEYS):
+        with under("optim_wrapper", KEYS):
             self.groups.optional = [
                 *self.groups.optional,
                 *getattr(model, "optional_losses", ()),
@@ -202,7 +177,7 @@ class MTLOptimWrapper(OptimWrapper):
                 **self._options,
             )
         wrapped = under("model_wrapper_cfg", ("static_graph",))
-        with under("optim_wrapper", _KEYS), wrapped:
+        with under("optim_wrapper", KEYS), wrapped:
             self.multitask.protect(whole)
         self._losses = losses
         if self._resumed is not None:
@@ -272,7 +247,7 @@ class MTLOptimWrapper(OptimWrapper):
             if self.multitask.aggregator.takes_turns:
                 assert self._replay is not None
                 self._replay.forget()
-            with under("optim_wrapper", _KEYS):
+            with under("optim_wrapper", KEYS):
                 in_turn = self.multitask.in_turn
             if in_turn:  # the call inside is about the first task
                 assert self._gates is not None
@@ -322,7 +297,7 @@ class MTLOptimWrapper(OptimWrapper):
             self._has_gradients = True
             self.step(**(step_kwargs or {}))  # schedulers count the calls
 
-        with under("optim_wrapper", _KEYS):
+        with under("optim_wrapper", KEYS):
             self.multitask.take_in_turn(loss_of, step, self.gradient_scale)
         if "loss" in log:
             log["loss"] = sum(
@@ -364,7 +339,7 @@ class MTLOptimWrapper(OptimWrapper):
         terms, untrained = self._losses.behind(loss, self.optimizer)
         if self._replay is not None and not is_sum:
             self._refuse_replay()
-        with under("optim_wrapper", _KEYS):
+        with under("optim_wrapper", KEYS):
             self.multitask(
                 self.groups(terms, untrained),
                 scale=self.gradient_scale(),
@@ -430,48 +405,8 @@ class MTLOptimWrapper(OptimWrapper):
             RESUME.load(self.multitask, self._resumed)
 
 
-def _check_clipping(clip: Any) -> None:
-    """Refuse arguments by which MMEngine would not clip, or not before the first step."""
-    functions: dict[str, Any] = {
-        "norm": nn.utils.clip_grad_norm_,
-        "value": nn.utils.clip_grad_value_,
-    }
-    example = "such as dict(max_norm=35) or dict(type='value', clip_value=1.0)"
-    if not isinstance(clip, Mapping):
-        raise TypeError(f"optim_wrapper.clip_grad: expected a dict {example}, got {clip!r}")
-    arguments = dict(clip)
-    kind = arguments.pop("type", "norm")
-    if kind not in functions:
-        raise ValueError(
-            f"optim_wrapper.clip_grad.type: expected one of {list(functions)}, got {kind!r}"
-        )
-    try:
-        inspect.signature(functions[kind]).bind([], **arguments)
-    except TypeError as error:
-        raise TypeError(f"optim_wrapper.clip_grad: {error}; expected a dict {example}") from error
-
-
-class _AnyDeviceAmpOptimWrapper(AmpOptimWrapper):
-    """MMEngine's wrapper, on a CPU too, which it refuses: with bfloat16, without loss scaling."""
-
-    def __init__(
-        self,
-        loss_scale: Any = "dynamic",
-        dtype: str | torch.dtype | None = None,
-        use_fsdp: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        if get_device() != "cpu":
-            super().__init__(loss_scale, dtype, use_fsdp, **kwargs)
-            return
-        OptimWrapper.__init__(self, **kwargs)
-        self.cast_dtype = cpu_precision(dtype, "optim_wrapper.dtype")
-        self.loss_scaler = scaler_for(torch.device("cpu"))
-        self._scale_update_param = None
-
-
 @OPTIM_WRAPPERS.register_module()
-class AmpMTLOptimWrapper(MTLOptimWrapper, _AnyDeviceAmpOptimWrapper):
+class AmpMTLOptimWrapper(MTLOptimWrapper, AnyDeviceAmpOptimWrapper):
     """:class:`MTLOptimWrapper` in mixed precision, with the arguments of ``AmpOptimWrapper`` too.
 
     The aggregator sees the gradients unscaled. In ``.grad`` the gradients stay scaled, as the loss
