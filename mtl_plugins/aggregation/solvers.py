@@ -191,14 +191,15 @@ def simplex_qp(a: Matrix, b: Sequence[float], eps: float) -> Vector:
     lengths = [math.sqrt(max(row[i], 0.0)) for i, row in enumerate(a)]
     least = min((n for n in lengths if n > 0.0), default=1.0)
     inverse = [1.0 / (n or least) for n in lengths]
-    shift = ridge(size, eps)
+    # On the simplex the products with the ones are constant: they change nothing, and make the
+    # matrix definite where it is so along the simplex alone.
+    shift, ones = ridge(size, eps), [least * f for f in inverse]
     scaled = [
-        [
-            2.0 * (x * f * g + (shift if i == j else 0.0))
-            for j, (x, g) in enumerate(zip(row, inverse, strict=True))
-        ]
-        for i, (row, f) in enumerate(zip(a, inverse, strict=True))
+        [2.0 * (x * f * g + u * v) for x, g, v in zip(row, inverse, ones, strict=True)]
+        for row, f, u in zip(a, inverse, ones, strict=True)
     ]
+    for i, row in enumerate(scaled):
+        row[i] += 2.0 * shift
     gains = list(map(mul, b, inverse))
     first = min(range(size), key=lambda i: a[i][i] - b[i])
     support = [first]
@@ -206,9 +207,9 @@ def simplex_qp(a: Matrix, b: Sequence[float], eps: float) -> Vector:
     x[first] = 1.0 / inverse[first]
     for _ in range(20 * size + 20):
         sub = [[scaled[i][j] for j in support] for i in support]
-        ones = [inverse[i] for i in support]
-        free, pull = solve_spd(sub, [gains[i] for i in support], ones)
-        level = (1.0 - dot(ones, free)) / dot(ones, pull)
+        inner = [inverse[i] for i in support]
+        free, pull = solve_spd(sub, [gains[i] for i in support], inner)
+        level = (1.0 - dot(inner, free)) / dot(inner, pull)
         wanted = {i: f + level * p for i, f, p in zip(support, free, pull, strict=True)}
         # The way to there ends where the first entry would become negative.
         ends = [(x[i] / (x[i] - v), i) for i, v in wanted.items() if v < 0.0]
