@@ -12,7 +12,14 @@ from torch import Tensor
 from mtl_plugins.adam import Moments, adam_step
 from mtl_plugins.aggregation.base import GramianAggregator
 from mtl_plugins.aggregation.memory import Shares
-from mtl_plugins.aggregation.solvers import Matrix, Vector, dot, simplex_qp
+from mtl_plugins.aggregation.solvers import (
+    Matrix,
+    Vector,
+    correlation,
+    dot,
+    regularised,
+    simplex_qp,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -112,28 +119,43 @@ class FORUM(GramianAggregator):
         fallen = self._fallen(losses, soft)
         mean = dot(soft, fallen)
         slope = [s * (x - mean) for s, x in zip(soft, fallen, strict=True)]
-        lengths = [math.sqrt(max(row[t], 0.0)) for t, row in enumerate(gramian)]
+        cosines, norms = correlation(gramian)
         # A gradient of zero has no share: with it, to stand still would be the shortest update.
-        there = [t for t, n in enumerate(lengths) if n > 0.0]
+        there = [t for t, n in enumerate(norms) if n > 0.0]
         if not there:
-            return [0.0] * len(lengths)
-        units = [1.0 / n if self.normalise else 1.0 for n in lengths if n > 0.0]
-        with_q = [u * dot(gramian[t], soft) for t, u in zip(there, units, strict=True)]
-        square = dot(soft, [dot(row, soft) for row in gramian])
-        square = max(square, 0.0) + dot(slope, slope)
-        lacks = [self.rho - x / square if square > 0.0 else 0.0 for x in with_q]
-        products = [
-            [*(u * gramian[t][k] * v for k, v in zip(there, units, strict=True)), x]
-            for t, u, x in zip(there, units, with_q, strict=True)
+            return [0.0] * len(norms)
+        # All in units of the gradients' lengths, of which a row of numbers makes a vector.
+        cosines = regularised([[cosines[t][k] for k in there] for t in there], eps)
+        scales = [1.0 if self.normalise else norms[t] for t in there]
+        q = [soft[t] * norms[t] for t in there]
+        q_alpha = math.sqrt(dot(slope, slope))
+        image = [dot(row, q) for row in cosines]
+        square = dot(image, q) + q_alpha**2
+        lacks = [self.rho - f * x / square for f, x in zip(scales, image, strict=True)]
+        corners, nus = _corners(lacks)
+        points = [
+            [w * f + nu * x for w, f, x in zip(corner, scales, q, strict=True)]
+            for corner, nu in zip(corners, nus, strict=True)
         ]
-        products.append([*with_q, square])
-        found = _closest(products, lacks, self.rho * square, eps)
+        images = [[dot(row, point) for row in cosines] for point in points]
+        between = [
+            [
+                dot(point, other) + nu * mu * q_alpha**2
+                for other, mu in zip(images, nus, strict=True)
+            ]
+            for point, nu in zip(points, nus, strict=True)
+        ]
+        gains = [self.rho * square * nu for nu in nus]
+        # A corner may be much shorter than its parts, and is no more accurate than they are.
+        lengths = [sum(point) + nu * q_alpha for point, nu in zip(points, nus, strict=True)]
+        mix = simplex_qp(between, gains, lengths, eps)
+        found = [dot(mix, corner_t) for corner_t in zip(*corners, strict=True)]
         shares = self._average([tasks[t] for t in there], found)
         nu = max(dot(shares, lacks), 0.0)
         self._learn(tasks, [nu * x for x in slope])
         weights = [nu * s for s in soft]
-        for t, share, u in zip(there, shares, units, strict=True):
-            weights[t] += share * u
+        for t, share, f in zip(there, shares, scales, strict=True):
+            weights[t] += share * f / norms[t]
         self.own_factors = weights
         return weights
 
@@ -148,7 +170,8 @@ class FORUM(GramianAggregator):
             return [0.0] * len(soft)
         fallen = [a - b for a, b in zip(losses.tolist(), ahead, strict=True)]
         fell = dot(soft, fallen)
-        if not fell >= 0.0 and not self._warned:
+        known = sum(s * abs(x) for s, x in zip(soft, losses.tolist(), strict=True))
+        if not fell >= -0.01 * known and not self._warned:
             self._warned = True
             logger.warning(
                 "aggregator.eta: %d plain steps of length %g raise the weighted sum of the losses "
@@ -176,19 +199,18 @@ class FORUM(GramianAggregator):
             )
 
 
-def _closest(products: Matrix, lacks: Vector, pull: float, eps: float) -> Vector:
-    r"""Find the shares :math:`w` of the problem in :class:`FORUM`.
+def _corners(lacks: Vector) -> tuple[Matrix, Vector]:
+    r"""Find the corners of what :math:`(w, \nu)` may be in the problem of :class:`FORUM`.
 
-    What :math:`(w, \nu)` may be is the convex hull of a few corners, and whatever has a larger
-    :math:`\nu`, which is never better: each :math:`w_t = 1`, and each change of sign of
-    :math:`w^\top \pi` on the way from one of them to another.
+    They are each :math:`w_t = 1`, and each change of sign of :math:`w^\top \pi` on the way from one
+    of those to another. Between them :math:`\nu` is as small as may be, and to be larger is never
+    better.
 
     Args:
-        products: Inner products ``[n + 1, n + 1]`` of all :math:`F_t` and, last, of
-            :math:`\nabla q`.
-        lacks: Each :math:`\pi_t`.
-        pull: Factor of :math:`\nu` in the objective.
-        eps: Relative rounding of the products.
+        lacks: Each :math:`\pi_t`, ``[n]``.
+
+    Returns:
+        Shares ``[k, n]`` and :math:`\nu`, ``[k]``, of the corners.
     """
     size = len(lacks)
     corners = [[float(k == t) for k in range(size)] for t in range(size)]
@@ -197,9 +219,4 @@ def _closest(products: Matrix, lacks: Vector, pull: float, eps: float) -> Vector
             if lacks[i] < 0.0 < lacks[j]:
                 share = lacks[j] / (lacks[j] - lacks[i])
                 corners.append([share * (k == i) + (1.0 - share) * (k == j) for k in range(size)])
-    nus = [max(x, 0.0) for x in lacks] + [0.0] * (len(corners) - size)
-    points = [[*w, nu] for w, nu in zip(corners, nus, strict=True)]
-    images = [[dot(row, point) for row in products] for point in points]
-    between = [[dot(point, image) for image in images] for point in points]
-    found = simplex_qp(between, [pull * nu for nu in nus], eps)
-    return [dot(found, [corner[t] for corner in corners]) for t in range(size)]
+    return corners, [max(x, 0.0) for x in lacks] + [0.0] * (len(corners) - size)

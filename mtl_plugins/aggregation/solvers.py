@@ -169,7 +169,7 @@ def nonnegative_qp(a: Matrix, b: Sequence[float], support: Collection[int] = ())
     raise NotConverged("nonnegative_qp: too many supports")
 
 
-def simplex_qp(a: Matrix, b: Sequence[float], eps: float) -> Vector:
+def simplex_qp(a: Matrix, b: Sequence[float], lengths: Sequence[float], eps: float) -> Vector:
     """Minimise ``xᵀ A x - bᵀ x`` over the probability simplex.
 
     Active sets: from the best corner on, go to the minimiser of the present support, drop what
@@ -178,7 +178,9 @@ def simplex_qp(a: Matrix, b: Sequence[float], eps: float) -> Vector:
     Args:
         a: Matrix ``A``, ``[k, k]``, symmetric and positive semidefinite up to rounding.
         b: Vector ``[k]``.
-        eps: Relative rounding of the entries of ``A``.
+        lengths: Positive numbers ``n``, ``[k]``, so that the rounding of ``A_ij`` is of the size
+            ``eps n_i n_j``; for inner products of vectors their norms.
+        eps: Relative rounding.
 
     Returns:
         The minimiser ``x``, ``[k]``; of several nearly the shortest.
@@ -187,10 +189,8 @@ def simplex_qp(a: Matrix, b: Sequence[float], eps: float) -> Vector:
         NotConverged: No solution in ``20 k + 20`` supports.
     """
     size = len(b)
-    # Each point is measured by its own length, as in the correlation matrix.
-    lengths = [math.sqrt(max(row[i], 0.0)) for i, row in enumerate(a)]
-    least = min((n for n in lengths if n > 0.0), default=1.0)
-    inverse = [1.0 / (n or least) for n in lengths]
+    least = min(lengths)
+    inverse = [1.0 / n for n in lengths]
     # On the simplex the products with the ones are constant: they change nothing, and make the
     # matrix definite where it is so along the simplex alone.
     shift, ones = ridge(size, eps), [least * f for f in inverse]

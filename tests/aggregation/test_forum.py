@@ -149,6 +149,14 @@ def test_update_is_that_of_the_solver(seed: int, tasks: int, rho: float) -> None
     assert_close(FORUM(rho=rho)(rows), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_update_where_corners_cancel() -> None:
+    """Of the problem with two coordinates: nearly opposite, with a constraint of almost nothing."""
+    for shorter in (1e-3, 1e-7, 1e-12, 1e-15):
+        rows = torch.tensor([[1.0, 0.0], [-1.0 + shorter, shorter]], dtype=torch.float64)
+        update = FORUM()(rows)
+        assert update.isfinite().all() and update.norm() <= 0.1 + shorter
+
+
 @given(seed=st.integers(0, 1000), size=st.integers(1, 9), rank=st.integers(1, 9))
 @settings(max_examples=60)
 def test_simplex_qp_meets_the_conditions_of_optimality(seed: int, size: int, rank: int) -> None:
@@ -156,7 +164,8 @@ def test_simplex_qp_meets_the_conditions_of_optimality(seed: int, size: int, ran
     rng = torch.Generator().manual_seed(seed)
     factors = torch.randn(size, rank, generator=rng, dtype=torch.float64)
     a, b = factors @ factors.T, torch.randn(size, generator=rng, dtype=torch.float64)
-    x = torch.tensor(simplex_qp(a.tolist(), b.tolist(), 2e-16), dtype=torch.float64)
+    lengths = factors.norm(dim=1).tolist()
+    x = torch.tensor(simplex_qp(a.tolist(), b.tolist(), lengths, 2e-16), dtype=torch.float64)
     assert x.min() >= 0.0 and abs(x.sum() - 1.0) < 1e-9
     slopes = 2.0 * a @ x - b
     assert (x * (slopes - slopes.min())).max() < 1e-6
