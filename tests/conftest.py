@@ -12,7 +12,9 @@ import pytest
 import torch
 from commands import run
 from hypothesis import settings
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 from models import Trunk, build_detector, mask_rcnn_config
 from torch import Tensor, nn
 
@@ -41,9 +43,15 @@ def model_index_read_once() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def default_scope(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scope of a Runner outlives it, and changes what a registry finds in the next test."""
-    monkeypatch.setattr(DefaultScope, "_instance_dict", OrderedDict())
+def no_earlier_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Runner's scope, log and visualizer outlive it, and the next one is given those of its name.
+
+    The name is the second in which a Runner is built, and the folder of a test is deleted after it.
+    """
+    classes = [DefaultScope, MessageHub, MMLogger, Visualizer]
+    for cls in classes:
+        classes += cls.__subclasses__()
+        monkeypatch.setattr(cls, "_instance_dict", OrderedDict())
 
 
 @pytest.fixture(scope="session")

@@ -63,7 +63,8 @@ class OpenMMLab:
 
     def draw(self, run: Run, out: Path) -> list[str]:
         first = ["--cfg-options", f"test_dataloader.dataset.indices={run.pictures}"]
-        return self._test(run, out, ["--show-dir", "predictions", *first])
+        # A relative folder is one of the run in MMDetection, and of the shell in MMSegmentation.
+        return self._test(run, out, ["--show-dir", str(out / "predictions"), *first])
 
     def _test(self, run: Run, out: Path, arguments: list[str]) -> list[str]:
         checkpoint = self.checkpoint(run.path)
