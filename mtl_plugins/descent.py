@@ -98,7 +98,8 @@ class Descent:
                 Report(losses, self.tasks, self.params[0].device, changed=False, share=share)
                 for losses, share in self._losses()
             ]
-        found = self.window.totals(ends)
+        # A loss without a gradient there, as of a head without a region, counts as unchanged.
+        found = self.window.totals(self.reports) | self.window.totals(ends)
         return [factors[n] * found[n] for n in tasks]
 
     def _losses(self) -> Iterator[tuple[dict[str, Tensor], float]]:

@@ -20,6 +20,7 @@ from mtl_plugins.aggregation.solvers import (
     regularised,
     simplex_qp,
 )
+from mtl_plugins.weighting.base import softmax
 
 logger = logging.getLogger(__name__)
 
@@ -160,8 +161,7 @@ class FORUM(GramianAggregator):
         return weights
 
     def _softmax(self, tasks: Sequence[int]) -> Vector:
-        powers = [math.exp(self._logits.get(t, 0.0)) for t in tasks]
-        return [x / sum(powers) for x in powers]
+        return list(softmax({t: self._logits.get(t, 0.0) for t in tasks}).values())
 
     def _fallen(self, losses: Tensor | None, soft: Vector) -> Vector:
         """Return how far the plain steps lowered each loss; 0 where that is not known."""

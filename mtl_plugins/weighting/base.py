@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from mtl_plugins.adam import Moments, adam_step
 from mtl_plugins.registry import Method, suggest
+
+Task = TypeVar("Task", str, int)
+"""Name or number of a task."""
 
 
 class Weighting(Method, ABC):
@@ -193,7 +196,7 @@ class LowerBounds:
         return left
 
 
-def softmax(values: Mapping[str, float]) -> dict[str, float]:
+def softmax(values: Mapping[Task, float]) -> dict[Task, float]:
     """Compute the softmax over the tasks."""
     top = max(values.values(), default=0.0)
     powers = {task: math.exp(value - top) for task, value in values.items()}

@@ -310,6 +310,27 @@ def test_tasks_that_are_absent_or_not_finite() -> None:
     assert backward.aggregator.state_dict() == state
 
 
+def test_a_loss_that_ends_without_a_gradient_counts_as_unchanged() -> None:
+    """A head may find no region at the moved parameters."""
+    model, _, backward = setting()
+    x, calls = batches(1)[0], []
+    real = backward.aggregator.look_ahead
+
+    def again() -> dict[str, Tensor]:
+        calls.append(1)
+        losses = model(x)
+        return losses | {"b": losses["b"].detach()} if len(calls) > 5 else losses
+
+    def spy(*args: object) -> None:
+        real(*args)
+        assert backward.aggregator._ahead[1] == pytest.approx(model(x)["b"].item())
+        calls.append(2)
+
+    backward.aggregator.look_ahead = spy
+    backward(model(x), again=again)
+    assert calls == [1] * 6 + [2]
+
+
 def test_plain_steps_that_climb_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
     """Also where they end in NaN, of which nothing is learned."""
     for eta, learned in ((3.0, True), (1e200, False)):
