@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mtl_plugins.aggregation import Aggregator, build_aggregator
 from mtl_plugins.choice import Chooser
+from mtl_plugins.descent import Descent, check_again, check_weighting
 from mtl_plugins.distributed import world_size
 from mtl_plugins.features import Representation
 from mtl_plugins.gradients import widened
@@ -39,7 +40,7 @@ from mtl_plugins.options import (
 from mtl_plugins.ownership import Ownership
 from mtl_plugins.registry import suggest
 from mtl_plugins.regularization import Penalty, Regularizer, build_regularizer
-from mtl_plugins.report import Report
+from mtl_plugins.report import Again, Report
 from mtl_plugins.routes import Parts, Routes
 from mtl_plugins.sequential import check_turns, run_back_one
 from mtl_plugins.step import Batch, Choice, Measured, Step
@@ -142,6 +143,8 @@ class MultiTaskBackward:
         self.options.check(self.aggregator, representation, layers)
         if self.aggregator.takes_turns:
             check_turns(self.aggregator, self.weighting, self.regularizer)
+        if self.aggregator.looks_ahead:
+            check_weighting(self.aggregator, self.weighting)
         if self.aggregator.needs_gradients:
             let_compiled_models_run_back_again()
         self.tasks = list(tasks)
@@ -181,6 +184,7 @@ class MultiTaskBackward:
         scale: Tensor | None = None,
         aggregate: bool = True,
         share: float = 1.0,
+        again: Again | None = None,
     ) -> None:
         """Add the gradients of this step to ``.grad``.
 
@@ -194,10 +198,13 @@ class MultiTaskBackward:
                 tasks add up, and are aggregated once. At the feature level every micro-batch has
                 features of its own and is aggregated by itself; see the options for others.
             share: Weight of this call in the step: ``1 / k`` for the mean of ``k`` micro-batches.
+            again: Function that runs the model on the same batch once more, under autocast where
+                the losses were, and returns the losses; for a method that looks ahead (FORUM),
+                which moves the parameters in between. Such a method needs :meth:`protect`, too.
 
         Raises:
-            ValueError: No loss of the first batch requires a gradient, a loss is not a scalar, or
-                no representation was computed.
+            ValueError: No loss of the first batch requires a gradient, a loss is not a scalar, no
+                representation was computed, or the method needs ``again``.
             TypeError: A loss is no tensor and no number.
             FloatingPointError: A loss or gradient is not finite, and ``on_nonfinite="raise"`` or
                 too many steps in a row had to be skipped.
@@ -207,17 +214,20 @@ class MultiTaskBackward:
                 f"aggregator: {type(self.aggregator).__name__} takes this step for each task in "
                 "turn; where MultiTaskBackward.in_turn is True, call take_in_turn()"
             )
+        if self.aggregator.looks_ahead:
+            check_again(self.aggregator, again, self._teaching.model)
         raw = self._take(losses)
         window = self._window = self._window or self._open()
         with self._passes():
-            batch = self._batch(raw, window, scale, aggregate, share)
+            batch = self._batch(raw, window, scale, aggregate, share, again)
             route = self._routes.choose(self._chooser, averages=self.synchronizes(aggregate))
             if self._penalty is not None:
                 self._penalty.take(batch, self._ownership.in_common, self._cut)
             self._teaching.measure(batch)
             measured = route.measure(batch)
             if measured is not None:
-                choice = self._chooser.choose(measured, window, keep=aggregate)
+                descent = self._descent(measured, window, scale)
+                choice = self._chooser.choose(measured, window, aggregate, descent)
                 if measured.features and not window.nonfinite:
                     self._let_learn(measured, scale)
                 route.apply(batch, choice)
@@ -481,6 +491,7 @@ class MultiTaskBackward:
         scale: Tensor | None,
         aggregate: bool,
         share: float,
+        again: Again | None,
     ) -> Batch:
         """Tell the other ranks of the losses, and learn what they reach."""
         graph, changed = None, False
@@ -488,7 +499,7 @@ class MultiTaskBackward:
         if by_task and self._cut is None:
             graph = LossGraph(list(raw.values()))
             changed = self._ownership.look_at(graph, [self.tasks.index(name) for name in raw])
-        report = Report(raw, self.tasks, self._device, changed, share)
+        report = Report(raw, self.tasks, self._device, changed, share, again)
         window.reports.append(report)
         window.factors |= self._teaching.factors(report, self.tasks)
         self._watching.monitor = self.monitor
@@ -496,6 +507,14 @@ class MultiTaskBackward:
         self._watching.monitor_layers = self.monitor_layers
         copy = None if scale is None else HostCopy(scale)
         return Batch(raw, self.tasks, window, scale, share, aggregate, report, graph, copy)
+
+    def _descent(self, measured: Measured, window: Window, scale: Tensor | None) -> Descent | None:
+        if not self.aggregator.looks_ahead:
+            return None
+        assert self._teaching.model is not None
+        return Descent(
+            self._teaching.model, self.params, self.tasks, window, measured.reports, scale
+        )
 
     def _let_learn(self, measured: Measured, scale: Tensor | None) -> None:
         """Show the gradients of the features to the aggregator."""

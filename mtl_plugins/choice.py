@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from mtl_plugins.aggregation import Aggregator, GramianAggregator
+from mtl_plugins.descent import Descent
 from mtl_plugins.options import Heads, Scale
 from mtl_plugins.step import Choice, Measured
 from mtl_plugins.window import Window
@@ -43,7 +45,13 @@ class Chooser:
         self._weights: dict[str, float] = {}
         self._own: dict[str, float] = {}
 
-    def choose(self, measured: Measured, window: Window, keep: bool = True) -> Choice:
+    def choose(
+        self,
+        measured: Measured,
+        window: Window,
+        keep: bool = True,
+        descent: Descent | None = None,
+    ) -> Choice:
         """Decide by what was measured.
 
         Args:
@@ -51,6 +59,7 @@ class Chooser:
                 again, or weights that no gradient decides.
             window: The step.
             keep: Whether this is the last choice of the step, whose weights hold for later steps.
+            descent: Descent of the losses that were measured, for a method that looks ahead.
         """
         losses = window.totals(measured.reports)
         if measured.gramian is None and self.aggregator.needs_gradients:
@@ -71,6 +80,9 @@ class Chooser:
         if not names:
             return Choice(dict.fromkeys(losses, 0.0))
         seen = torch.tensor([losses[name] * window.factors[name] for name in names])
+        if descent is not None:
+            numbers = [self._tasks.index(name) for name in names]
+            self.aggregator.look_ahead(numbers, partial(descent.losses_after, names))
         found = self._weigh(measured.gramian[active][:, active], names, seen)
         by = self._factor(len(names))
         found = {name: weight * by for name, weight in found.items()}

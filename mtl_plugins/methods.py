@@ -55,7 +55,8 @@ def table() -> str:
     legend = (
         "scale: what equal gradients g of T tasks give, T·g (sum) or g (mean); "
         "level: p parameters, f features (with +feature);\n"
-        "cost: backward passes through what the tasks share, at the level p; at f all have 1. "
+        "cost: backward passes through what the tasks share, at the level p; at f all have 1;\n"
+        "steps: further plain ones on the same batch. "
         "Names combine: uncertainty+pcgrad; options follow: cagrad:c=0.8."
     )
     return "\n".join([*lines, "", legend])
@@ -95,6 +96,7 @@ def _row(name: str) -> Row:
         at_parameters = aggregator.scales_own or not aggregator.of_features
         level = "f" if wrapper.get("level") else "p" if at_parameters else "p f"
         cost = "T" if aggregator.needs_gradients and level != "f" else "1"
+        cost += " + steps" if aggregator.looks_ahead else ""
         about.append(_about(aggregator))
     if part := wrapper.get("weighting"):
         weighting = WEIGHTINGS[part["type"]]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,12 +63,7 @@ class Replay:
         Raises:
             RuntimeError: There was none, or more than one since :meth:`forget`.
         """
-        if len(self._calls) != 1:
-            raise RuntimeError(
-                f"the model was called {len(self._calls)} times in this step; a step for each task "
-                "in turn runs the one call once more for each task"
-            )
-        (call,) = self._calls
+        call = self._only()
         cast = torch.autocast(call.device.type, call.dtype, enabled=call.dtype is not None)
         self._again_now = True
         try:
@@ -75,6 +71,24 @@ class Replay:
                 return self._model(*call.args, **dict(call.kwargs))
         finally:
             self._again_now = False
+
+    def again(self) -> Callable[[], Any]:
+        """Return a function that computes the output of the last call, as at :meth:`outputs`.
+
+        Gradients can be taken, and the function be called again and again.
+
+        Raises:
+            RuntimeError: There was no call, or more than one since :meth:`forget`.
+        """
+        return partial(self._again, self._only())
+
+    def _only(self) -> _Call:
+        if len(self._calls) != 1:
+            raise RuntimeError(
+                f"the model was called {len(self._calls)} times in this step; a method that runs "
+                "it once more on the same batch needs one call of it"
+            )
+        return self._calls[0]
 
     def forget(self) -> None:
         """Drop the calls so far."""
@@ -88,7 +102,11 @@ class Replay:
             torch.set_rng_state(call.state)
             if call.cuda_state is not None:
                 torch.cuda.set_rng_state(call.cuda_state, call.device)
-            return functional_call(self._model, buffers, call.args, dict(call.kwargs))
+            self._again_now = True
+            try:
+                return functional_call(self._model, buffers, call.args, dict(call.kwargs))
+            finally:
+                self._again_now = False
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from mtl_plugins.distributed import average, world_size
 from mtl_plugins.transfer import HostCopy
+
+Again = Callable[[], Mapping[str, Tensor | float]]
+"""Function that computes the losses of a batch once more."""
 
 
 class Report:
@@ -21,9 +24,11 @@ class Report:
         device: Device of the losses.
         changed: Whether something else is shared or reached than the ranks have agreed on.
         share: Weight of the losses in the step.
+        again: Function that computes the losses once more; None where none is needed.
 
     Attributes:
         share: Weight of the losses in the step.
+        again: Function that computes the losses once more; None where none is needed.
     """
 
     def __init__(
@@ -33,8 +38,9 @@ class Report:
         device: torch.device,
         changed: bool,
         share: float = 1.0,
+        again: Again | None = None,
     ) -> None:
-        self.share = share
+        self.share, self.again = share, again
         # Another rank may have a task that this one lacks: all take part with all.
         self._tasks = list(tasks) if world_size() > 1 else list(losses)
         zero = torch.zeros((), device=device)

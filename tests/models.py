@@ -41,13 +41,14 @@ NARROW_UOAIS = {
 }
 
 
-# Not those that need more than losses: a step for each task in turn, or norms of each task.
-SPECIAL = [name for name, cls in AGGREGATORS.items() if cls.takes_turns]
+# Those that need more than losses: a step for each task in turn, norms of each task, or a function
+# that computes the losses once more.
+SPECIAL = [name for name, cls in AGGREGATORS.items() if cls.takes_turns or cls.looks_ahead]
 ORDINARY = [name for name in AGGREGATORS if name not in SPECIAL]
 GRADIENT_METHODS = [name for name in ORDINARY if AGGREGATORS[name].needs_gradients]
 RANDOM = [name for name, cls in AGGREGATORS.items() if issubclass(cls, RandomMethod)]
 # What they cannot do without: a method's name, the length of the run, a model like any other.
-# Or, of four, a form that is simple: without a mean over earlier steps, the loss, a clipping.
+# Or, of five, a form that is simple: without a mean over earlier steps, lengths, loss, clipping.
 NEEDED = {
     "TorchJD": {"name": "UPGradWeighting"},
     "MCLGS": {"total_steps": 100, "a0": 1.0},
@@ -55,6 +56,7 @@ NEEDED = {
     "DBMTL": {"beta": 0.0},
     "MoCo": {"normalise": False},
     "FairGrad": {"max_norm": 0.0},
+    "FORUM": {"normalise": False},
     "SDMGrad": {"lr": 0.5},  # long steps amplify what rounding does
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import ClassVar, Literal
 
@@ -32,6 +32,7 @@ class Aggregator(Method, ABC):
             the weighted loss is enough.
         of_features: Whether the method works at ``level="feature"``, too.
         takes_turns: Whether :meth:`begin` may return True.
+        looks_ahead: Whether the method needs :meth:`look_ahead`.
         scales_own: Whether the method weighs what each task has alone, too.
         needs_losses: Whether :meth:`on_parameters` needs the losses.
         remembers_rows: Whether the method keeps gradients from one step to the next.
@@ -47,6 +48,7 @@ class Aggregator(Method, ABC):
     needs_losses: ClassVar[bool] = False
     remembers_rows: ClassVar[bool] = False
     takes_turns: bool = False
+    looks_ahead: ClassVar[bool] = False
     own_factors: Vector | None = None
 
     def meet(self, model: nn.Module, tasks: Sequence[str]) -> None:
@@ -68,6 +70,18 @@ class Aggregator(Method, ABC):
             of all tasks.
         """
         return False
+
+    def look_ahead(
+        self, tasks: Sequence[int], losses_after: Callable[[Vector, float, int], Vector]
+    ) -> None:
+        """Try out plain steps on the batch, before the gradients are aggregated.
+
+        Args:
+            tasks: Number of each of ``n`` tasks, those of the coming aggregation.
+            losses_after: Function that returns the losses ``[n]`` after plain steps down the
+                weighted sum of the losses, given the weights ``[n]``, the length of a step and the
+                number of steps. The model is afterwards as it was.
+        """
 
     @abstractmethod
     def __call__(self, jacobian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:

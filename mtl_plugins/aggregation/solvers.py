@@ -169,6 +169,69 @@ def nonnegative_qp(a: Matrix, b: Sequence[float], support: Collection[int] = ())
     raise NotConverged("nonnegative_qp: too many supports")
 
 
+def simplex_qp(a: Matrix, b: Sequence[float], lengths: Sequence[float], eps: float) -> Vector:
+    """Minimise ``xᵀ A x - bᵀ x`` over the probability simplex.
+
+    Active sets: from the best corner on, go to the minimiser of the present support, drop what
+    would become negative on the way, add what would lower the value most.
+
+    Args:
+        a: Matrix ``A``, ``[k, k]``, symmetric and positive semidefinite up to rounding.
+        b: Vector ``[k]``.
+        lengths: Positive numbers ``n``, ``[k]``, so that the rounding of ``A_ij`` is of the size
+            ``eps n_i n_j``; for inner products of vectors their norms.
+        eps: Relative rounding.
+
+    Returns:
+        The minimiser ``x``, ``[k]``; of several nearly the shortest.
+
+    Raises:
+        NotConverged: No solution in ``20 k + 20`` supports.
+    """
+    size = len(b)
+    least = min(lengths)
+    inverse = [1.0 / n for n in lengths]
+    # On the simplex the products with the ones are constant: they change nothing, and make the
+    # matrix definite where it is so along the simplex alone.
+    shift, ones = ridge(size, eps), [least * f for f in inverse]
+    scaled = [
+        [2.0 * (x * f * g + u * v) for x, g, v in zip(row, inverse, ones, strict=True)]
+        for row, f, u in zip(a, inverse, ones, strict=True)
+    ]
+    for i, row in enumerate(scaled):
+        row[i] += 2.0 * shift
+    gains = list(map(mul, b, inverse))
+    first = min(range(size), key=lambda i: a[i][i] - b[i])
+    support = [first]
+    x = [0.0] * size
+    x[first] = 1.0 / inverse[first]
+    for _ in range(20 * size + 20):
+        sub = [[scaled[i][j] for j in support] for i in support]
+        inner = [inverse[i] for i in support]
+        free, pull = solve_spd(sub, [gains[i] for i in support], inner)
+        level = (1.0 - dot(inner, free)) / dot(inner, pull)
+        wanted = {i: f + level * p for i, f, p in zip(support, free, pull, strict=True)}
+        # The way to there ends where the first entry would become negative.
+        ends = [(x[i] / (x[i] - v), i) for i, v in wanted.items() if v < 0.0]
+        share, leaves = min(ends, default=(1.0, None))
+        for i, v in wanted.items():
+            x[i] += share * (v - x[i])
+        if leaves is not None:
+            x[leaves] = 0.0
+            support.remove(leaves)
+            continue
+        slopes = [
+            dot(row, x) - gain - level * f
+            for row, gain, f in zip(scaled, gains, inverse, strict=True)
+        ]
+        tolerance = 1e-12 * size * (max(map(abs, x)) + max(map(abs, gains)))
+        outside = [i for i in range(size) if i not in support and slopes[i] < -tolerance]
+        if not outside:
+            return [x_i * f for x_i, f in zip(x, inverse, strict=True)]
+        support.append(min(outside, key=slopes.__getitem__))
+    raise NotConverged("simplex_qp: too many supports")
+
+
 def on_simplex(v: Sequence[float]) -> Vector:
     """Return the point of the probability simplex that is closest to ``v``.
 

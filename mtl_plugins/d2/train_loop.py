@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -19,6 +19,7 @@ from mtl_plugins.d2.allocation import AllocationGates
 from mtl_plugins.ops.roi_align import exchange_roi_aligns
 from mtl_plugins.precision import cpu_precision, gradient_scale, scaler_for
 from mtl_plugins.replay import Replay
+from mtl_plugins.report import Again
 from mtl_plugins.resume import KEY, LOSSES_KEY, Resume
 from mtl_plugins.tasks import TaskGroups
 
@@ -73,8 +74,10 @@ class MTLSimpleTrainer(SimpleTrainer):
         self._bare, self._gates = bare, gates
         if multitask.aggregator.takes_turns and gates is None:
             self._gates = AllocationGates(bare, self.groups)
-        # Some weightings want the losses once more, after the step.
-        again = multitask.weighting is not None and multitask.weighting.needs_new_losses
+        self._learns_after = multitask.weighting is not None and (
+            multitask.weighting.needs_new_losses
+        )
+        again = self._learns_after or multitask.aggregator.looks_ahead
         self._replay = Replay(bare) if again else None
 
     def run_step(self) -> None:
@@ -101,7 +104,7 @@ class MTLSimpleTrainer(SimpleTrainer):
             if not self.zero_grad_before_forward:
                 self.optimizer.zero_grad()
             scale = self.gradient_scale()
-            self.multitask(self.groups(terms), scale=scale)
+            self.multitask(self.groups(terms), scale=scale, again=self._again())
         self.log_scale()
         if hasattr(self, "after_backward"):  # since version 0.6
             self.after_backward()
@@ -111,10 +114,25 @@ class MTLSimpleTrainer(SimpleTrainer):
             self._record(terms, data_time)
         if scale is not None or not skipped:  # a loss scaler skips the step itself
             self.step_optimizer()
-        if self._replay is not None:
+        if self._learns_after:
+            assert self._replay is not None
             with EventStorage():  # the model logs nothing twice
                 (terms,) = map(_terms, self._replay.outputs())
             self.multitask.after_step(self.groups(terms))
+
+    def _again(self) -> Again | None:
+        """Return the function that computes the losses once more, for a method that looks ahead."""
+        if not self.multitask.aggregator.looks_ahead:
+            return None
+        assert self._replay is not None
+        output = self._replay.again()
+        self._replay.forget()
+
+        def again() -> Mapping[str, Tensor]:
+            with EventStorage():  # the model logs nothing twice
+                return self.groups(_terms(output()))
+
+        return again
 
     def _run_in_turn(self, data: Any, data_time: float) -> None:
         """Take a step for each task, with a forward pass of its own at the weights moved so far."""

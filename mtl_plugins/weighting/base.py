@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
+from mtl_plugins.adam import Moments, adam_step
 from mtl_plugins.registry import Method, suggest
+
+Task = TypeVar("Task", str, int)
+"""Name or number of a task."""
 
 
 class Weighting(Method, ABC):
@@ -87,9 +91,7 @@ class LearnedWeighting(Weighting):
     """A weighting with one learned number a task, and an Adam of its own.
 
     The numbers do not sit in the optimizer of the model, where gradient clipping, weight decay, a
-    loss scaler and the learning rate of the model would act on them, and they on the clipping. Adam
-    is written out: on a few plain numbers it takes less than the optimizer of torch, and its state
-    knows neither devices nor parameter groups.
+    loss scaler and the learning rate of the model would act on them, and they on the clipping.
 
     Args:
         lr: Learning rate of Adam.
@@ -112,7 +114,7 @@ class LearnedWeighting(Weighting):
         self.lr = lr
         self.weight_decay = weight_decay
         self._numbers: dict[str, float] = {}
-        self._moments: dict[str, tuple[float, float, int]] = {}
+        self._moments: dict[str, Moments] = {}
 
     def number(self, task: str) -> float:
         """Return the learned number of a task; the initial one if the task has not been seen."""
@@ -123,15 +125,11 @@ class LearnedWeighting(Weighting):
         low, high = self.bounds
         for task, gradient in gradients.items():
             number = self.number(task)
-            mean, square, steps = self._moments.get(task, (0.0, 0.0, 0))
             gradient += self.weight_decay * number
-            mean = 0.9 * mean + 0.1 * gradient
-            square = 0.999 * square + 0.001 * gradient * gradient
-            steps += 1
-            length = math.sqrt(square / (1.0 - 0.999**steps)) + 1e-8
-            number -= self.lr * mean / (1.0 - 0.9**steps) / length
+            number, self._moments[task] = adam_step(
+                number, gradient, self._moments.get(task), self.lr
+            )
             self._numbers[task] = min(max(number, low), high)
-            self._moments[task] = (mean, square, steps)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {
@@ -198,7 +196,7 @@ class LowerBounds:
         return left
 
 
-def softmax(values: Mapping[str, float]) -> dict[str, float]:
+def softmax(values: Mapping[Task, float]) -> dict[Task, float]:
     """Compute the softmax over the tasks."""
     top = max(values.values(), default=0.0)
     powers = {task: math.exp(value - top) for task, value in values.items()}

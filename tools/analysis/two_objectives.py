@@ -143,7 +143,7 @@ def descend(
             backward.take_in_turn(lambda task: losses()[task], optimizer.step)
         else:
             optimizer.zero_grad()
-            backward(losses())
+            backward(losses(), again=losses)
             optimizer.step()
         learner = backward.weighting
         if learner is not None and learner.needs_new_losses:

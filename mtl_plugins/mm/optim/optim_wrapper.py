@@ -26,6 +26,7 @@ from mtl_plugins.mm.optim.options import KEYS, OPTIONS, check_options
 from mtl_plugins.precision import gradient_scale
 from mtl_plugins.registry import suggest, under
 from mtl_plugins.regularization import build_regularizer
+from mtl_plugins.report import Again
 from mtl_plugins.resume import KEY, LOSSES_KEY, Resume
 from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import build_weighting
@@ -158,8 +159,8 @@ class MTLOptimWrapper(OptimWrapper):
         losses = ParsedLosses.of(model)
         weighting = self._options["weighting"]
         computes_again = weighting is not None and weighting.needs_new_losses
-        takes_turns = self._options["aggregator"].takes_turns
-        if (computes_again or takes_turns) and not losses.sums:
+        computes_again |= self._runs_again
+        if computes_again and not losses.sums:
             self._refuse_replay()
         with under("optim_wrapper", KEYS):
             self.groups.optional = [
@@ -185,8 +186,14 @@ class MTLOptimWrapper(OptimWrapper):
         self._gates = AllocationGates(model, self.groups)
         if self.multitask.regularizer is not None:
             differentiate_twice(model)
-        if computes_again or takes_turns:
+        if computes_again:
             self._replay = Replay(model)
+
+    @property
+    def _runs_again(self) -> bool:
+        """Whether the aggregator runs the model more than once on a batch."""
+        aggregator = self._options["aggregator"]
+        return aggregator.takes_turns or aggregator.looks_ahead
 
     def _find_representation(self, model: nn.Module) -> nn.Module | None:
         path, by_features = self._representation, self._options.get("level") == "feature"
@@ -204,12 +211,11 @@ class MTLOptimWrapper(OptimWrapper):
         return None
 
     def _refuse_replay(self) -> None:
-        kind = "aggregator" if self._options["aggregator"].takes_turns else "weighting"
-        when = "for each task" if kind == "aggregator" else "after each step"
+        kind = "aggregator" if self._runs_again else "weighting"
         raise ValueError(
-            f"optim_wrapper.{kind}: {type(self._options[kind]).__name__} computes the losses once "
-            f"more {when}, and what is trained is not their sum, which mmengine's parse_losses() "
-            f"returns; use another {kind}"
+            f"optim_wrapper.{kind}: {type(self._options[kind]).__name__} computes the losses of a "
+            "batch more than once, and what is trained is not their sum, which mmengine's "
+            f"parse_losses() returns; use another {kind}"
         )
 
     def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
@@ -244,7 +250,7 @@ class MTLOptimWrapper(OptimWrapper):
             stack.enter_context(super().optim_context(model))
             if own:
                 stack.enter_context(model.no_sync())
-            if self.multitask.aggregator.takes_turns:
+            if self._runs_again:
                 assert self._replay is not None
                 self._replay.forget()
             with under("optim_wrapper", KEYS):
@@ -345,9 +351,18 @@ class MTLOptimWrapper(OptimWrapper):
                 scale=self.gradient_scale(),
                 aggregate=self.should_sync(),
                 share=share,
+                again=self._again(untrained),
             )
         self._inner_count += 1
         self._has_gradients = True
+
+    def _again(self, untrained: set[str]) -> Again | None:
+        """Return the function that computes the losses of the last call once more, if needed."""
+        if not self._options["aggregator"].looks_ahead:
+            return None
+        assert self._replay is not None
+        replay, again = self._replay, self._replay.again()
+        return lambda: self.groups(replay.terms(again()), untrained)
 
     def step(self, **kwargs: Any) -> None:
         """Make the step, then give the new losses to a weighting that asks for them.

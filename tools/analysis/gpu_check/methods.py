@@ -39,7 +39,11 @@ NEEDED = {"MCLGS": {"total_steps": 100}, "RotoGrad": {"rotate": False}}
 
 def names() -> list[str]:
     """Return the methods that take one step for all tasks and need no special model."""
-    return [n for n, cls in AGGREGATORS.items() if not cls.takes_turns and n != "TorchJD"]
+    return [
+        name
+        for name, cls in AGGREGATORS.items()
+        if not (cls.takes_turns or cls.looks_ahead or name == "TorchJD")
+    ]
 
 
 def config(name: str) -> dict[str, Any]:
