@@ -41,6 +41,7 @@ from mtl_plugins.regularization import Penalty, Regularizer, build_regularizer
 from mtl_plugins.report import Report
 from mtl_plugins.routes import Parts, Routes
 from mtl_plugins.sequential import check_turns, run_back_one
+from mtl_plugins.state import check_keys
 from mtl_plugins.step import Batch, Choice, Measured, Step
 from mtl_plugins.task_layers import APART, passes_by_task
 from mtl_plugins.teaching import Teaching
@@ -543,9 +544,15 @@ class MultiTaskBackward:
         """Restore what :meth:`state_dict` returned.
 
         Raises:
-            ValueError: The state was written with another aggregator, weighting or other tasks.
+            ValueError: The state was written with another aggregator, weighting or other tasks, or
+                by another version.
         """
+        optional = {"weighting", "sketch"}
+        expected = sorted(self.state_dict().keys() - optional)
+        check_keys(type(self).__name__, dict.fromkeys(state.keys() - optional), expected)
         for key, method in (("aggregator", self.aggregator), ("weighting", self.weighting)):
+            if key in state:
+                check_keys(f"the {key}", state[key], ("type", "state"))
             here = None if method is None else type(method).__name__
             there = state[key]["type"] if key in state else None
             if here != there:
