@@ -297,6 +297,46 @@ def test_activation_checkpointing(name, reentrant, trunk, x):
         assert_close(q.grad, p.grad)
 
 
+class Hidden(nn.Module):
+    """Reentrant checkpointing of the whole: the graph of the losses shows no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.detour, self.unused = (nn.Linear(6, 6) for _ in range(3))
+        self.heads = nn.ModuleList(nn.Linear(6, 1) for _ in range(2))
+        self.dead = nn.Parameter(torch.ones(6))
+        self.detours = False
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        losses = checkpoint(self.losses, x.clone().requires_grad_(), use_reentrant=True)
+        return dict(zip("ab", losses, strict=True))
+
+    def losses(self, x: Tensor) -> tuple[Tensor, ...]:
+        z = self.trunk(x).tanh() + 0.0 * self.dead
+        z = z + self.detour(z) if self.detours else z
+        return tuple(head(z).square().mean() for head in self.heads)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("Sum", {}), ("PCGrad", {}), ("GradDrop", {}), ("PCGrad", {"weights_every": 2})],
+)
+def test_no_gradient_where_checkpointing_hides_that_a_step_leaves_it_out(name, options, x):
+    """As after plain ``backward()``; a zero would be decayed and moved by momentum."""
+    model = Hidden().double()
+    backward = MultiTaskBackward(model.parameters(), method(name), **options)
+    for model.detours in (False, True, False, False):
+        model.zero_grad()
+        sum(model(x).values()).backward()
+        plain = {key: p.grad is None for key, p in model.named_parameters()}
+        assert plain["detour.bias"] is not model.detours
+        assert plain["unused.bias"] and not plain["dead"]
+        model.zero_grad()
+        backward(model(x))
+        assert {key: p.grad is None for key, p in model.named_parameters()} == plain
+        assert not model.dead.grad.any()
+
+
 def test_no_grad_is_left_behind_when_backward_fails(trunk, x):
     class Fails(torch.autograd.Function):
         @staticmethod
