@@ -207,9 +207,9 @@ class MultiTaskBackward:
                 f"aggregator: {type(self.aggregator).__name__} takes this step for each task in "
                 "turn; where MultiTaskBackward.in_turn is True, call take_in_turn()"
             )
-        raw = self._take(losses)
-        window = self._window = self._window or self._open()
         with self._passes():
+            raw = self._take(losses)
+            window = self._window = self._window or self._open()
             batch = self._batch(raw, window, scale, aggregate, share)
             route = self._routes.choose(self._chooser, averages=self.synchronizes(aggregate))
             if self._penalty is not None:
@@ -469,6 +469,7 @@ class MultiTaskBackward:
                 if self._window is not None:
                     self._window.undo()
                 self._window = None
+                self.aggregator.finish(skipped=True)
                 raise
 
     def _batch(
