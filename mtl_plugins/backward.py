@@ -209,7 +209,11 @@ class MultiTaskBackward:
             )
         with self._passes():
             raw = self._take(losses)
-            window = self._window = self._window or self._open()
+            if self._window is None:
+                self._window = self._open()
+            elif joined := self._take_in():
+                self._window.join(joined)
+            window = self._window
             batch = self._batch(raw, window, scale, aggregate, share)
             route = self._routes.choose(self._chooser, averages=self.synchronizes(aggregate))
             if self._penalty is not None:
@@ -428,6 +432,7 @@ class MultiTaskBackward:
         """Prepare for what is aggregated next."""
         self._teaching.begin()
         self._take_in()
+        self._ownership.open_window()
         if self._penalty is not None:
             self._penalty.clear()
         if self.aggregator.needs_gradients or self.monitor or self.monitor_layers:
@@ -445,12 +450,15 @@ class MultiTaskBackward:
                     method.total_steps = math.ceil(self.total_steps / self.options.weights_every)
                 method.steps_per_epoch = self.steps_per_epoch
 
-    def _take_in(self) -> None:
-        """Take in what joined the optimizer."""
-        if self._optimizer is not None:
-            known = set(map(id, self.params))
-            self.params += [p for p in _params_of(self._optimizer) if id(p) not in known]
-        self._ownership.open_window()
+    def _take_in(self) -> list[nn.Parameter]:
+        """Take in what joined the optimizer, and return it."""
+        if self._optimizer is None:
+            return []
+        known = set(map(id, self.params))
+        joined = [p for p in _params_of(self._optimizer) if id(p) not in known]
+        self.params += joined
+        self._ownership.make_room()
+        return joined
 
     @contextmanager
     def _passes(self) -> Iterator[None]:
@@ -566,6 +574,7 @@ class MultiTaskBackward:
             )
         self._in_turn = None
         self._take_in()
+        self._ownership.open_window()
         self._ownership.load_state_dict(state)  # refuses another model's state
         self.tasks[:] = state["tasks"]
         self._chooser.load_state_dict(state)

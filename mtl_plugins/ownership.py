@@ -39,12 +39,16 @@ class Ownership:
         self._agreed: tuple[list[int], list[int], list[bool]] | None = None  # by all ranks
 
     def open_window(self) -> None:
-        """Forget which parameters were reached, and make room for parameters that were added."""
+        """Forget which parameters were reached."""
+        self._reached = [False] * len(self._params)
+        self._hidden = set()
+
+    def make_room(self) -> None:
+        """Make room for parameters that were added to the list."""
         new = len(self._params) - len(self._alone)
         self._alone += [NOBODY] * new
         self._evident += [NOBODY] * new
-        self._reached = [False] * len(self._params)
-        self._hidden = set()
+        self._reached += [False] * new
 
     def look_at(self, graph: LossGraph, tasks: Sequence[int]) -> bool:
         """Learn from the graph of a batch.
