@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from mtl_plugins.registry import suggest
+from mtl_plugins.state import check_keys
 
 B = TypeVar("B")
 
@@ -174,6 +175,7 @@ class TaskAllocation:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
+        check_keys("the allocation", state, self.state_dict())
         self.seed, self._epoch, self._step = state["seed"], state["epoch"], state["step"]
         self._resumed = self._step
 

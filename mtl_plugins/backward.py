@@ -43,6 +43,7 @@ from mtl_plugins.regularization import Penalty, Regularizer, build_regularizer
 from mtl_plugins.report import Again, Report
 from mtl_plugins.routes import Parts, Routes
 from mtl_plugins.sequential import check_turns, run_back_one
+from mtl_plugins.state import check_keys
 from mtl_plugins.step import Batch, Choice, Measured, Step
 from mtl_plugins.task_layers import APART, passes_by_task
 from mtl_plugins.teaching import Teaching
@@ -216,9 +217,13 @@ class MultiTaskBackward:
             )
         if self.aggregator.looks_ahead:
             check_again(self.aggregator, again, self._teaching.model)
-        raw = self._take(losses)
-        window = self._window = self._window or self._open()
         with self._passes():
+            raw = self._take(losses)
+            if self._window is None:
+                self._window = self._open()
+            elif joined := self._take_in():
+                self._window.join(joined)
+            window = self._window
             batch = self._batch(raw, window, scale, aggregate, share, again)
             route = self._routes.choose(self._chooser, averages=self.synchronizes(aggregate))
             if self._penalty is not None:
@@ -438,6 +443,7 @@ class MultiTaskBackward:
         """Prepare for what is aggregated next."""
         self._teaching.begin()
         self._take_in()
+        self._ownership.open_window()
         if self._penalty is not None:
             self._penalty.clear()
         by_task = self.aggregator.needs_gradients or self.monitor or self.monitor_layers
@@ -458,12 +464,15 @@ class MultiTaskBackward:
                     method.total_steps = math.ceil(self.total_steps / self.options.weights_every)
                 method.steps_per_epoch = self.steps_per_epoch
 
-    def _take_in(self) -> None:
-        """Take in what joined the optimizer."""
-        if self._optimizer is not None:
-            known = set(map(id, self.params))
-            self.params += [p for p in _params_of(self._optimizer) if id(p) not in known]
-        self._ownership.open_window()
+    def _take_in(self) -> list[nn.Parameter]:
+        """Take in what joined the optimizer, and return it."""
+        if self._optimizer is None:
+            return []
+        known = set(map(id, self.params))
+        joined = [p for p in _params_of(self._optimizer) if id(p) not in known]
+        self.params += joined
+        self._ownership.make_room()
+        return joined
 
     @contextmanager
     def _passes(self) -> Iterator[None]:
@@ -482,6 +491,7 @@ class MultiTaskBackward:
                 if self._window is not None:
                     self._window.undo()
                 self._window = None
+                self.aggregator.finish(skipped=True)
                 raise
 
     def _batch(
@@ -566,9 +576,15 @@ class MultiTaskBackward:
         """Restore what :meth:`state_dict` returned.
 
         Raises:
-            ValueError: The state was written with another aggregator, weighting or other tasks.
+            ValueError: The state was written with another aggregator, weighting or other tasks, or
+                by another version.
         """
+        optional = {"weighting", "sketch"}
+        expected = sorted(self.state_dict().keys() - optional)
+        check_keys(type(self).__name__, dict.fromkeys(state.keys() - optional), expected)
         for key, method in (("aggregator", self.aggregator), ("weighting", self.weighting)):
+            if key in state:
+                check_keys(f"the {key}", state[key], ("type", "state"))
             here = None if method is None else type(method).__name__
             there = state[key]["type"] if key in state else None
             if here != there:
@@ -581,6 +597,7 @@ class MultiTaskBackward:
             )
         self._in_turn = None
         self._take_in()
+        self._ownership.open_window()
         self._ownership.load_state_dict(state)  # refuses another model's state
         self.tasks[:] = state["tasks"]
         self._chooser.load_state_dict(state)

@@ -152,6 +152,7 @@ class Representation(Features):
     def clear(self) -> None:
         super().clear()
         self._outputs: list[Tensor] = []
+        self._reached: set[int] = set()  # outputs at which a gradient arrived
         self._grads: list[Tensor | None] = []
 
     def _keep(self, output: Tensor, number: int) -> Tensor:
@@ -166,6 +167,7 @@ class Representation(Features):
         return kept
 
     def _arrive(self, number: int, grad: Tensor) -> None:
+        self._reached.add(number)
         before = self._grads[number]
         self._grads[number] = grad if before is None else before + grad
 
@@ -182,6 +184,9 @@ class Representation(Features):
     def backward(self, grads: Sequence[Tensor | None]) -> None:
         """Run the trunk back from the gradients of its outputs, and forget the outputs.
 
+        An output that no loss made use of is left alone, and so is what lies behind it: a level of
+        a pyramid without a head, or a forward pass whose losses were never run back.
+
         Args:
             grads: Gradient of each feature; None for no gradient.
         """
@@ -189,7 +194,11 @@ class Representation(Features):
             if kept._version:  # changed in place: autograd is to notice if the trunk needs it
                 increment_version(output)
         pairs = zip(self._outputs, grads, strict=True)
-        used = [(output, grad) for output, grad in pairs if grad is not None]
+        used = [
+            (output, grad)
+            for number, (output, grad) in enumerate(pairs)
+            if grad is not None and number in self._reached
+        ]
         if used:
             torch.autograd.backward([output for output, _ in used], [grad for _, grad in used])
         self.clear()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mtl_plugins.distributed import average
 from mtl_plugins.gradients import TaskRows, widened
+from mtl_plugins.state import check_keys
 
 FILE = "layer_conflicts.json"
 """Name of the record in the folder of a run."""
@@ -88,8 +89,9 @@ class LayerConflicts:
         """Restore what :meth:`state_dict` returned.
 
         Raises:
-            ValueError: The state was counted with another threshold.
+            ValueError: The state was counted with another threshold, or by another version.
         """
+        check_keys("the conflicts of layers", state, self.state_dict())
         if state["threshold"] != self.threshold:
             raise ValueError(
                 f"threshold: the conflicts were counted with {state['threshold']}, this run has "

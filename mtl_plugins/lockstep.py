@@ -113,6 +113,7 @@ class LockStep:
         return not is_leaf(child) or id(variable(child)) in self._leaves
 
     def _arrive(self, slot: Slot, t: int, grad: Tensor) -> None:
+        grad = grad.to_dense() if grad.is_sparse else grad  # embeddings have them
         entry = self._arrived.setdefault(slot, [None] * len(self._roots))
         before = entry[t]
         entry[t] = grad if before is None else before + grad

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from mtl_plugins.distributed import gather, world_size
 from mtl_plugins.graph import LossGraph
-from mtl_plugins.nodes import NOBODY, SEVERAL, common_owner
+from mtl_plugins.nodes import HIDDEN, NOBODY, SEVERAL, common_owner
 
 
 class Ownership:
@@ -33,14 +35,20 @@ class Ownership:
         self._alone = [NOBODY] * len(params)  # by the graph
         self._evident = [NOBODY] * len(params)  # by the gradients; SEVERAL where there is no doubt
         self._reached = [False] * len(params)  # since the window was opened
+        self._hidden: set[int] = set()  # since then: a pass will tell whether it reaches them
         self._agreed: tuple[list[int], list[int], list[bool]] | None = None  # by all ranks
 
     def open_window(self) -> None:
-        """Forget which parameters were reached, and make room for parameters that were added."""
+        """Forget which parameters were reached."""
+        self._reached = [False] * len(self._params)
+        self._hidden = set()
+
+    def make_room(self) -> None:
+        """Make room for parameters that were added to the list."""
         new = len(self._params) - len(self._alone)
         self._alone += [NOBODY] * new
         self._evident += [NOBODY] * new
-        self._reached = [False] * len(self._params)
+        self._reached += [False] * new
 
     def look_at(self, graph: LossGraph, tasks: Sequence[int]) -> bool:
         """Learn from the graph of a batch.
@@ -50,7 +58,8 @@ class Ownership:
             tasks: Number of each loss's task.
 
         Returns:
-            Whether something is shared, doubtful or reached that the ranks have not agreed on.
+            Whether something is shared, doubtful or reached that the ranks have not agreed on, or
+            is not to be known before the passes.
         """
         for i, t in enumerate(graph.owners(self._params)):
             if t == NOBODY:
@@ -61,8 +70,24 @@ class Ownership:
                 self._evident[i] = SEVERAL
             elif here != SEVERAL and before >= 0 and before != here and not self._reached[i]:
                 self._evident[i] = before  # in an earlier window, whose gradients are gone
-            self._reached[i] = True
-        return (self._alone, self._evident, self._reached) != self._agreed
+            if t == HIDDEN:
+                self._hidden.add(i)
+            else:
+                self._reached[i] = True
+        return bool(self._hidden) or (self._alone, self._evident, self._reached) != self._agreed
+
+    @contextmanager
+    def noting_arrivals(self) -> Iterator[None]:
+        """Learn from passes which of the parameters that checkpointing hides they reach."""
+        with ExitStack() as stack:
+            for i in self._hidden:
+                arrived = partial(self._arrived, i)
+                handle = self._params[i].register_post_accumulate_grad_hook(arrived)
+                stack.callback(handle.remove)
+            yield
+
+    def _arrived(self, i: int, parameter: Tensor) -> None:
+        self._reached[i] = True
 
     def agree(self) -> None:
         """Learn from the other ranks; what only two ranks together share is doubtful at first."""
@@ -127,7 +152,9 @@ class Ownership:
         doubtful = self.doubtful
         if not doubtful:
             return []
-        unknown = any(self._evident[i] == NOBODY and self._reached[i] for i in doubtful)
+        unknown = any(
+            self._evident[i] == NOBODY and (self._reached[i] or i in self._hidden) for i in doubtful
+        )
         owners = {self.owner(i) for i in range(len(self._params))}
         return [t for t in tasks if unknown or t not in owners]
 
@@ -140,7 +167,10 @@ class Ownership:
         return list(self._alone)
 
     def reached(self, i: int) -> bool:
-        """Tell if a loss reached parameter ``i`` since the window was opened, on any rank."""
+        """Tell if a loss reached parameter ``i`` since the window was opened, on any rank.
+
+        Of what checkpointing hides it is known after :meth:`noting_arrivals` and :meth:`agree`.
+        """
         return self._reached[i]
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
+from mtl_plugins.state import check_keys
+
 T = TypeVar("T")
 NUMBERS = ("int", "float", "int | None", "float | None")
 """Annotations, as text, of an argument that is a number."""
@@ -38,13 +40,9 @@ class Method:
         """Restore what :meth:`state_dict` returned.
 
         Raises:
-            KeyError: The state has other keys, which another method wrote.
+            ValueError: The state has other keys: another version wrote it, or another method.
         """
-        if state.keys() != self.state_dict().keys():
-            raise KeyError(
-                f"{type(self).__name__} has the state {sorted(self.state_dict())}, but the "
-                f"checkpoint holds {sorted(state)}: was it written with another method?"
-            )
+        check_keys(type(self).__name__, state, self.state_dict())
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in vars(self).items() if k[0] != "_")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mtl_plugins.distributed import average, world_size
 from mtl_plugins.gradients import dense_strides
+from mtl_plugins.state import check_keys
 
 
 class Rotations(nn.Module):
@@ -241,6 +242,7 @@ class RotationOptimizer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
+        check_keys("the rotations", state, ("adam", "steps"))
         self._adam.load_state_dict(state["adam"])
         self._steps = state["steps"]
 

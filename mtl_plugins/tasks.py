@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtl_plugins.registry import nearest, suggest
+from mtl_plugins.state import check_keys
 
 Patterns = str | Sequence[str]
 
@@ -109,6 +110,7 @@ class TaskGroups:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; new patterns are checked from the start."""
+        check_keys("the losses", state, self.state_dict())
         known = state["unmatched"]
         self._unmatched = {
             task: [p for p in some if p in known.get(task, some)]

@@ -13,6 +13,7 @@ from mtl_plugins.distributed import average, gather, world_size
 from mtl_plugins.features import Representation
 from mtl_plugins.gradients import rows_of
 from mtl_plugins.report import Report
+from mtl_plugins.state import check_keys
 from mtl_plugins.step import Batch
 from mtl_plugins.transfer import HostCopy
 from mtl_plugins.weighting import Weighting
@@ -67,6 +68,7 @@ class LastLayer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
+        check_keys("the last common layer", state, self.state_dict())
         self._indices, self._tasks = list(state["indices"]), set(state["tasks"])
 
 

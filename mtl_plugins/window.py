@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from mtl_plugins.report import Report
+
+logger = logging.getLogger(__name__)
 
 REGULARIZER = "the regularizer"
 """Name of the regulariser where its term is not finite."""
@@ -32,9 +35,29 @@ class Window:
         self.factors: dict[str, float] = {}
         self.nonfinite: set[str] = set()
         self._tasks = tasks
-        self._held = [(p, p.grad) for p in params] if hold else []
-        for p, _ in self._held:
-            p.grad = None
+        self._hold = hold
+        self._held: list[tuple[nn.Parameter, Tensor | None]] = []
+        self._keep_apart(params)
+
+    def join(self, params: Sequence[nn.Parameter]) -> None:
+        """Let parameters join in the middle of the step.
+
+        The losses of earlier calls may have left the plain sum of their gradients in ``.grad``.
+        """
+        before = sum(p.grad is not None for p in params)
+        if self._hold and before:
+            logger.warning(
+                "%d parameters joined the optimizer between two micro-batches with a gradient; it "
+                "is added to the step as it is, without the method",
+                before,
+            )
+        self._keep_apart(params)
+
+    def _keep_apart(self, params: Sequence[nn.Parameter]) -> None:
+        if self._hold:
+            self._held += [(p, p.grad) for p in params]
+            for p in params:
+                p.grad = None
 
     def totals(self, reports: Sequence[Report] | None = None) -> dict[str, float]:
         """Sum the losses of the tasks that take part, on any rank, by their share.

@@ -297,6 +297,87 @@ def test_activation_checkpointing(name, reentrant, trunk, x):
         assert_close(q.grad, p.grad)
 
 
+def newcomer(trunk):
+    """A layer of the trunk that is frozen at first, and an optimizer of all other parameters."""
+    layer = trunk.trunk[2].requires_grad_(False)
+    new = set(layer.parameters())
+    return layer, torch.optim.SGD([p for p in trunk.parameters() if p not in new], lr=1.0)
+
+
+@pytest.mark.parametrize("name", ["MGDA", "GradDrop", "Sum", "Mean", "CosReg"])
+def test_parameters_that_join_between_two_micro_batches(name, trunk, x):
+    """They are aggregated like those that were there, with a gradient of the second alone."""
+    options = {"regularizer": name} if name == "CosReg" else {"aggregator": method(name)}
+    layer, optimizer = newcomer(trunk)
+    backward = MultiTaskBackward(optimizer, **options)
+    backward(trunk(x), aggregate=False, share=0.5)
+    layer.requires_grad_(True)
+    optimizer.add_param_group({"params": list(layer.parameters())})
+    backward(trunk(2.0 * x), share=0.5)
+    found = grads_of(trunk)
+    trunk.zero_grad()
+    layer.requires_grad_(False)
+    known = MultiTaskBackward(list(backward.params), **options)  # in one order, for the draws
+    known(trunk(x), aggregate=False, share=0.5)
+    layer.requires_grad_(True)
+    known(trunk(2.0 * x), share=0.5)
+    check_grads(trunk.parameters(), found)
+    assert layer.weight.grad.any()
+
+
+def test_gradient_of_what_joins_between_two_micro_batches(trunk, x, caplog):
+    """Some of it was there before, summed over the tasks: it stays, and a warning says so."""
+    layer, optimizer = newcomer(trunk)
+    backward = MultiTaskBackward(optimizer, "MGDA")
+    layer.requires_grad_(True)
+    backward(trunk(x), aggregate=False)
+    summed = layer.weight.grad.clone()
+    optimizer.add_param_group({"params": list(layer.parameters())})
+    backward({name: 0.0 * loss for name, loss in trunk(x).items()})
+    assert_close(layer.weight.grad, summed)
+    assert "2 parameters joined the optimizer between two micro-batches" in caplog.text
+
+
+class Hidden(nn.Module):
+    """Reentrant checkpointing of the whole: the graph of the losses shows no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.detour, self.unused = (nn.Linear(6, 6) for _ in range(3))
+        self.heads = nn.ModuleList(nn.Linear(6, 1) for _ in range(2))
+        self.dead = nn.Parameter(torch.ones(6))
+        self.detours = False
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        losses = checkpoint(self.losses, x.clone().requires_grad_(), use_reentrant=True)
+        return dict(zip("ab", losses, strict=True))
+
+    def losses(self, x: Tensor) -> tuple[Tensor, ...]:
+        z = self.trunk(x).tanh() + 0.0 * self.dead
+        z = z + self.detour(z) if self.detours else z
+        return tuple(head(z).square().mean() for head in self.heads)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("Sum", {}), ("PCGrad", {}), ("GradDrop", {}), ("PCGrad", {"weights_every": 2})],
+)
+def test_no_gradient_where_checkpointing_hides_that_a_step_leaves_it_out(name, options, x):
+    """As after plain ``backward()``; a zero would be decayed and moved by momentum."""
+    model = Hidden().double()
+    backward = MultiTaskBackward(model.parameters(), method(name), **options)
+    for model.detours in (False, True, False, False):
+        model.zero_grad()
+        sum(model(x).values()).backward()
+        plain = {key: p.grad is None for key, p in model.named_parameters()}
+        assert plain["detour.bias"] is not model.detours
+        assert plain["unused.bias"] and not plain["dead"]
+        model.zero_grad()
+        backward(model(x))
+        assert {key: p.grad is None for key, p in model.named_parameters()} == plain
+        assert not model.dead.grad.any()
+
+
 def test_no_grad_is_left_behind_when_backward_fails(trunk, x):
     class Fails(torch.autograd.Function):
         @staticmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from itertools import product
 
 import pytest
 import torch
@@ -194,6 +195,76 @@ def test_module_inside_of_reentrant_checkpointing_is_an_error():
     model.how = "backbone reentrant"
     with pytest.raises(ValueError, match="representation: .*was not called .*checkpointing"):
         backward(model(X))
+
+
+class Pyramid(nn.Module):
+    """A neck with a level that no head uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Linear(3, 4)
+        self.levels = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x):
+        return [level(self.stem(x)) for level in self.levels]
+
+
+@pytest.mark.parametrize("name", ["MGDA", "GradDrop", "Sum"])
+def test_output_without_a_head_has_no_gradient(name):
+    neck = Pyramid()
+    backward = MultiTaskBackward(neck.parameters(), name, level="feature", representation=neck)
+    first, second, _ = neck(X)
+    backward({"a": first.square().mean(), "b": (first * second).exp().mean()})
+    grads = [p.grad for p in neck.levels.parameters()]
+    assert [grad is None for grad in grads] == [False] * 4 + [True] * 2
+
+
+ERRORS = ("refused losses", "no losses", "failed pass")
+
+
+@pytest.mark.parametrize(
+    ("name", "caught"),
+    # GradDrop draws for the features of a pass without losses too.
+    [*product(("MGDA", "Sum"), ERRORS), *product(("GradDrop",), ERRORS[::2])],
+)
+def test_step_after_an_error_that_was_caught(name, caught):
+    """It is the step of a model that has seen no error, and has nothing of the one before."""
+    cfg = {"type": name, "seed": 3} if name == "GradDrop" else name
+    model, other = Layers(), Layers()
+    expected, _ = grads(other, other.neck, cfg)
+    backward = MultiTaskBackward(
+        model.parameters(), cfg, level="feature", representation=model.neck
+    )
+    backward.watch(model.neck)
+    backward(model(X))
+    losses = model(2.0 * X)  # whose features must not count
+    if caught == "refused losses":
+        with pytest.raises(ValueError, match="scalar"):
+            backward(losses | {"a": losses["a"].expand(2)})
+        assert not backward._cut.tensors
+    elif caught == "failed pass":
+        sum(losses.values()).backward()  # the graph of the heads is gone
+        with pytest.raises(RuntimeError):
+            backward(losses)
+    model.zero_grad()
+    backward(model(X))
+    check_grads(model.parameters(), expected)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_refused_micro_batch_drops_those_before(share, trunk, x):
+    """As an error in any pass of a step does: the next call begins a step of its own."""
+    backward = MultiTaskBackward(trunk.parameters(), "MGDA")
+    backward(trunk(x), aggregate=False, share=share)
+    with pytest.raises(TypeError):
+        backward(trunk(x) | {"a": "text"}, share=share)
+    trunk.zero_grad()
+    backward(trunk(x))
+    found = grads_of(trunk)
+    trunk.zero_grad()
+    MultiTaskBackward(trunk.parameters(), "MGDA")(trunk(x))
+    check_grads(trunk.parameters(), found)
 
 
 def test_watched_module_changed_in_place():

@@ -18,6 +18,24 @@ from mtl_plugins import MultiTaskBackward
 from mtl_plugins.graph import LossGraph
 
 
+class Embedded(nn.Module):
+    """Two tables, one of which is the last layer's weight as well, and a layer of its own dtype."""
+
+    def __init__(self, sparse: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(7, 4, sparse=sparse)
+        self.tied = nn.Embedding(6, 4, sparse=sparse)
+        self.inner = nn.Linear(4, 4, dtype=dtype)
+        self.heads = nn.ModuleList(nn.Linear(6, 1) for _ in range(3))
+
+    def forward(self) -> dict[str, Tensor]:
+        words = torch.tensor([[1, 1, 2], [3, 4, 1]])
+        z = (self.table(words) + self.tied(words)).mean(dim=1)
+        z = self.inner(z.to(self.inner.weight.dtype)).float().tanh() @ self.tied.weight.T
+        return {str(i): head(z).square().mean() for i, head in enumerate(self.heads)}
+
+
 class TestLowMemory:
     @pytest.mark.parametrize("name", GRAMIAN_METHODS)
     def test_same_as_with_rows(self, name, trunk, x):
@@ -102,6 +120,44 @@ class TestLowMemory:
         backward = MultiTaskBackward([half], "IMTLG", low_memory=True)
         backward({k: v.float() for k, v in losses.items()}, torch.tensor(1024.0))
         assert backward.last.gramian[0, 0] == pytest.approx(4e-16, rel=0.01)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+    @pytest.mark.parametrize("weights_every", [1, 2])
+    def test_sparse_embeddings_and_a_layer_of_another_dtype(self, dtype, weights_every):
+        """As dense ones; the exact level refuses a second dtype."""
+        tables, found = [Embedded(sparse, dtype) for sparse in (True, False)], []
+        for model in tables:
+            params = list(model.parameters())
+            backward = MultiTaskBackward(
+                params, "MGDA", low_memory=True, weights_every=weights_every
+            )
+            rows = [
+                torch.cat(
+                    [
+                        (torch.zeros_like(p) if g is None else g.to_dense()).flatten().double()
+                        for g, p in zip(grads, params, strict=True)
+                        if len(p) > 1
+                    ]
+                )
+                for grads in per_task(model(), params)
+            ]
+            backward(model())
+            rows = torch.stack(rows)
+            assert_close(backward.last.gramian.double(), rows @ rows.T, atol=1e-9, rtol=1e-5)
+            model.zero_grad()
+            backward(model())
+            found.append([p.grad.to_dense() for p in params])
+        assert tables[0].table.weight.grad.is_sparse
+        for sparse, dense in zip(*found, strict=True):
+            assert_close(sparse, dense)
+        exact = MultiTaskBackward(params, "MGDA")
+        if dtype == torch.float32:
+            model.zero_grad()
+            exact(model())
+            check_grads(params, found[1])
+        else:
+            with pytest.raises(TypeError, match="must have one dtype"):
+                exact(model())
 
     def test_gramian_beyond_single_precision(self):
         p = nn.Parameter(torch.ones(3))

@@ -131,6 +131,6 @@ def test_state():
     [(Plain(), {"seen": 1}), (Remembers(), {}), (Remembers(), {"seen": 1, "more": 2})],
 )
 def test_state_of_another_method(method, state):
-    with pytest.raises(KeyError, match="was it written with another method") as error:
+    with pytest.raises(ValueError, match="with another method") as error:
         method.load_state_dict(state)
-    assert type(method).__name__ in str(error.value) and str(sorted(state)) in str(error.value)
+    assert type(method).__name__ in str(error.value) and "seen" in str(error.value)

@@ -198,7 +198,8 @@ def _equal_time(
             raise SystemExit(
                 f"--equal-time: {run.name} does not train:\n{timing.error}"
                 if timing.error
-                else "--equal-time: the log does not say how many iterations an epoch has"
+                else "--equal-time: the training does not say how many iterations an epoch has; "
+                "its train_cfg must be by epochs of EpochBasedTrainLoop, or give max_iters"
             )
     more = {}
     for name, seconds in found.items():

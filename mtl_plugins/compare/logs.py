@@ -56,6 +56,14 @@ def is_training(record: dict[str, float]) -> bool:
     return any(name == "lr" or re.match(r"mtl/|loss|total_loss", name) for name in record)
 
 
+def _until(scalars: dict[str, Points], last: int) -> dict[str, Points]:
+    """Drop what comes after an iteration."""
+    return {
+        name: {step: value for step, value in points.items() if step <= last}
+        for name, points in scalars.items()
+    }
+
+
 class Log:
     """The scalars of a run through all of its resumes.
 
@@ -64,7 +72,8 @@ class Log:
 
     Attributes:
         training: Scalars logged in training, by name.
-        metrics: Scalars of validations, by name: by iteration, or by epoch where MMEngine says so.
+        metrics: Scalars of validations, by name and by iteration: where MMEngine says the epoch, or
+            0 (``log_metric_by_epoch``), by the iteration that was logged last.
 
     Args:
         run: Work directory.
@@ -77,17 +86,23 @@ class Log:
         self.training: dict[str, Points] = {}
         self.metrics: dict[str, Points] = {}
         last = -1
-        for step, record in (r for file in log_files(run) for r in records(file)):
-            if not is_training(record):
-                self._add(self.metrics, step, record)
-                continue
-            if step < last or (step == last and self._has(step, record)):
-                self.training = {
-                    name: {s: v for s, v in points.items() if s < step}
-                    for name, points in self.training.items()
-                }
-            last = step
-            self._add(self.training, step, record)
+        for file in log_files(run):
+            found = list(records(file))
+            begin = next((step for step, record in found if is_training(record)), last + 1)
+            at = self._before(begin)  # a resumed run may begin with a validation
+            for step, record in found:
+                if not is_training(record):
+                    self._add(self.metrics, max(step, at), record)
+                    continue
+                if step < last or (step == last and self._has(step, record)):
+                    self.training = _until(self.training, step - 1)
+                    self.metrics = _until(self.metrics, step - 1)
+                last = at = step
+                self._add(self.training, step, record)
+
+    def _before(self, step: int) -> int:
+        """Return the last iteration before one that was logged; 0 if there was none."""
+        return max((s for points in self.training.values() for s in points if s < step), default=0)
 
     def _has(self, step: int, record: dict[str, float]) -> bool:
         return any(step in self.training.get(name, ()) for name in record)

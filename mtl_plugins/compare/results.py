@@ -68,6 +68,22 @@ class Result:
         return {step: v for step, v in points.items() if step not in absent}
 
     @property
+    def diverged(self) -> str:
+        """Sentence on losses that are NaN or infinite; empty if all that were logged are finite."""
+        losses: dict[int, bool] = {}
+        for name, points in self.log.training.items() if self.log else ():
+            if "loss" in name:
+                for step, value in points.items():
+                    losses[step] = losses.get(step, True) and math.isfinite(value)
+        broken = [step for step, finite in losses.items() if not finite]
+        if not broken:
+            return ""
+        return (
+            f"{self.run}: diverged: {len(broken)} of {len(losses)} logged losses are not finite, "
+            f"the first at iteration {min(broken)}; finite scores of it may mean nothing"
+        )
+
+    @property
     def seconds_per_iteration(self) -> float:
         """Median time of an iteration in seconds, without the first record; NaN without a log."""
         times = list(self.log.training.get("time", {}).values()) if self.log else []
@@ -224,8 +240,7 @@ def compare(
                 f"{result.run}: has no finite {', '.join(missing)} (it has {has}); the run is left "
                 "out of these columns"
             )
-        if result.problem:
-            problems.append(result.problem)
+        problems += [said for said in (result.problem, result.diverged) if said]
     return Comparison(list(results), list(columns), problems, convention)
 
 

@@ -11,8 +11,8 @@ from mtl_plugins.compare.columns import Column, in_percent, known_column
 from mtl_plugins.compare.conflicts import conflicts, rankings
 from mtl_plugins.compare.plan import BASELINE
 from mtl_plugins.compare.results import DELTA, Comparison
-from mtl_plugins.compare.statistics import estimate
-from mtl_plugins.compare.verdict import arrow, findings
+from mtl_plugins.compare.statistics import MOST_SEEDS, estimate
+from mtl_plugins.compare.verdict import Finding, arrow, findings
 from mtl_plugins.tasks import TaskGroups
 
 MARGIN = 0.01
@@ -69,6 +69,33 @@ def scores(comparison: Comparison) -> Table:
     )
     head = ["method", *(f"{c.name} {c.arrow}{f' ({c.task})' if c.task else ''}" for c in columns)]
     return Table("Scores", note, head, rows)
+
+
+def differences(comparison: Comparison) -> Table | None:
+    """Make the table of all differences from the plain sum; None where there are none."""
+
+    def row(f: Finding) -> list[str]:
+        mean, error = f.difference.mean, f.difference.standard_error
+        tested = f.difference.seeds > 1
+        said = "no difference seen" if tested else "one seed: no test"
+        if f.differs:
+            said = "better" if f.better else "worse"
+        elif tested and f.difference.beyond_two_errors:
+            said = "as chance shows"
+        needed = str(f.needed or f"> {MOST_SEEDS}") if tested and not f.differs else "–"
+        return [
+            *(f.method, f.column.name, f"{mean:+.4g} ± {error:.2g}" if tested else f"{mean:+.4g}"),
+            *(f"{f.adjusted:.2g}" if tested else "–", str(f.difference.seeds), said, needed),
+        ]
+
+    rows = [row(f) for f in findings(comparison)]
+    note = (
+        "Mean ± standard error of the difference, paired by seed; p of a paired t-test after "
+        "Holm's correction. 'As chance shows': beyond two standard errors, but not beyond chance "
+        "in a table of so many. Seeds needed: a rough guess, were the true difference the one seen."
+    )
+    head = ["method", "metric", "difference", "p (Holm)", "seeds", "against the sum", "needed"]
+    return Table("Differences from the plain sum", note, head, rows) if rows else None
 
 
 def _percent(comparison: Comparison, column: Column) -> bool:
@@ -174,9 +201,8 @@ def similarities(comparison: Comparison) -> Table | None:
 
 def tables(comparison: Comparison) -> list[Table]:
     """Make all tables, in the order of the report."""
-    last = similarities(comparison)
-    made = [scores(comparison), cost(comparison), *fights(comparison)]
-    return [*made, last] if last else made
+    some = (differences(comparison), *fights(comparison), similarities(comparison))
+    return [scores(comparison), cost(comparison), *(table for table in some if table)]
 
 
 def as_text(table: Table) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from mtl_plugins.compare.logs import Log, LogError
 from mtl_plugins.compare.runs import Run, write_text
 
 ITERATIONS = 6
+EPOCH_LENGTH = "epoch_length.txt"
+"""File in the work directory to which ``EpochLengthHook`` writes the iterations of an epoch."""
 OPTIONS = {
     "openmmlab": (
         "default_hooks.logger.type=LoggerHook",
@@ -29,6 +30,7 @@ OPTIONS = {
         "default_hooks.checkpoint.by_epoch=False",
         f"default_hooks.checkpoint.interval={ITERATIONS}",
         "default_hooks.checkpoint.max_keep_ckpts=1",
+        "default_hooks.epoch_length.type=EpochLengthHook",
     ),
     "detectron2": ("SOLVER.CHECKPOINT_PERIOD=20",),  # logs a median every 20 iterations
 }
@@ -41,7 +43,7 @@ class Timing:
     Attributes:
         seconds: Median seconds of an iteration; 0 if it failed.
         checkpoint: Bytes of a checkpoint; 0 if none was written in time.
-        per_epoch: Iterations of an epoch; 0 where the log counts no epochs.
+        per_epoch: Iterations of an epoch; 0 in a run that counts iterations.
         error: End of the log, if it failed.
     """
 
@@ -102,8 +104,8 @@ def _measure(run: Run, timeout: float) -> Timing:
         return Timing(error=last_lines(path) or f"no iteration in {timeout:g} s")
     checkpoint = framework.checkpoint(run.path)
     size = checkpoint.stat().st_size if checkpoint else 0
-    epoch = re.search(r"Epoch\(train\)\s+\[\d+\]\[\s*\d+/(\d+)\]", path.read_text(errors="replace"))
-    per_epoch = int(epoch[1]) if epoch else 0
+    epoch = run.path / EPOCH_LENGTH
+    per_epoch = int(epoch.read_text()) if epoch.is_file() else 0
     return Timing(statistics.median(times[1:] or times), size, per_epoch)
 
 

@@ -88,12 +88,12 @@ def sentences(comparison: Comparison) -> list[str]:
             "are the least for a test, five or more are advisable."
         )
         return said
-    single = [f for f in found if f.difference.seeds == 1]
+    single = sum(f.difference.seeds == 1 for f in found)
     found = [f for f in found if f.difference.seeds > 1]
     seeds = min(f.difference.seeds for f in found)
     count = f"{most} seeds" if seeds == most else f"{seeds} to {most} seeds"
     if single:
-        said.append(f"One seed in common with the plain sum, and so no test: {_listed(single)}.")
+        said.append(f"One seed in common with the plain sum, and so no test: {single} differences.")
     beyond = [f for f in found if f.differs]
     for f in beyond:
         said.append(
@@ -101,49 +101,26 @@ def sentences(comparison: Comparison) -> list[str]:
             f"{f.column.name}: {f.difference.mean:+.4g} ± {f.difference.standard_error:.2g} "
             f"(p = {f.adjusted:.2g} after Holm's correction for {len(found)} comparisons)."
         )
-    perhaps = [f for f in found if f.difference.beyond_two_errors and not f.differs]
-    if perhaps:
-        said.append(
-            f"Beyond two standard errors, but no more than chance shows in a table of {len(found)} "
-            f"comparisons with {count}: {_listed(perhaps)}."
-        )
-    rest = [f for f in found if not f.difference.beyond_two_errors]
-    if rest:
-        said.append(f"No difference from the plain sum was seen with {count}: {_listed(rest)}.")
     if not beyond:
-        said.append(f"So there is no winner: with {count}, no method differs from the plain sum.")
+        said.append(f"There is no winner: with {count}, no method differs from the plain sum.")
     unclear = [f for f in found if not f.differs]
     if unclear:
+        perhaps = sum(f.difference.beyond_two_errors for f in unclear)
         said.append(
-            "Seeds it would take, were the true differences those seen (a rough guess from "
-            f"{count}): {_each_needs(unclear)}."
+            f"{len(unclear)} of {len(found)} differences are no more than chance shows with "
+            f"{count}, {perhaps or 'none'} of them beyond two standard errors. {_seeds(unclear)}"
         )
     return said
 
 
-def _each_needs(unclear: Iterable[Finding]) -> str:
-    """Say the seeds for each finding, the fewest first."""
-    ordered = sorted(unclear, key=_needed)
-    each = [f"{f.needed} for {f.method} in {f.column.name}" for f in ordered[:4] if f.needed]
-    if len(each) < len(ordered):
-        others = ordered[len(each) :]
-        least = _needed(others[0])
-        each.append(
-            f"{'more than ' if others[0].needed is None else 'from '}{least} for "
-            f"{'the others' if each else 'all'}"
-        )
-    return ", ".join(each)
-
-
-def _needed(finding: Finding) -> int:
-    return finding.needed or MOST_SEEDS
-
-
-def _listed(some: Iterable[Finding]) -> str:
-    return ", ".join(
-        f"{f.method} in {f.column.name} ({f.difference.mean:+.4g}"
-        + (f" ± {f.difference.standard_error:.2g})" if f.difference.seeds > 1 else ")")
-        for f in some
+def _seeds(unclear: Iterable[Finding]) -> str:
+    """Say how many seeds would settle the difference that takes the fewest."""
+    first = min(unclear, key=lambda f: f.needed or MOST_SEEDS + 1)
+    if first.needed is None:
+        return f"Each would take more than {MOST_SEEDS} seeds, were the true ones those seen."
+    return (
+        f"{first.method} in {first.column.name} would take the fewest seeds, {first.needed}, were "
+        "the true difference the one seen: a rough guess."
     )
 
 

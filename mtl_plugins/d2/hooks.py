@@ -15,6 +15,7 @@ from mtl_plugins.layer_conflicts import LayerConflicts
 from mtl_plugins.random_states import random_states, set_random_states
 from mtl_plugins.recorder import Recorder
 from mtl_plugins.registry import under
+from mtl_plugins.state import check_keys
 
 logger = logging.getLogger(__name__)
 
@@ -157,5 +158,6 @@ class RandomStates(HookBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the generators of this rank; with another number of ranks, they start anew."""
+        check_keys(type(self).__name__, state, self.state_dict())
         if len(state["ranks"]) == comm.get_world_size():
             self._here = state["ranks"][comm.get_rank()]

@@ -12,6 +12,7 @@ from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 
 from mtl_plugins.indicators import Indicators
+from mtl_plugins.state import check_keys
 from mtl_plugins.tasks import TaskGroups
 from mtl_plugins.weighting import Weighting
 
@@ -81,4 +82,5 @@ class IndicatorHook(HookBase):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the iteration of the last evaluation that the weighting was told."""
+        check_keys(type(self).__name__, state, self.state_dict())
         self.told_at = state["told_at"]

@@ -55,6 +55,7 @@ class Penalty:
             RuntimeError: An operation in the losses cannot be differentiated twice.
         """
         self.at_features = ()
+        self._grads += [None] * (len(self._params) - len(self._grads))  # some may have joined
         dtype = torch.promote_types(self._params[0].dtype, torch.float32)
         term = torch.zeros((), dtype=dtype, device=self._params[0].device)
         finite = torch.ones_like(term)

@@ -128,7 +128,8 @@ class Route(ABC):
 
     def fill(self, rows: TaskRows, batch: Batch, retain_graph: bool = False) -> None:
         """Run each task back into the task's row."""
-        with self.parts.watching.passes(batch, rows) as announce:
+        arrivals = self.parts.ownership.noting_arrivals()
+        with self.parts.watching.passes(batch, rows) as announce, arrivals:
             rows.fill(batch.turns(), announce, retain_graph)
 
     def fill_features(

@@ -63,11 +63,12 @@ class WeightedPass(Route):
                 self.parts.params[i].grad = None
             lost = {t for t in owned.values() if t >= 0 and not weights.get(self.parts.tasks[t])}
             rescued = self._rescue(batch, owned, lost)
-            batch.graph.weighted_backward(
-                batch.seeds,
-                [weights[name] for name in batch.raw],
-                [choice.own.get(name, 1.0) for name in batch.raw],
-            )
+            with ownership.noting_arrivals():
+                batch.graph.weighted_backward(
+                    batch.seeds,
+                    [weights[name] for name in batch.raw],
+                    [choice.own.get(name, 1.0) for name in batch.raw],
+                )
             for i, t in owned.items():
                 p = self.parts.params[i]
                 if t >= 0 and p.grad is not None:
@@ -77,6 +78,8 @@ class WeightedPass(Route):
                 if (earlier := before[i]) is not None:
                     p.grad = earlier if p.grad is None else earlier + p.grad
         if batch.aggregate:
+            if any(report.changed for report in batch.window.reports):
+                ownership.agree()
             average_grads([p for i, p in enumerate(self.parts.params) if ownership.reached(i)])
 
     def _rescue(

@@ -224,7 +224,7 @@ def test_invalid_value_names_key_and_method(cfg):
 
 
 def test_state_of_another_method_is_refused():
-    with pytest.raises(KeyError, match="written with another method"):
+    with pytest.raises(ValueError, match="with another method"):
         build_aggregator("GradVac").load_state_dict(build_aggregator("PCGrad").state_dict())
 
 

@@ -142,7 +142,7 @@ def test_equal_time_gives_a_slow_method_less(
 def test_equal_time_without_the_length_of_an_epoch(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "length", lambda experiment: (20, "epochs"))
     monkeypatch.setattr(command, "_timed", lambda *args: Timing(0.1, 10**9))
-    with pytest.raises(SystemExit, match="does not say how many iterations an epoch has"):
+    with pytest.raises(SystemExit, match="how many iterations an epoch has; its train_cfg must"):
         command.main(["toy.py", "--work-dir", str(tmp_path), "--equal-time"])
 
 

@@ -34,7 +34,7 @@ def test_validation_by_epoch_does_not_take_iterations_away(tmp_path):
     write_log(tmp_path, [train(10), train(20), {**val, "step": 1}, train(30)])
     log = Log(tmp_path)
     assert sorted(log.training["loss"]) == [10, 20, 30]
-    assert log.metrics["coco/bbox_mAP"] == {1: 0.3}
+    assert log.metrics["coco/bbox_mAP"] == {20: 0.3}
     assert log.training["time"] == dict.fromkeys((10, 20, 30), 0.5)
 
 
@@ -43,6 +43,7 @@ def test_validations_that_are_all_of_step_0(tmp_path):
     write_log(tmp_path, [train(10), {"mIoU": 0.1, "step": 0}, train(20), {"mIoU": 0.2, "step": 0}])
     log = Log(tmp_path)
     assert log.last("mIoU") == 0.2 and sorted(log.training["loss"]) == [10, 20]
+    assert log.metrics["mIoU"] == {10: 0.1, 20: 0.2}  # two points of a curve
 
 
 def test_a_resume_that_begins_with_a_validation(tmp_path):
@@ -50,6 +51,16 @@ def test_a_resume_that_begins_with_a_validation(tmp_path):
     write_log(tmp_path, [train(10)], "20260101_000000")
     write_log(tmp_path, [{"coco/bbox_mAP": 0.3, "step": 10}, train(20)], "20260101_000100")
     assert sorted(Log(tmp_path).training["loss"]) == [10, 20]
+
+
+def test_validations_of_iterations_that_are_trained_again_count_once(tmp_path):
+    """Killed at 35 with a checkpoint of 20: the resumed run begins with that validation."""
+    first, second = ({"mIoU": value, "step": 0} for value in (0.1, 0.2))
+    killed = [train(10), first, train(20), second, train(30), {"mIoU": 9.0, "step": 0}]
+    write_log(tmp_path, killed, "20260101_000000")
+    again = [{"mIoU": 0.21, "step": 0}, train(30), {"mIoU": 0.3, "step": 0}]
+    write_log(tmp_path, again, "20260101_000100")
+    assert Log(tmp_path).metrics["mIoU"] == {10: 0.1, 20: 0.21, 30: 0.3}
 
 
 def test_detectron2_goes_on_in_one_file_and_counts_from_0(tmp_path):

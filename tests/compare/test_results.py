@@ -85,6 +85,38 @@ def test_differences_equal_scipys_on_the_raw_logs(comparison):
     assert found["coco/bbox_mAP"].difference.p == pytest.approx(expected.pvalue)
     assert not any(f.differs for f in found.values())
     assert any("no method differs from the plain sum" in s for s in sentences(comparison))
+    shown = {table.title: table for table in tables(comparison)}["Differences from the plain sum"]
+    (row,) = (row for row in shown.rows if row[1] == "coco/bbox_mAP")
+    assert row[0] == "pcgrad" and row[2].startswith("+0.01133 ± ") and row[4] == "3"
+    assert len(shown.rows) == 3 and all(len(said) < 300 for said in sentences(comparison))
+
+
+def test_verdict_is_short_however_many_differences_there_are(tmp_path):
+    results = []
+    names = ["sum", *(f"method_{i}" for i in range(20))]
+    for place, name in enumerate(names):
+        for seed in range(3):
+            run = toy_run(tmp_path, name, seed)
+            values = {f"coco/{k}_mAP": 0.3 + 0.001 * ((7 * seed + place) % 5) for k in TASKS}
+            done(run, {"coco/bbox_mAP": values["coco/mask_mAP"], "coco/segm_mAP": 0.2 + seed / 99})
+            results.append(read(run))
+    comparison = compare(results, choose(["coco/bbox_mAP", "coco/segm_mAP"], TASKS, []))
+    assert sum(map(len, sentences(comparison))) < 500
+    assert len(tables(comparison)[2].rows) == len(findings(comparison)) > 20
+
+
+@pytest.mark.parametrize("name", ["loss", "mtl/loss/mask", "total_loss"])
+def test_losses_that_are_not_finite_are_a_problem(name, tmp_path):
+    """The scores of such a run may be finite all the same, of the weights of before."""
+    runs = [toy_run(tmp_path, method) for method in ("sum", "pcgrad")]
+    done(runs[0], {"coco/bbox_mAP": 0.3})
+    losses = [1.0, math.nan, 0.5, math.inf]
+    log = [{"lr": 0.1, "loss": 1.0, name: loss, "step": i} for i, loss in enumerate(losses, 1)]
+    done(runs[1], {"coco/bbox_mAP": 0.3}, log)
+    comparison = compare([read(run) for run in runs], choose(["coco/bbox_mAP"], TASKS, []))
+    (problem,) = comparison.problems
+    assert problem.startswith(f"{runs[1]}: diverged: 2 of 4 logged losses are not finite")
+    assert "at iteration 2" in problem
 
 
 def test_cost_and_conflicts_equal_the_raw_logs(comparison):
@@ -218,7 +250,7 @@ def test_a_metric_missing_in_the_first_run_keeps_its_column(tmp_path):
     assert [c.name for c in comparison.columns] == ["coco/bbox_mAP", "coco/segm_mAP"]
     assert "sum, seed 0: has no finite coco/segm_mAP" in comparison.problems[0]
     said = " ".join(sentences(comparison))
-    assert "One seed in common with the plain sum, and so no test: pcgrad in coco/segm_mAP" in said
+    assert "One seed in common with the plain sum, and so no test: 1 differences" in said
     assert "nan" not in said
 
 

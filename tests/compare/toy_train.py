@@ -25,10 +25,7 @@ log = folder / f"{time.time_ns()}_{os.getpid()}" / "vis_data" / "scalars.json"
 log.parent.mkdir(parents=True)
 last = int(options.get("iterations", 20))
 if "per_epoch" in options:
-    print(
-        f"12/31 - mmengine - INFO - Epoch(train)  [1][  1/{options['per_epoch']}]  lr: 0.1",
-        flush=True,
-    )
+    (folder / "epoch_length.txt").write_text(options["per_epoch"])
 for step in range(first + 1, last + 1):
     time.sleep(float(options.get("sleep", 0.0)))
     with log.open("a") as file:

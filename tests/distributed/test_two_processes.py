@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
@@ -17,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 from two_processes import results_of_two, work
 
 from mtl_plugins import MultiTaskBackward
@@ -34,6 +35,8 @@ ESTIMATES = {
 }
 # Sketches that are averaged over the ranks: few enough rows for all layers of the trunk.
 SKETCHES = dict(sync="sketch", gramian="sketch", sketch_rows=4)
+# Options with which reentrant checkpointing goes.
+DETOURS = {"detours": {}, "detours, reused weights": dict(weights_every=2)}
 
 
 def whole_batch() -> Tensor:
@@ -141,6 +144,39 @@ def trunk_with_synced_norm() -> Trunk:
     model = new_trunk()
     model.trunk.insert(1, SyncedNorm())
     return model
+
+
+class Detour(nn.Module):
+    """A step may take a detour, and checkpointing of the whole hides the parameters."""
+
+    def __init__(self, hidden: bool) -> None:
+        super().__init__()
+        self.model, self.hidden, self.detours = new_trunk(), hidden, False
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = x.clone().requires_grad_()
+        losses = checkpoint(self.losses, x, use_reentrant=True) if self.hidden else self.losses(x)
+        return dict(zip("abc", losses, strict=True))
+
+    def losses(self, x: Tensor) -> tuple[Tensor, ...]:
+        z = self.model.trunk(x)
+        if self.detours:
+            z = torch.cat([self.model.unused(z[:, :3]), z[:, 3:]], dim=1)
+        losses = self.model.losses(z)
+        return tuple(losses[name] for name in "abc")
+
+
+def detours(
+    model: Detour, losses_of: Callable[[Detour, bool], dict[str, Tensor]], options: dict[str, Any]
+) -> list[list[Tensor | None]]:
+    """Gradients of two steps, of which the second takes a detour."""
+    backward = MultiTaskBackward(model.parameters(), "MGDA", tasks="abc", **options)
+    found = []
+    for second in (False, True):
+        model.zero_grad()
+        backward(losses_of(model, second))
+        found.append([p.grad for p in model.parameters()])
+    return found
 
 
 class Wide(nn.Module):
@@ -266,6 +302,13 @@ def find(rank: int) -> dict[str, Any]:
             backward(losses_of(model, half))
             found[f"draws of {name}"].append(model.trunk[0].weight.grad.clone())
 
+    def losses_here(model: Detour, second: bool) -> dict[str, Tensor]:
+        model.detours = second and rank == 1
+        return model(half)
+
+    for title, options in DETOURS.items():
+        found[title] = detours(Detour(hidden=True), losses_here, options)
+
     found["bytes"] = {
         "Sum": bytes_of_a_step("Sum"),
         "exact": bytes_of_a_step("PCGrad"),
@@ -378,6 +421,28 @@ def test_sketches_where_a_rank_lacks_a_task(found):
     for rank in range(2):
         assert_close(found[rank]["sketches, absent"]["last"].gramian, expected["last"].gramian)
         assert_close(found[rank]["sketches, absent"]["grads"], expected["grads"])
+
+
+@pytest.mark.parametrize("title", DETOURS)
+def test_hidden_parameters_that_only_one_rank_reaches(title, found):
+    """And that no rank reaches in the first step: there is no gradient then."""
+
+    def mean(model: Detour, second: bool) -> dict[str, Tensor]:
+        found = []
+        for rank, half in enumerate(whole_batch().chunk(2)):
+            model.detours = second and rank == 1
+            found.append(model(half))
+        return mean_of(*found)
+
+    expected = detours(Detour(hidden=False), mean, DETOURS[title])
+    assert [grad is None for grad in expected[0]] != [grad is None for grad in expected[1]]
+    for rank in range(2):
+        for here, there in zip(found[rank][title], expected, strict=True):
+            assert [grad is None for grad in here] == [grad is None for grad in there]
+            assert_close(
+                [grad for grad in here if grad is not None],
+                [grad for grad in there if grad is not None],
+            )
 
 
 @pytest.mark.parametrize("title", ["", ", low memory"])

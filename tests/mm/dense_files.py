@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
+from zlib import compress, crc32
 
 import numpy as np
 from PIL import Image
@@ -177,3 +179,17 @@ def official_train_ids(ids: np.ndarray) -> np.ndarray:
 
     table = np.array([id2label[i].trainId for i in range(34)])
     return table[ids].astype(np.uint8)
+
+
+def grey_png(values: np.ndarray, bits: int) -> bytes:
+    """A PNG of grey values ``[H, W]`` of 1, 2, 4 or 8 bits, which Pillow does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
+
+    digits = (values[..., None] >> np.arange(bits)[::-1] & 1).reshape(len(values), -1)
+    lines = np.packbits(digits.astype(np.uint8), axis=1)
+    size = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
+    data = compress(b"".join(b"\0" + line.tobytes() for line in lines))
+    start = b"\x89PNG\r\n\x1a\n"
+    return start + chunk(b"IHDR", size) + chunk(b"IDAT", data) + chunk(b"IEND", b"")

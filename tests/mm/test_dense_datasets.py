@@ -31,7 +31,7 @@ from mtl_plugins.mm.datasets import (
 from mtl_plugins.mm.structures import FIELDS
 from mtl_plugins.mm.test import main
 from mtl_plugins.mm.thinning import thin
-from mtl_plugins.mm.transforms.dense_files import PARTS
+from mtl_plugins.mm.transforms.dense_files import PARTS, read_array, read_classes, stretches
 
 PIPELINE = [{"type": "LoadMultiTask"}, {"type": "PackMultiTaskInputs"}]
 
@@ -179,6 +179,24 @@ def test_cityscapes(tmp_path: Path, train_ids: bool) -> None:
 
 def picture(text: str) -> np.ndarray:
     return np.array([[c == "#" for c in line] for line in text.split()])
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_classes_in_few_bits_are_those_that_are_stored(tmp_path: Path, bits: int) -> None:
+    """Decoders stretch grey values, so that 1 of one bit is 255, which would be no class."""
+    values = np.arange(35).reshape(5, 7) % 2**bits
+    path = tmp_path / "map.png"
+    path.write_bytes(dense_files.grey_png(values, bits))
+    assert (read_classes(str(path), 40) == values).all()
+    assert read_array(str(path)).max() == (255 if bits < 8 else 34)  # as a shade of grey
+    assert stretches(str(path)) is (bits < 8)
+    if bits == 1:
+        Image.fromarray(values.astype(bool)).save(path)
+        assert (read_classes(str(path), 2) == values).all()
+        palette = Image.fromarray(values.astype(np.uint8), "P")
+        palette.putpalette([9, 9, 9, 200, 0, 0])
+        palette.save(path, bits=1)
+        assert (read_classes(str(path), 2) == values).all() and not stretches(str(path))
 
 
 def test_thinning_gives_scikit_image_s_published_example() -> None:

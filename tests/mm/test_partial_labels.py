@@ -203,6 +203,13 @@ def test_a_map_of_another_size_is_named(root: Path, folder: str, has: str) -> No
         dataset[1]
 
 
+def test_a_map_of_one_bit_is_refused(root: Path) -> None:
+    """OpenCV reads 1 of it as 255, which is no class."""
+    Image.new("1", (WIDTH, HEIGHT), 1).save(root / "masks/b.png")
+    with pytest.raises(ValueError, match=r"masks/b\.png.*less than 8 bits a pixel.*of 8 bits"):
+        build(root, "gt_sem_seg")[1]
+
+
 @pytest.mark.parametrize("missing", ["images/b.jpg", "masks/b.png", "pseudo/b.png"])
 def test_a_missing_file_is_named(root: Path, missing: str) -> None:
     (root / missing).unlink()

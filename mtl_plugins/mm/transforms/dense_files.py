@@ -40,8 +40,17 @@ TRAIN_IDS = np.full(256, IGNORED, np.uint8)
 TRAIN_IDS[[7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]] = range(19)
 
 
-def read_array(path: str) -> np.ndarray:
+STEPS = {"1": 255, "L;2": 85, "L;4": 17}
+"""Steps to which decoders stretch the grey values of a PNG with less than 8 bits, by the mode."""
+
+
+def read_array(path: str, labels: bool = False) -> np.ndarray:
     """Read an npy of numbers, a PNG or a JPEG; colours are in the order red, green, blue.
+
+    Args:
+        path: Path of the file.
+        labels: Whether the values of a PNG with less than 8 bits are labels, which stay as stored,
+            rather than shades of grey from 0 to 255.
 
     Raises:
         ValueError: The file is not of that format.
@@ -53,8 +62,24 @@ def read_array(path: str) -> np.ndarray:
             raise ValueError(f"holds {array.dtype}, expected are numbers")
         return array
     # Pillow keeps the numbers of an image with a palette, and 16 bits; OpenCV gives colours.
-    array = np.array(Image.open(content))
-    return array * np.uint8(IGNORED) if array.dtype == bool else array
+    image = Image.open(content)
+    step = STEPS.get(_raw_mode(image), 1)
+    array = np.array(image)
+    if array.dtype == bool:
+        array = array * np.uint8(255)
+    return array // np.uint8(step) if labels and step > 1 else array
+
+
+def stretches(path: str) -> bool:
+    """Tell if decoders stretch the labels in a file: of one bit, 1 becomes 255."""
+    return _raw_mode(Image.open(io.BytesIO(fileio.get(path)))) in STEPS
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """Return Pillow's name of the pixels as stored; empty where it has none, as for a JPEG."""
+    tiles = getattr(image, "tile", ())
+    raw = tiles[0][3] if tiles else ""
+    return raw if isinstance(raw, str) else ""
 
 
 def read_image(path: str, stored: bool = True) -> np.ndarray:
@@ -94,7 +119,7 @@ def read_classes(
     Returns:
         Classes from 0 on as uint8 ``[H, W]``, with 255 for none.
     """
-    values = _plane(read_array(path))
+    values = _plane(read_array(path, labels=True))
     if (values != np.round(values)).any() or not np.isfinite(values).all():
         raise ValueError("has values that are no whole numbers, such as NaN or 0.5")
     labels = values.astype(np.int64)

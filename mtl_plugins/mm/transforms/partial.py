@@ -10,6 +10,8 @@ from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs
 from mmdet.registry import TRANSFORMS
 from mmengine.structures import PixelData
 
+from mtl_plugins.mm.transforms.dense_files import stretches
+
 _PSEUDO = 10_000
 """Offset of the classes of a teacher's boxes between loading and packing.
 
@@ -39,7 +41,7 @@ class LoadPartialAnnotations(LoadAnnotations):
         ``gt_seg_map`` (``[H, W]``) if there is a map, ``box_sources`` and ``seg_sources``.
 
         Raises:
-            ValueError: A map has another size than its image.
+            ValueError: A map has another size than its image, or less than 8 bits a pixel.
         """
         labels, pseudo = results.pop("instances", None), results.pop("pseudo_instances", None)
         results["box_sources"] = _present(labels, pseudo)
@@ -56,6 +58,11 @@ class LoadPartialAnnotations(LoadAnnotations):
         return results
 
     def _map(self, path: str, results: dict[str, Any]) -> np.ndarray:
+        if stretches(path):
+            raise ValueError(
+                f"the semantic map {path!r} has less than 8 bits a pixel, and decoders stretch its "
+                "classes to 255: save it as a PNG of 8 bits"
+            )
         found: dict[str, Any] = {"seg_map_path": path}
         self._load_seg_map(found)
         if found["gt_seg_map"].shape != tuple(results["ori_shape"]):
