@@ -96,7 +96,7 @@ def test_state_continues_before_and_after_the_first_draw(before):
 
 
 def test_state_without_a_generator():
-    with pytest.raises(KeyError, match="RandomMethod has the state .*'generator'"):
+    with pytest.raises(ValueError, match=r"the state of RandomMethod .* lacks \['generator'\]"):
         RandomMethod(1).load_state_dict({})
 
 

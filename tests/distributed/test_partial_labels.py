@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.dataset import DefaultSampler
 from mmengine.model import MMDistributedDataParallel
 from mmengine.structures import PixelData
 from test_semantic_detector import HEIGHT, SEG_CLASSES, WIDTH, boxes, build, sample
 from torch.testing import assert_close
 from two_processes import work
 
+from mtl_plugins.mm.evaluation import PartialCocoMetric, PartialSemSegMetric
 from mtl_plugins.mm.optim import MTLOptimWrapper
 
 TASKS = {"det": "loss_*_det_*", "seg": "loss_*_seg_*"}
@@ -61,5 +63,42 @@ def test_two_ranks_equal_one_process(name: str, ranks: list[dict[str, Any]]) -> 
         assert_close(of_rank[name]["parameters"], alone["parameters"], rtol=1e-7, atol=1e-9)
 
 
+def measured() -> dict[str, float]:
+    """Metrics of five images, three with boxes and two with maps; two ranks see one twice."""
+    draw = torch.Generator().manual_seed(0)
+    samples: list[dict[str, Any]] = []
+    for number, labels in enumerate(["gt_instances", "gt_sem_seg"] * 2 + ["gt_instances"]):
+        corners = torch.tensor([[2.0, 3.0, 20.0, 22.0]])
+        shifts = 3 * torch.randn(4, 4, generator=draw)
+        maps = torch.randint(3, (2, 1, HEIGHT, WIDTH), generator=draw)
+        found = {"bboxes": corners + shifts, "scores": torch.rand(4, generator=draw)}
+        truth = {"bbox": corners[0].tolist(), "bbox_label": 0, "ignore_flag": 0}
+        samples.append(
+            {
+                "img_id": number,
+                "ori_shape": (HEIGHT, WIDTH),
+                labels: {"sem_seg": maps[0]},
+                "instances": [truth],
+                "pred_instances": found | {"labels": torch.zeros(4, dtype=torch.int64)},
+                "pred_sem_seg": {"sem_seg": maps[1]},
+            }
+        )
+    values: dict[str, float] = {}
+    for metric in (PartialCocoMetric(metric="bbox"), PartialSemSegMetric()):
+        metric.dataset_meta = {"classes": ("a",), "seg_classes": ("a", "b", "c")}
+        for i in DefaultSampler(samples, shuffle=False):
+            metric.process({}, [samples[i]])
+        values |= metric.evaluate(len(samples))
+    return values
+
+
+def test_an_image_that_the_sampler_repeats_counts_once(ranks: list[dict[str, Any]]) -> None:
+    alone = measured()
+    assert 0.0 < alone["coco/bbox_mAP"] < 1.0 and 0.0 < alone["mIoU"] < 100.0
+    assert [of_rank["metrics"] for of_rank in ranks] == [alone, alone]
+
+
 if __name__ == "__main__":
-    work(lambda rank: {name: train(name, rank) for name in METHODS})
+    work(
+        lambda rank: {name: train(name, rank) for name in METHODS} | {"metrics": measured()},
+    )
