@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed
+from mmengine import dist
 from mmengine.config import Config, DictAction
 from mmengine.hub import get_config
 from mmengine.registry import RUNNERS
@@ -206,6 +208,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"model.type={takers}"
             ) from error
         raise
+    if dist.is_distributed():  # or its threads may abort a process that has come to its end
+        dist.barrier()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
