@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from mtl_plugins.gradients import dense
 from mtl_plugins.nodes import SEVERAL, Slot, closed, edges, is_leaf, variable
 
 _CHUNK = 1 << 18  # elements of a gradient that are copied at a time, to be multiplied
@@ -113,7 +114,7 @@ class LockStep:
         return not is_leaf(child) or id(variable(child)) in self._leaves
 
     def _arrive(self, slot: Slot, t: int, grad: Tensor) -> None:
-        grad = grad.to_dense() if grad.is_sparse else grad  # embeddings have them
+        grad = dense(grad)
         entry = self._arrived.setdefault(slot, [None] * len(self._roots))
         before = entry[t]
         entry[t] = grad if before is None else before + grad

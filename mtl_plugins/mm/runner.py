@@ -10,6 +10,7 @@ from functools import wraps
 from typing import Any
 
 import torch
+from mmengine import dist
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook, Hook
@@ -111,6 +112,13 @@ def init_gloo(launcher: str) -> None:
         os.environ["MASTER_ADDR"] = subprocess.check_output(command, text=True).split()[0]
     os.environ.setdefault("MASTER_PORT", "29500")
     torch.distributed.init_process_group("gloo")
+
+
+def close_group() -> None:
+    """Close the process group, if there is one; its threads may abort a process at its end."""
+    if dist.is_distributed():
+        dist.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def enter_runner() -> None:

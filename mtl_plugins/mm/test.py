@@ -8,10 +8,13 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from mtl_plugins.mm.runner import close_group
+
 
 def main() -> None:
     """Run the command line; ``mtl_plugins.mm`` has been imported with the package."""
     runpy.run_path(str(_script(sys.argv[1:])), run_name="__main__")
+    close_group()
 
 
 def _script(arguments: Sequence[str]) -> Path:

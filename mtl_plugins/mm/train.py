@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch.distributed
-from mmengine import dist
 from mmengine.config import Config, DictAction
 from mmengine.hub import get_config
 from mmengine.registry import RUNNERS
@@ -19,7 +17,7 @@ from mmengine.runner import Runner
 import mtl_plugins
 from mtl_plugins.methods import parse_names, table
 from mtl_plugins.mm.data_check import data_problem
-from mtl_plugins.mm.runner import is_mtl
+from mtl_plugins.mm.runner import close_group, is_mtl
 from mtl_plugins.registry import suggest
 
 METHODS = mtl_plugins.configs() / "_base_" / "mtl"
@@ -208,9 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"model.type={takers}"
             ) from error
         raise
-    if dist.is_distributed():  # or its threads may abort a process that has come to its end
-        dist.barrier()
-        torch.distributed.destroy_process_group()
+    close_group()
 
 
 if __name__ == "__main__":

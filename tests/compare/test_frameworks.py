@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
+import dense_files
 import pytest
 import torch
 from commands import ROOT
@@ -16,9 +16,6 @@ from mmseg.registry import MODELS
 import mtl_plugins.mm.models  # noqa: F401
 from mtl_plugins.compare.frameworks import OpenMMLab
 from mtl_plugins.compare.runs import Run
-
-sys.path.insert(0, str(ROOT / "tests" / "mm"))
-import dense_files  # noqa: E402
 
 
 def test_dense_predictions_are_drawn_in_the_folder_of_the_run(

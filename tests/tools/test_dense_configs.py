@@ -7,12 +7,12 @@ import functools
 import io
 import math
 import re
-import sys
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import dense_files
 import numpy as np
 import pytest
 import torch
@@ -34,9 +34,6 @@ import mtl_plugins.mm.models
 import mtl_plugins.mm.transforms  # noqa: F401
 from mtl_plugins.mm.data_check import data_problem
 from mtl_plugins.rotations import Rotations
-
-sys.path.insert(0, str(ROOT / "tests" / "mm"))
-import dense_files  # noqa: E402
 
 FOLDERS = ("nyuv2", "nyud", "pascal_context", "cityscapes_dense")
 CONFIGS = [
